@@ -1,0 +1,87 @@
+"""`appliance`: the verb groups, each imported only when it is used, so that a command starts fast."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from typing import Any
+
+import click
+import typer.core
+import typer.main
+
+from appliance import __version__
+from appliance.cli.output import print_refusal
+from appliance.errors import ApplianceError
+
+# verb -> (module, attribute, one line for --help). An attribute `app` is a group of verbs, anything else one command.
+VERBS: dict[str, tuple[str, str, str]] = {
+    "vendor": ("appliance.cli.vendor", "app", "Lock, fetch and audit what goes into a release; write its SBOM."),
+    "bundle": ("appliance.cli.bundle", "app", "Build, inspect and verify a release bundle."),
+    "install": ("appliance.cli.install", "install", "Install a release from media, atomically."),
+    "rollback": ("appliance.cli.install", "rollback", "Return to the previous release."),
+    "releases": ("appliance.cli.install", "releases", "List the installed releases."),
+    "inventory": ("appliance.cli.install", "inventory", "Export what is installed, for a delta bundle."),
+    "ca": ("appliance.cli.ca", "app", "The authority: certificates, roles, trust metadata."),
+    "artifact": ("appliance.cli.artifact", "app", "Pack, sign, admit, publish, promote and revoke routers."),
+    "train": ("appliance.cli.train", "app", "From traces and spend logs to an evaluated router."),
+    "serve": ("appliance.cli.serve", "serve", "Run the gateway."),
+    "sync": ("appliance.cli.sync", "sync", "Sidecar: bring verified routers from the registry to a shared folder."),
+    "status": ("appliance.cli.operations", "status", "What the gateway serves, on one screen."),
+    "doctor": ("appliance.cli.operations", "doctor", "Check the host and the appliance; say what to do."),
+    "validate": ("appliance.cli.operations", "validate", "Run the acceptance of an installed appliance."),
+    "explain": ("appliance.cli.explain", "explain", "What an error code means and what to do."),
+    "support-bundle": ("appliance.cli.operations", "support_bundle", "Collect what support needs, without secrets."),
+}
+
+
+class _Verbs(typer.core.TyperGroup):
+    def list_commands(self, context: click.Context) -> list[str]:
+        return [verb for verb, (module, _, _) in VERBS.items() if importlib.util.find_spec(module)]
+
+    def get_command(self, context: click.Context, name: str) -> Any:
+        if name not in VERBS or not importlib.util.find_spec(VERBS[name][0]):
+            return None
+        module, attribute, _ = VERBS[name]
+        target = getattr(importlib.import_module(module), attribute)
+        if isinstance(target, typer.Typer):
+            command = typer.main.get_command(target)
+        else:
+            single = typer.Typer(add_completion=False)
+            single.command(name=name)(target)
+            command = typer.main.get_command(single)
+        command.name = name
+        return command
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(verb, VERBS[verb][2]) for verb in self.list_commands(context)])
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"appliance {__version__}")
+        raise typer.Exit
+
+
+app = typer.Typer(cls=_Verbs, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+
+
+@app.callback()
+def _top(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    """The air-gapped LLM routing appliance."""
+
+
+def main() -> None:
+    """Entry point. Exit status: 0 done, 1 refused or failed with a code, 2 usage."""
+    try:
+        app()
+    except ApplianceError as error:
+        print_refusal(error)
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

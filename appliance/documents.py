@@ -1,0 +1,166 @@
+"""Strict readers and one canonical writer for the small documents the appliance exchanges.
+
+Two readers must never see two documents in the same bytes: duplicate keys, YAML tags, anchors and merge keys, NaN,
+and invalid UTF-8 are refused, size and depth are bounded. Reading happens on bytes that were verified before.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any, NoReturn, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from appliance.errors import DocumentError
+
+MAX_BYTES = 4 * 1024 * 1024  # bytes; larger documents name their own limit
+MAX_DEPTH = 32  # nested mappings and sequences
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def read_json(data: bytes, *, what: str, max_bytes: int = MAX_BYTES) -> Any:
+    """Parse JSON strictly.
+
+    Args:
+        data: the document's bytes.
+        what: its name for messages, e.g. `release manifest`.
+        max_bytes: refuse anything longer before parsing.
+
+    Raises:
+        DocumentError: DOCUMENT_TOO_LARGE, DOCUMENT_MALFORMED, DOCUMENT_DUPLICATE_KEY.
+    """
+    text = _decode(data, what, max_bytes)
+
+    def mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in result:
+                raise DocumentError("DOCUMENT_DUPLICATE_KEY", f"{what}: key {key!r} stands twice", key=key)
+            result[key] = value
+        return result
+
+    def constant(name: str) -> NoReturn:
+        raise DocumentError("DOCUMENT_MALFORMED", f"{what}: {name} is not JSON")
+
+    def whole_number(digits: str) -> int:
+        if len(digits) > 20:
+            raise DocumentError("DOCUMENT_MALFORMED", f"{what}: a number of {len(digits)} digits")
+        return int(digits)
+
+    def finite(digits: str) -> float:
+        value = float(digits)
+        if not math.isfinite(value):
+            raise DocumentError("DOCUMENT_MALFORMED", f"{what}: {digits[:20]} is out of range")
+        return value
+
+    try:
+        value = json.loads(
+            text, object_pairs_hook=mapping, parse_constant=constant, parse_int=whole_number, parse_float=finite
+        )
+    except RecursionError:
+        raise DocumentError("DOCUMENT_TOO_LARGE", f"{what}: nested too deeply", max_depth=MAX_DEPTH) from None
+    except ValueError as error:
+        raise DocumentError("DOCUMENT_MALFORMED", f"{what}: {error}") from None
+    _check_depth(value, what)
+    return value
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """SafeLoader without anchors, tags, merge keys and duplicate keys."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+            raise yaml.composer.ComposerError(None, None, "anchors and aliases are not accepted", event.start_mark)
+        if getattr(event, "tag", None):
+            raise yaml.composer.ComposerError(None, None, f"tag {event.tag} is not accepted", event.start_mark)
+        return super().compose_node(parent, index)  # type: ignore[no-untyped-call]
+
+
+def _strict_mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    result: dict[Any, Any] = {}
+    for key_node, value_node in node.value:
+        key = loader.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+        if not isinstance(key, str | int | float | bool) or key == "<<":
+            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not accepted", key_node.start_mark)
+        if key in result:
+            line = key_node.start_mark.line + 1
+            raise DocumentError("DOCUMENT_DUPLICATE_KEY", f"key {key!r} stands twice", key=key, line=line)
+        result[key] = loader.construct_object(value_node, deep=True)  # type: ignore[no-untyped-call]
+    return result
+
+
+_StrictLoader.add_constructor("tag:yaml.org,2002:map", _strict_mapping)
+# dates stay text: a version such as 2026-11-23 is a name, not a day
+_StrictLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def read_yaml(data: bytes, *, what: str, max_bytes: int = MAX_BYTES) -> Any:
+    """Parse one YAML document strictly: no tags, anchors, merge keys, duplicate keys; dates stay text.
+
+    Args and Raises: as `read_json`.
+    """
+    text = _decode(data, what, max_bytes)
+    try:
+        value = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 (a subclass of SafeLoader)
+    except RecursionError:
+        raise DocumentError("DOCUMENT_TOO_LARGE", f"{what}: nested too deeply", max_depth=MAX_DEPTH) from None
+    except DocumentError as error:
+        raise DocumentError(error.code, f"{what}: {error.cause}", **error.evidence) from None
+    except yaml.YAMLError as error:
+        raise DocumentError("DOCUMENT_MALFORMED", f"{what}: {' '.join(str(error).split())}") from None
+    except ValueError as error:
+        raise DocumentError("DOCUMENT_MALFORMED", f"{what}: {error}") from None
+    _check_depth(value, what)
+    return value
+
+
+def validate(model: type[Model], value: Any, *, what: str) -> Model:
+    """Build a pydantic model from a parsed document; every violation is named in one refusal.
+
+    Raises:
+        DocumentError: DOCUMENT_SCHEMA.
+    """
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        problems = [
+            f"{'.'.join(str(part) for part in item['loc']) or 'document'}: {item['msg']}"
+            for item in error.errors(include_url=False, include_input=False)
+        ]
+        raise DocumentError("DOCUMENT_SCHEMA", f"{what}: {'; '.join(problems[:5])}", problems=problems) from None
+
+
+def write_json(value: Any) -> bytes:
+    """Canonical JSON (RFC 8785 for the values we use: no floats beyond JSON's shortest form), ending in a newline."""
+    text = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return text.encode("utf-8") + b"\n"
+
+
+def _decode(data: bytes, what: str, max_bytes: int) -> str:
+    if len(data) > max_bytes:
+        raise DocumentError("DOCUMENT_TOO_LARGE", f"{what}: larger than allowed", bytes=len(data), max_bytes=max_bytes)
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DocumentError("DOCUMENT_MALFORMED", f"{what}: not UTF-8 at byte {error.start}") from None
+
+
+def _check_depth(value: Any, what: str) -> None:
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            child
+            for item in level
+            if isinstance(item, dict | list)
+            for child in (item.values() if isinstance(item, dict) else item)
+        ]
+        if not level:
+            return
+    raise DocumentError("DOCUMENT_TOO_LARGE", f"{what}: nested too deeply", max_depth=MAX_DEPTH)

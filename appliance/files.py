@@ -1,0 +1,182 @@
+"""Files the way the appliance needs them: read once without following links, replaced whole or not at all.
+
+Everything that is verified is read through `read_regular` (or a descriptor opened the same way) and used from those
+bytes; nothing is opened a second time by path.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from appliance.errors import FileError
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,254}\Z")
+_RESERVED = {"con", "prn", "aux", "nul", *(f"com{n}" for n in range(10)), *(f"lpt{n}" for n in range(10))}
+
+
+def safe_relative(name: str) -> str:
+    """Accept a relative path whose every part travels between file systems; return it unchanged.
+
+    Raises:
+        FileError: FILE_UNSAFE_NAME for absolute paths, `..`, empty parts, control characters, backslashes, reserved
+            names of other systems, or more than 1024 characters.
+    """
+    parts = name.split("/")
+    bad = len(name) > 1024 or any(
+        not _NAME.match(part) or part.endswith(".") or part.split(".")[0].lower() in _RESERVED
+        if not part.startswith(".")
+        else not _NAME.match(part[1:])
+        for part in parts
+    )
+    if bad:
+        raise FileError("FILE_UNSAFE_NAME", f"unsafe name {name[:120]!r}", name=name[:1024])
+    return name
+
+
+def read_regular(path: Path | str, *, max_bytes: int, dir_fd: int | None = None) -> bytes:
+    """Read a regular file in one go, never through a link at its last part.
+
+    Args:
+        path: the file, relative to `dir_fd` where that is given.
+        max_bytes: refuse anything longer.
+        dir_fd: an open directory below which the path is resolved.
+
+    Raises:
+        FileError: FILE_MISSING, FILE_NOT_REGULAR, FILE_TOO_LARGE, FILE_PERMISSION.
+    """
+    with translated(path):
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=dir_fd)
+        with open(descriptor, "rb") as stream:
+            status = os.fstat(stream.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise FileError("FILE_NOT_REGULAR", f"{path} is not a regular file", path=str(path))
+            data = stream.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise FileError("FILE_TOO_LARGE", f"{path} is larger than {max_bytes} bytes", path=str(path), max_bytes=max_bytes)
+    return data
+
+
+def read_tree(directory: Path, *, max_files: int, max_bytes: int) -> dict[str, bytes]:
+    """Read every regular file below a directory, once: relative name -> bytes. Links and special files are refused.
+
+    Args:
+        max_files: at most so many files.
+        max_bytes: at most so many bytes together.
+
+    Raises:
+        FileError: FILE_MISSING, FILE_NOT_REGULAR, FILE_TOO_LARGE, FILE_UNSAFE_NAME, FILE_PERMISSION.
+    """
+    found: dict[str, bytes] = {}
+    left = max_bytes
+
+    def visit(parent_fd: int, prefix: str) -> None:
+        nonlocal left
+        for name in sorted(os.listdir(parent_fd)):
+            relative = safe_relative(f"{prefix}{name}")
+            if stat.S_ISDIR(os.stat(name, dir_fd=parent_fd, follow_symlinks=False).st_mode):
+                child = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent_fd)
+                try:
+                    visit(child, f"{relative}/")
+                finally:
+                    os.close(child)
+                continue
+            if len(found) >= max_files:
+                raise FileError("FILE_TOO_LARGE", f"{directory} holds more than {max_files} files", path=str(directory))
+            found[relative] = read_regular(name, max_bytes=left, dir_fd=parent_fd)
+            left -= len(found[relative])
+
+    with translated(directory):
+        root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            visit(root, "")
+        finally:
+            os.close(root)
+    return found
+
+
+def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Replace a file whole: temporary file beside it, fsync, rename, fsync of the folder. A kill leaves old or new.
+
+    Raises:
+        FileError: FILE_NO_SPACE, FILE_PERMISSION, FILE_MISSING (the folder).
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
+    with translated(path):
+        try:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+            with open(descriptor, "wb") as stream:
+                os.fchmod(stream.fileno(), mode)
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.rename(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Make a folder's entries durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_hex(data: bytes) -> str:
+    """SHA-256 of bytes, lower-case hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold an exclusive lock on a lock file (kernel-held: a killed holder frees it).
+
+    Raises:
+        FileError: FILE_LOCKED where `wait` is false and another process holds it.
+    """
+    with translated(path):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise FileError("FILE_LOCKED", f"another process holds {path}", path=str(path)) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def translated(path: Path | str) -> Iterator[None]:
+    """Turn the operating system's refusals about `path` into `FileError`s."""
+    try:
+        yield
+    except OSError as error:
+        code = {
+            errno.ENOENT: "FILE_MISSING",
+            errno.ENOTDIR: "FILE_MISSING",
+            errno.ELOOP: "FILE_NOT_REGULAR",
+            errno.ENXIO: "FILE_NOT_REGULAR",
+            errno.EISDIR: "FILE_NOT_REGULAR",
+            errno.ENOSPC: "FILE_NO_SPACE",
+            errno.EDQUOT: "FILE_NO_SPACE",
+            errno.EEXIST: "FILE_EXISTS",
+            errno.EACCES: "FILE_PERMISSION",
+            errno.EPERM: "FILE_PERMISSION",
+            errno.EROFS: "FILE_PERMISSION",
+        }.get(error.errno or 0)
+        if code is None:
+            raise
+        where = error.filename if error.filename is not None else path
+        raise FileError(code, f"{where}: {error.strerror}", path=str(where)) from error
