@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from appliance import documents
 from appliance.errors import ArtifactError, DocumentError
@@ -152,13 +152,6 @@ class RouterMetadata(_Document):
     created: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")]
     minimum_appliance_version: Annotated[str, Field(pattern=r"^\d+\.\d+\.\d+$")]
 
-    @model_validator(mode="before")
-    @classmethod
-    def _not_empty(cls, value: Any) -> Any:
-        if not isinstance(value, dict):
-            raise ValueError("the document is not a mapping")
-        return value
-
 
 def router_metadata(artifact: ArtifactFiles) -> RouterMetadata:
     """Parse `router.yaml` of a *verified* artifact and check that it names exactly the files beside it.
@@ -171,7 +164,9 @@ def router_metadata(artifact: ArtifactFiles) -> RouterMetadata:
     if metadata.files != actual:
         differing = sorted(set(metadata.files.items()) ^ set(actual.items()))
         raise ArtifactError(
-            "ARTIFACT_METADATA", "router.yaml does not describe the files beside it", files=[n for n, _ in differing][:10]
+            "ARTIFACT_METADATA",
+            "router.yaml does not describe the files beside it",
+            files=[n for n, _ in differing][:10],
         )
     from appliance import __version__
 

@@ -33,39 +33,47 @@ def read_json(data: bytes, *, what: str, max_bytes: int = MAX_BYTES) -> Any:
         DocumentError: DOCUMENT_TOO_LARGE, DOCUMENT_MALFORMED, DOCUMENT_DUPLICATE_KEY.
     """
     text = _decode(data, what, max_bytes)
-
-    def mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in result:
-                raise DocumentError("DOCUMENT_DUPLICATE_KEY", f"{what}: key {key!r} stands twice", key=key)
-            result[key] = value
-        return result
-
-    def constant(name: str) -> NoReturn:
-        raise DocumentError("DOCUMENT_MALFORMED", f"{what}: {name} is not JSON")
-
-    def whole_number(digits: str) -> int:
-        if len(digits) > 20:
-            raise DocumentError("DOCUMENT_MALFORMED", f"{what}: a number of {len(digits)} digits")
-        return int(digits)
-
-    def finite(digits: str) -> float:
-        value = float(digits)
-        if not math.isfinite(value):
-            raise DocumentError("DOCUMENT_MALFORMED", f"{what}: {digits[:20]} is out of range")
-        return value
-
     try:
-        value = json.loads(
-            text, object_pairs_hook=mapping, parse_constant=constant, parse_int=whole_number, parse_float=finite
-        )
+        value = _JSON.decode(text)
     except RecursionError:
         raise DocumentError("DOCUMENT_TOO_LARGE", f"{what}: nested too deeply", max_depth=MAX_DEPTH) from None
+    except DocumentError as error:
+        raise DocumentError(error.code, f"{what}: {error.cause}", **error.evidence) from None
     except ValueError as error:
         raise DocumentError("DOCUMENT_MALFORMED", f"{what}: {error}") from None
     _check_depth(value, what)
     return value
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise DocumentError("DOCUMENT_DUPLICATE_KEY", f"key {key!r} stands twice", key=key)
+        result[key] = value
+    return result
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise DocumentError("DOCUMENT_MALFORMED", f"{name} is not JSON")
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) > 20:
+        raise DocumentError("DOCUMENT_MALFORMED", f"a number of {len(digits)} digits")
+    return int(digits)
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise DocumentError("DOCUMENT_MALFORMED", f"{digits[:20]} is out of range")
+    return value
+
+
+_JSON = json.JSONDecoder(
+    object_pairs_hook=_unique_keys, parse_constant=_no_constant, parse_int=_whole_number, parse_float=_finite
+)
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -77,19 +85,19 @@ class _StrictLoader(yaml.SafeLoader):
             raise yaml.composer.ComposerError(None, None, "anchors and aliases are not accepted", event.start_mark)
         if getattr(event, "tag", None):
             raise yaml.composer.ComposerError(None, None, f"tag {event.tag} is not accepted", event.start_mark)
-        return super().compose_node(parent, index)  # type: ignore[no-untyped-call]
+        return super().compose_node(parent, index)
 
 
 def _strict_mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     result: dict[Any, Any] = {}
     for key_node, value_node in node.value:
-        key = loader.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+        key = loader.construct_object(key_node, deep=True)
         if not isinstance(key, str | int | float | bool) or key == "<<":
             raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not accepted", key_node.start_mark)
         if key in result:
             line = key_node.start_mark.line + 1
             raise DocumentError("DOCUMENT_DUPLICATE_KEY", f"key {key!r} stands twice", key=key, line=line)
-        result[key] = loader.construct_object(value_node, deep=True)  # type: ignore[no-untyped-call]
+        result[key] = loader.construct_object(value_node, deep=True)
     return result
 
 

@@ -60,7 +60,9 @@ def read_regular(path: Path | str, *, max_bytes: int, dir_fd: int | None = None)
                 raise FileError("FILE_NOT_REGULAR", f"{path} is not a regular file", path=str(path))
             data = stream.read(max_bytes + 1)
     if len(data) > max_bytes:
-        raise FileError("FILE_TOO_LARGE", f"{path} is larger than {max_bytes} bytes", path=str(path), max_bytes=max_bytes)
+        raise FileError(
+            "FILE_TOO_LARGE", f"{path} is larger than {max_bytes} bytes", path=str(path), max_bytes=max_bytes
+        )
     return data
 
 
@@ -117,7 +119,7 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
                 stream.write(data)
                 stream.flush()
                 os.fsync(stream.fileno())
-            os.rename(temporary, path)
+            temporary.rename(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
@@ -171,6 +173,7 @@ def translated(path: Path | str) -> Iterator[None]:
             errno.EISDIR: "FILE_NOT_REGULAR",
             errno.ENOSPC: "FILE_NO_SPACE",
             errno.EDQUOT: "FILE_NO_SPACE",
+            errno.EFBIG: "FILE_NO_SPACE",
             errno.EEXIST: "FILE_EXISTS",
             errno.EACCES: "FILE_PERMISSION",
             errno.EPERM: "FILE_PERMISSION",

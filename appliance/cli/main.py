@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 from typing import Any
 
-import click
+import typer
 import typer.core
 import typer.main
 
@@ -36,26 +36,27 @@ VERBS: dict[str, tuple[str, str, str]] = {
 
 
 class _Verbs(typer.core.TyperGroup):
-    def list_commands(self, context: click.Context) -> list[str]:
+    # typer carries its own copy of click, so the context's class has no public name: hence Any
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002
         return [verb for verb, (module, _, _) in VERBS.items() if importlib.util.find_spec(module)]
 
-    def get_command(self, context: click.Context, name: str) -> Any:
-        if name not in VERBS or not importlib.util.find_spec(VERBS[name][0]):
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002
+        if cmd_name not in VERBS or not importlib.util.find_spec(VERBS[cmd_name][0]):
             return None
-        module, attribute, _ = VERBS[name]
+        module, attribute, _ = VERBS[cmd_name]
         target = getattr(importlib.import_module(module), attribute)
         if isinstance(target, typer.Typer):
             command = typer.main.get_command(target)
         else:
             single = typer.Typer(add_completion=False)
-            single.command(name=name)(target)
+            single.command(name=cmd_name)(target)
             command = typer.main.get_command(single)
-        command.name = name
+        command.name = cmd_name
         return command
 
-    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(verb, VERBS[verb][2]) for verb in self.list_commands(context)])
+            formatter.write_dl([(verb, VERBS[verb][2]) for verb in self.list_commands(ctx)])
 
 
 def _version(value: bool) -> None:

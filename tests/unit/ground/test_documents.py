@@ -1,0 +1,103 @@
+"""The strict readers: one document in the bytes, or a refusal with a code."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel, ConfigDict
+
+from appliance import documents
+from appliance.errors import DocumentError
+
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@given(plain)
+def test_what_we_write_is_what_we_read(value):
+    assert documents.read_json(documents.write_json(value), what="document") == value
+
+
+@given(plain)
+def test_the_written_form_does_not_depend_on_key_order(value):
+    shuffled = json.loads(json.dumps(value))
+    assert documents.write_json(shuffled) == documents.write_json(value)
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_read_or_refused_with_a_code(data):
+    for reader in (documents.read_json, documents.read_yaml):
+        with contextlib.suppress(DocumentError):
+            reader(data, what="document")
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (b'{"a": 1, "a": 2}', "DOCUMENT_DUPLICATE_KEY"),
+        (b'{"a": {"b": 1, "b": 1}}', "DOCUMENT_DUPLICATE_KEY"),
+        (b"NaN", "DOCUMENT_MALFORMED"),
+        (b"[-Infinity]", "DOCUMENT_MALFORMED"),
+        (b"[1e999]", "DOCUMENT_MALFORMED"),
+        (b"1" * 30, "DOCUMENT_MALFORMED"),
+        (b'{"a": 1} {"a": 2}', "DOCUMENT_MALFORMED"),
+        (b"\xff{}", "DOCUMENT_MALFORMED"),
+        (b"[" * 100_000, "DOCUMENT_TOO_LARGE"),
+        (b"[" * 40 + b"]" * 40, "DOCUMENT_TOO_LARGE"),
+        (b" " * (documents.MAX_BYTES + 1), "DOCUMENT_TOO_LARGE"),
+    ],
+)
+def test_ambiguous_json_is_refused(data, code):
+    with pytest.raises(DocumentError) as refusal:
+        documents.read_json(data, what="document")
+    assert refusal.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (b"a: 1\na: 2", "DOCUMENT_DUPLICATE_KEY"),
+        (b"a: &x 1", "DOCUMENT_MALFORMED"),
+        (b"a: [&x 1, *x]", "DOCUMENT_MALFORMED"),
+        (b"a: !!python/object/apply:os.system [id]", "DOCUMENT_MALFORMED"),
+        (b"a: !!str 1", "DOCUMENT_MALFORMED"),
+        (b"a: {<<: {b: 1}}", "DOCUMENT_MALFORMED"),
+        (b"a: 1\n---\nb: 2", "DOCUMENT_MALFORMED"),
+        (b"? [1, 2]\n: 3", "DOCUMENT_MALFORMED"),
+        (b"[" * 100_000, "DOCUMENT_TOO_LARGE"),
+    ],
+)
+def test_ambiguous_yaml_is_refused(data, code):
+    with pytest.raises(DocumentError) as refusal:
+        documents.read_yaml(data, what="document")
+    assert refusal.value.code == code
+
+
+def test_honest_yaml_is_read_and_dates_stay_text():
+    text = b"# comment\nname: gateway\nversion: 2026-11-23\nweights: {a: 1, b: 0.5}\nnested:\n- [x, y]\n"
+    assert documents.read_yaml(text, what="document") == {
+        "name": "gateway",
+        "version": "2026-11-23",
+        "weights": {"a": 1, "b": 0.5},
+        "nested": [["x", "y"]],
+    }
+
+
+class Listener(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    port: int
+
+
+def test_every_violation_of_a_schema_is_named():
+    with pytest.raises(DocumentError) as refusal:
+        documents.validate(Listener, {"port": "high", "prot": 1}, what="listener")
+    assert refusal.value.code == "DOCUMENT_SCHEMA"
+    assert [problem.split(":")[0] for problem in refusal.value.evidence["problems"]] == ["port", "prot"]
+    assert documents.validate(Listener, {"port": 8443}, what="listener").port == 8443
