@@ -1,0 +1,1 @@
+"""Routing models as they serve: prompt text, encoder, strategies, weighted round-robin. No torch, no pickle."""

@@ -1,0 +1,135 @@
+"""The encoder: cleaned prompt text to a vector, with onnxruntime and the Rust tokenizer, from verified bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from appliance.artifact import ArtifactFiles, EncoderMetadata, encoder_metadata
+from appliance.errors import RouterError
+from appliance.routers.onnx_file import check_network
+from appliance.routers.strategies import Floats, Prompts
+
+MAX_CHARACTERS_PER_TOKEN = 16  # text beyond this many characters a token can only lie in the truncated middle
+INPUTS = ("input_ids", "attention_mask")
+OUTPUT = "embedding"
+
+
+class Encoder(Protocol):
+    """Turns text into vectors.
+
+    Attributes:
+        digest: of the artifact; a router names the encoder it was fitted with by it.
+        dimensions: length of a vector.
+    """
+
+    digest: str
+    dimensions: int
+
+    def encode(self, texts: Sequence[str]) -> Floats:
+        """Vectors of cleaned texts, shape (n, dimensions)."""
+
+    def prompts(self, texts: Sequence[str]) -> Prompts:
+        """The batch that a strategy scores: texts and their vectors."""
+
+
+class OnnxEncoder:
+    """An int8 network behind onnxruntime; safe to share between threads.
+
+    Each text runs on its own: int8 activation scales are per tensor, so that a batch-mate would change the vector.
+    """
+
+    def __init__(self, artifact: ArtifactFiles, metadata: EncoderMetadata, *, threads: int, max_tokens: int) -> None:
+        import onnxruntime
+        from tokenizers import Tokenizer
+
+        self.digest = artifact.digest
+        self.dimensions = metadata.dimensions
+        self.max_tokens = max_tokens
+        check_network(artifact.files[metadata.network], what=metadata.network)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3
+        try:
+            self._tokenizer = Tokenizer.from_buffer(artifact.files[metadata.tokenizer])
+            self._session = onnxruntime.InferenceSession(
+                artifact.files[metadata.network], options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # noqa: BLE001 (both libraries raise bare Exceptions of their own making)
+            raise RouterError("ROUTER_ENCODER", f"the encoder cannot be built: {str(error)[:300]}") from None
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        inputs = {node.name for node in self._session.get_inputs()}
+        outputs = {node.name: node.shape for node in self._session.get_outputs()}
+        if inputs != set(INPUTS) or OUTPUT not in outputs or outputs[OUTPUT][-1] not in (self.dimensions, None):
+            raise RouterError(
+                "ROUTER_ENCODER",
+                f"the network must take {INPUTS} and give {OUTPUT} of {self.dimensions} numbers",
+                inputs=sorted(inputs),
+                outputs=outputs,
+            )
+
+    def token_ids(self, text: str) -> list[int]:
+        """Token ids of a text, special tokens included; a long one keeps its head and its tail.
+
+        The head gets the odd token; the question is at one of the two ends.
+        """
+        room = self.max_tokens * MAX_CHARACTERS_PER_TOKEN
+        if len(text) > 2 * room:
+            text = f"{text[:room]} {text[-room:]}"
+        ids: list[int] = self._tokenizer.encode(text).ids
+        if len(ids) <= self.max_tokens:
+            return ids
+        tail = self.max_tokens // 2
+        return ids[: self.max_tokens - tail] + ids[len(ids) - tail :]
+
+    def encode(self, texts: Sequence[str]) -> Floats:
+        """Vectors of cleaned texts, shape (n, dimensions).
+
+        Raises:
+            RouterError: ROUTER_ENCODER where the network gives something else than finite numbers.
+        """
+        rows = np.empty((len(texts), self.dimensions), np.float32)
+        for row, text in enumerate(texts):
+            rows[row] = self._run(self.token_ids(text))
+        if not np.isfinite(rows).all():
+            raise RouterError("ROUTER_ENCODER", "the network gave NaN or infinity", encoder=self.digest)
+        return rows
+
+    def prompts(self, texts: Sequence[str]) -> Prompts:
+        """The batch that a strategy scores: texts and their vectors."""
+        return Prompts(tuple(texts), self.encode(texts))
+
+    def _run(self, ids: list[int]) -> NDArray[np.float32]:
+        row = np.array([ids], np.int64)
+        feeds = {"input_ids": row, "attention_mask": np.ones_like(row)}
+        vector: NDArray[np.float32] = np.asarray(self._session.run([OUTPUT], feeds)[0], np.float32)
+        if vector.shape != (1, self.dimensions):
+            raise RouterError("ROUTER_ENCODER", f"the network gave shape {vector.shape}", dimensions=self.dimensions)
+        return vector.reshape(self.dimensions)
+
+
+def load_encoder(artifact: ArtifactFiles, *, threads: int = 1, max_tokens: int | None = None) -> OnnxEncoder:
+    """Build the encoder of a *verified* artifact.
+
+    Args:
+        artifact: the verified files.
+        threads: onnxruntime threads of one call; 1 where several callers share the cores.
+        max_tokens: a lower limit than the artifact's, to bound latency; it changes the vectors of longer prompts.
+
+    Raises:
+        ArtifactError: ARTIFACT_MISSING, ARTIFACT_METADATA.
+        RouterError: ROUTER_NETWORK for a file that is no plain self-contained network, ROUTER_ENCODER where the
+            parts do not fit together.
+    """
+    metadata = encoder_metadata(artifact)
+    limit = metadata.max_tokens if max_tokens is None else max_tokens
+    if not 4 <= limit <= metadata.max_tokens:
+        raise RouterError("ROUTER_ENCODER", f"max_tokens {limit} is not within 4 to {metadata.max_tokens}")
+    return OnnxEncoder(artifact, metadata, threads=threads, max_tokens=limit)

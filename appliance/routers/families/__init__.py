@@ -1,0 +1,1 @@
+"""The routing families: one module each, registered by name in `routers.strategies.FAMILIES`."""
