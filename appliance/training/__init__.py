@@ -1,0 +1,1 @@
+"""The training zone: traces and spend logs -> outcomes -> dataset -> fit -> evaluate -> package."""
