@@ -20,13 +20,14 @@ FLOORS = [
     {"cli"},
     {"operations"},
     {"gateway", "training", "intake", "bundle"},
+    {"settings"},
     {"routers", "registry", "vendoring"},
     {"trust"},
-    {"artifact", "settings", "breaker"},
+    {"artifact", "breaker"},
     {"documents", "files"},
     {"errors"},
 ]
-BESIDE = {("files", "documents"), ("settings", "artifact")}
+BESIDE = {("files", "documents")}
 
 
 def room_of(module: str) -> str | None:
