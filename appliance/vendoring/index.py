@@ -1,0 +1,317 @@
+"""Package indexes as pip is configured to use them, read without pip: PEP 503 (HTML), PEP 691 (JSON), PEP 700 (times).
+
+The index is not trusted. It only says where a file with a locked hash may be found and when it claims to have been
+uploaded; what is downloaded counts only once its SHA-256 stands in the lock.
+"""
+
+from __future__ import annotations
+
+import ssl
+import subprocess
+import sys
+import time
+import urllib.parse
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+from packaging.utils import (
+    InvalidSdistFilename,
+    InvalidWheelFilename,
+    canonicalize_name,
+    parse_sdist_filename,
+    parse_wheel_filename,
+)
+
+from appliance import documents
+from appliance.errors import DocumentError, VendorError
+from appliance.files import read_regular
+
+MAX_PAGE_BYTES = 64 * 1024 * 1024  # bytes of one project's page
+ATTEMPTS = 4
+_JSON = "application/vnd.pypi.simple.v1+json"
+_ACCEPT = f"{_JSON}, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.1"
+_DEFAULT_INDEX = "https://pypi.org/simple"
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where pip looks for packages.
+
+    Attributes:
+        indexes: URLs of simple repositories, `file:` allowed.
+        find_links: folders or URLs holding files or pages with links.
+        certificates: CA file for TLS, or None for the system's.
+        proxy: proxy URL, or None for the environment's.
+        timeout_s: of each network operation.
+    """
+
+    indexes: tuple[str, ...] = ()
+    find_links: tuple[str, ...] = ()
+    certificates: str | None = None
+    proxy: str | None = None
+    timeout_s: float = 60.0
+
+    @classmethod
+    def from_pip(cls, *, environment: Mapping[str, str] | None = None) -> Sources:
+        """Ask pip for its configuration: files, then environment variables, as its own commands see them.
+
+        Raises:
+            VendorError: VENDOR_TOOL_FAILED where pip does not answer.
+        """
+        command = [sys.executable, "-m", "pip", "config", "list", "--disable-pip-version-check"]
+        result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=60)
+        if result.returncode != 0:
+            raise VendorError(
+                "VENDOR_TOOL_FAILED", "pip does not tell its configuration", tool="pip", says=result.stderr[-500:]
+            )
+        options: dict[str, str] = {}
+        rank = {"global": 0, "download": 1, "install": 1, ":env:": 2}
+        best: dict[str, int] = {}
+        for line in result.stdout.splitlines():
+            key, _, quoted = line.partition("=")
+            section, _, option = key.partition(".")
+            if section in rank and rank[section] >= best.get(option, 0):
+                best[option] = rank[section]
+                options[option] = quoted.strip()[1:-1].replace("\\n", "\n")
+        only_links = options.get("no-index", "").lower() in {"1", "true", "yes", "on"}
+        indexes = () if only_links else (options.get("index-url", _DEFAULT_INDEX), *_words(options, "extra-index-url"))
+        return cls(
+            indexes=indexes,
+            find_links=_words(options, "find-links"),
+            certificates=options.get("cert"),
+            proxy=options.get("proxy"),
+            timeout_s=float(options.get("default-timeout", options.get("timeout", "60"))),
+        )
+
+
+def _words(options: Mapping[str, str], name: str) -> tuple[str, ...]:
+    return tuple(options.get(name, "").split())
+
+
+@dataclass(frozen=True)
+class IndexFile:
+    """A file as an index offers it.
+
+    Attributes:
+        filename: as the index spells it.
+        url: where it lies; may hold credentials, never print it.
+        sha256: hex, or None where the index does not tell.
+        requires_python: PEP 440 specifier or None.
+        uploaded: PEP 700 upload time, or None where the index does not tell.
+        yanked: whether its publisher has withdrawn it.
+        size_bytes: or None.
+    """
+
+    filename: str
+    url: str
+    sha256: str | None = None
+    requires_python: str | None = None
+    uploaded: datetime | None = None
+    yanked: bool = False
+    size_bytes: int | None = None
+
+
+@dataclass
+class Index:
+    """A client for all configured sources; safe for use by several threads.
+
+    Args:
+        sources: where to look.
+    """
+
+    sources: Sources
+    _client: httpx.Client = field(init=False)
+
+    def __post_init__(self) -> None:
+        cafile = self.sources.certificates
+        context = ssl.create_default_context(cafile=cafile if cafile and Path(cafile).exists() else None)
+        self._client = httpx.Client(
+            verify=context, proxy=self.sources.proxy, timeout=self.sources.timeout_s, follow_redirects=True
+        )
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def files(self, name: str) -> list[IndexFile]:
+        """Every file that any source offers for a project.
+
+        Raises:
+            VendorError: VENDOR_INDEX_UNREACHABLE, VENDOR_INDEX_MALFORMED.
+        """
+        found: list[IndexFile] = []
+        for index in self.sources.indexes:
+            found += self._page(f"{index.rstrip('/')}/{canonicalize_name(name)}/")
+        for place in self.sources.find_links:
+            found += [file for file in self._links(place) if _project(file.filename) == canonicalize_name(name)]
+        return found
+
+    @contextmanager
+    def open(self, file: IndexFile) -> Iterator[Iterator[bytes]]:
+        """Stream a file's bytes in chunks.
+
+        Raises:
+            VendorError: VENDOR_INDEX_UNREACHABLE.
+        """
+        local = _local_path(file.url)
+        if local is not None:
+            try:
+                with local.open("rb") as stream:
+                    yield iter(lambda: stream.read(1 << 20), b"")
+            except OSError as error:
+                raise _unreachable(file.url, str(error.strerror)) from None
+            return
+        try:
+            with self._client.stream("GET", file.url) as response:
+                response.raise_for_status()
+                yield response.iter_bytes(1 << 20)
+        except httpx.HTTPError as error:
+            raise _unreachable(file.url, _reason(error)) from None
+
+    def _page(self, url: str) -> list[IndexFile]:
+        local = _local_path(url)
+        if local is not None:
+            page = local / "index.html"
+            if not page.is_file():
+                return []
+            return _html(read_regular(page.resolve(), max_bytes=MAX_PAGE_BYTES), url)
+        response = self._get(url)
+        if response.status_code == 404:
+            return []
+        if response.status_code != 200:
+            raise _unreachable(url, f"HTTP status {response.status_code}")
+        if len(response.content) > MAX_PAGE_BYTES:
+            raise VendorError("VENDOR_INDEX_MALFORMED", "the index answers with an oversized page", url=redacted(url))
+        base = str(response.url)
+        if response.headers.get("content-type", "").startswith(_JSON):
+            return _json(response.content, base)
+        return _html(response.content, base)
+
+    def _get(self, url: str) -> httpx.Response:
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                response = self._client.get(url, headers={"Accept": _ACCEPT})
+                if attempt == ATTEMPTS or response.status_code not in {429, 500, 502, 503, 504}:
+                    return response
+            except httpx.HTTPError as error:
+                if attempt == ATTEMPTS:
+                    raise _unreachable(url, _reason(error)) from None
+            time.sleep(0.3 * 2**attempt)
+        raise AssertionError("unreachable")
+
+    def _links(self, place: str) -> list[IndexFile]:
+        local = _local_path(place) or (Path(place) if "://" not in place else None)
+        if local is None:
+            return self._page(place)
+        if local.is_dir():
+            return [IndexFile(path.name, path.resolve().as_uri()) for path in sorted(local.iterdir())]
+        return _html(read_regular(local, max_bytes=MAX_PAGE_BYTES), local.resolve().as_uri()) if local.exists() else []
+
+
+def redacted(url: str) -> str:
+    """A URL without credentials and query, fit for messages."""
+    parts = urllib.parse.urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    return urllib.parse.urlunsplit((parts.scheme, host, parts.path, "", ""))
+
+
+def _unreachable(url: str, reason: str) -> VendorError:
+    return VendorError("VENDOR_INDEX_UNREACHABLE", f"the index does not answer: {reason}", url=redacted(url))
+
+
+def _reason(error: httpx.HTTPError) -> str:
+    if isinstance(error, httpx.HTTPStatusError):
+        return f"HTTP status {error.response.status_code}"
+    return f"{type(error).__name__} {error}".strip()
+
+
+def _local_path(url: str) -> Path | None:
+    parts = urllib.parse.urlsplit(url)
+    return Path(urllib.parse.unquote(parts.path)) if parts.scheme == "file" else None
+
+
+def _project(filename: str) -> str | None:
+    try:
+        if filename.endswith(".whl"):
+            return str(parse_wheel_filename(filename)[0])
+        return str(parse_sdist_filename(filename)[0])
+    except (InvalidWheelFilename, InvalidSdistFilename):
+        return None
+
+
+def _json(data: bytes, base: str) -> list[IndexFile]:
+    try:
+        page: Any = documents.read_json(data, what="index page", max_bytes=MAX_PAGE_BYTES)
+        return [
+            IndexFile(
+                filename=entry["filename"],
+                url=urllib.parse.urljoin(base, entry["url"]),
+                sha256=entry["hashes"].get("sha256"),
+                requires_python=entry.get("requires-python"),
+                uploaded=_time(entry.get("upload-time")),
+                yanked=bool(entry.get("yanked")),
+                size_bytes=entry.get("size"),
+            )
+            for entry in page["files"]
+        ]
+    except (DocumentError, KeyError, TypeError, AttributeError, ValueError) as error:
+        raise VendorError("VENDOR_INDEX_MALFORMED", f"not a PEP 691 page: {error!r}", url=redacted(base)) from None
+
+
+def _time(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text) if text else None
+
+
+class _Anchors(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[dict[str, str | None], str]] = []
+        self._open: dict[str, str | None] | None = None
+        self._text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "a":
+            self._open, self._text = dict(attrs), ""
+
+    def handle_data(self, data: str) -> None:
+        self._text += data
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "a" and self._open is not None:
+            self.found.append((self._open, self._text.strip()))
+            self._open = None
+
+
+def _html(data: bytes, base: str) -> list[IndexFile]:
+    parser = _Anchors()
+    parser.feed(data.decode("utf-8", "replace"))
+    files = []
+    for attributes, _ in parser.found:
+        href = attributes.get("href")
+        if not href:
+            continue
+        url = urllib.parse.urljoin(base, href)
+        parts = urllib.parse.urlsplit(url)
+        algorithm, _, digest = parts.fragment.partition("=")
+        files.append(
+            IndexFile(
+                filename=urllib.parse.unquote(parts.path.rpartition("/")[2]),
+                url=urllib.parse.urldefrag(url).url,
+                sha256=digest if algorithm == "sha256" else None,
+                requires_python=attributes.get("data-requires-python"),
+                yanked="data-yanked" in attributes,
+            )
+        )
+    return files
