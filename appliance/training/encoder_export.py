@@ -202,7 +202,7 @@ def _fidelity(artifact: ArtifactFiles, model: Path, bounds: Fidelity) -> dict[st
             texts, normalize_embeddings=True, show_progress_bar=False
         )
     cosine = np.einsum("nd,nd->n", np.asarray(reference, np.float64), encoder.encode(texts).astype(np.float64))
-    record = {
+    record: dict[str, Any] = {
         "reference": "sentence-transformers",
         "texts": len(texts),
         "texts_sha256": sha256_hex("\0".join(texts).encode()),

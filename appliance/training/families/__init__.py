@@ -1,0 +1,1 @@
+"""Fitting: one module a routing family; each turns examples into a `routers` strategy."""
