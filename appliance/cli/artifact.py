@@ -1,0 +1,321 @@
+"""`appliance artifact`: from a folder to a channel, and back out of it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from appliance.cli.output import Json, Steps, refusals, show
+
+if TYPE_CHECKING:
+    from appliance.registry.channel import ChannelState
+    from appliance.registry.registry import Registry
+    from appliance.trust.verification import Verdict
+
+app = typer.Typer(no_args_is_help=True, help="Pack, sign, admit, publish, promote and revoke routers.")
+
+Folder = Annotated[Path, typer.Argument(help="The artifact's folder.")]
+Name = Annotated[str, typer.Argument(help="Name of the router or channel.")]
+Version = Annotated[str, typer.Argument(help="Version of the router.")]
+RegistryAt = Annotated[
+    str, typer.Option("--registry", envvar="APPLIANCE_REGISTRY", help="A directory, or a YAML settings file.")
+]
+TrustAt = Annotated[Path, typer.Option("--trust", envvar="APPLIANCE_TRUST", help="The host's trust state.")]
+AuthorityAt = Annotated[Path, typer.Option("--authority", help="The authority's folder, or the officer's part of it.")]
+Role = Annotated[str, typer.Option("--role", help="The role that signs.")]
+Identity = Annotated[str | None, typer.Option("--identity", help="Who signs, where the role has several identities.")]
+Channel = Annotated[str | None, typer.Option("--channel", help="The channel; by default the router's name.")]
+ValidDays = Annotated[
+    int, typer.Option("--valid-days", min=1, max=3650, help="Days until the pointer must be renewed.")
+]
+
+
+def open_registry(location: str, trust: Path) -> Registry:
+    """The registry at `location`, with the trust kept at `trust`."""
+    from appliance.registry.registry import Registry
+    from appliance.registry.settings import open_store
+    from appliance.registry.trust_source import TrustSource
+
+    source = TrustSource(trust)
+    return Registry(open_store(location), material=source.material, clock=source.now)
+
+
+def verdict_dict(verdict: Verdict) -> dict[str, Any]:
+    """A verdict as `--json` prints it."""
+    return {**asdict(verdict), "signed_at": verdict.signed_at.isoformat()}
+
+
+def channel_dict(state: ChannelState) -> dict[str, Any]:
+    """A channel as `--json` prints it."""
+    return {
+        "channel": state.pointer.name,
+        "epoch": state.pointer.epoch,
+        "target": state.pointer.target.model_dump(mode="json") if state.pointer.target else None,
+        "revoked": list(state.pointer.revoked),
+        "promoted": state.pointer.promoted,
+        "expires": state.pointer.expires,
+        "signed_by": verdict_dict(state.verdict),
+    }
+
+
+def _say_channel(state: ChannelState) -> str:
+    pointer = state.pointer
+    target = f"{pointer.target.name} {pointer.target.version}" if pointer.target else "nothing (route by weights)"
+    return f"channel {pointer.name}: {target}, epoch {pointer.epoch}, renew before {pointer.expires}"
+
+
+@app.command()
+def pack(
+    folder: Folder,
+    out: Annotated[Path, typer.Option("--out", help="Where the packed artifact goes; must not exist.")],
+    name: Annotated[str | None, typer.Option("--name", help="Give it this name.")] = None,
+    version: Annotated[str | None, typer.Option("--version", help="Give it this version.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Describe a router's files in its router.yaml and write the artifact, ready to sign."""
+    with refusals(as_json):
+        from appliance.intake.packing import pack as pack_folder
+
+        artifact = pack_folder(folder, out, name=name, version=version)
+        report = {"path": str(out), "digest": artifact.digest, "kind": artifact.kind, "files": sorted(artifact.files)}
+        show(report, as_json, lambda console: console.print(f"packed {out}: {artifact.kind} {artifact.digest}"))
+
+
+@app.command()
+def sign(
+    folder: Folder,
+    authority: AuthorityAt = Path("ca/authority"),
+    role: Role = "producer",
+    identity: Identity = None,
+    as_json: Json = False,
+) -> None:
+    """Sign an artifact's folder; the signature is written into it."""
+    with refusals(as_json):
+        from appliance.artifact import SIGNATURE_NAME, read
+        from appliance.files import write_atomic
+        from appliance.trust.signing import open_signer
+
+        artifact = read(folder)
+        signature = open_signer(authority, role, identity=identity).sign_artifact(artifact.files)
+        write_atomic(folder / SIGNATURE_NAME, signature)
+        report = {"path": str(folder), "digest": artifact.digest, "role": role, "signature": SIGNATURE_NAME}
+        show(report, as_json, lambda console: console.print(f"signed {folder} as {role}: {artifact.digest}"))
+
+
+@app.command()
+def verify(
+    folder: Folder,
+    trust: TrustAt,
+    role: Annotated[str | None, typer.Option("--role", help="Only this role may have signed.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Check an artifact's signature, role and description; print who signed what, and when."""
+    with refusals(as_json):
+        from appliance.artifact import encoder_metadata, read, router_metadata
+        from appliance.registry.trust_source import TrustSource
+        from appliance.trust.verification import verify_artifact
+
+        source = TrustSource(trust)
+        artifact = read(folder)
+        verdict = verify_artifact(artifact, material=source.material(), at=source.now(), role=role)
+        metadata = router_metadata(artifact) if artifact.kind == "router" else encoder_metadata(artifact)
+        version = getattr(metadata, "version", None)
+        report = {"name": metadata.name, "version": version, "verdict": verdict_dict(verdict)}
+        show(
+            report,
+            as_json,
+            lambda console: console.print(
+                f"good: {verdict.kind} {metadata.name} {version or ''}\n"
+                f"signed by {verdict.identity} ({verdict.role}) at {verdict.signed_at.isoformat()}\n"
+                f"digest {verdict.digest}",
+                markup=False,
+            ),
+        )
+
+
+@app.command()
+def publish(
+    folder: Folder,
+    registry: RegistryAt,
+    trust: TrustAt,
+    version: Annotated[str | None, typer.Option("--version", help="For an encoder, which names none itself.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Put a signed artifact into the registry, for ever."""
+    with refusals(as_json):
+        from appliance.artifact import encoder_metadata, read, router_metadata
+        from appliance.registry.trust_source import TrustSource
+        from appliance.trust.verification import verify_artifact
+
+        artifact = read(folder)
+        source = TrustSource(trust)
+        verify_artifact(artifact, material=source.material(), at=source.now())
+        if artifact.kind == "router":
+            router = router_metadata(artifact)
+            name, version = router.name, router.version
+        else:
+            name, version = encoder_metadata(artifact).name.lower(), version or artifact.digest[:16]
+        Steps(as_json)(f"publishing {name} {version} to {registry}")
+        open_registry(registry, trust).publish(artifact, name=name, version=version)
+        report = {"kind": artifact.kind, "name": name, "version": version, "digest": artifact.digest}
+        show(report, as_json, lambda console: console.print(f"published {name} {version}: {artifact.digest}"))
+
+
+@app.command()
+def promote(
+    name: Name,
+    *,
+    registry: RegistryAt,
+    trust: TrustAt,
+    version: Annotated[str | None, typer.Argument(help="Version to serve from now on.")] = None,
+    channel: Channel = None,
+    renew: Annotated[bool, typer.Option("--renew", help="Sign the pointer anew without changing it.")] = False,
+    authority: AuthorityAt = Path("ca/authority"),
+    role: Role = "import-officer",
+    identity: Identity = None,
+    valid_days: ValidDays = 90,
+    as_json: Json = False,
+) -> None:
+    """Point a channel to a published version; every follower serves it from its next poll on."""
+    if (version is None) != renew:
+        raise typer.BadParameter("give a VERSION, or --renew to sign the pointer anew")
+    with refusals(as_json):
+        from appliance.trust.signing import open_signer
+
+        home = open_registry(registry, trust)
+        signer = open_signer(authority, role, identity=identity)
+        validity = timedelta(days=valid_days)
+        if version is None:
+            state = home.renew(channel or name, signer, validity=validity)
+        else:
+            state = home.promote(name, version, signer, channel=channel, validity=validity)
+        show(channel_dict(state), as_json, lambda console: console.print(_say_channel(state), markup=False))
+
+
+@app.command()
+def revoke(
+    name: Name,
+    version: Version,
+    *,
+    registry: RegistryAt,
+    trust: TrustAt,
+    authority: AuthorityAt = Path("ca/authority"),
+    role: Role = "import-officer",
+    identity: Identity = None,
+    channel: Annotated[list[str] | None, typer.Option("--channel", help="Only on these channels.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Forbid a version on every channel, for ever; a channel that serves it falls back to weights."""
+    with refusals(as_json):
+        from appliance.trust.signing import open_signer
+
+        home = open_registry(registry, trust)
+        digest = home.fetch(name, version).digest
+        signer = open_signer(authority, role, identity=identity)
+        states = [home.revoke(one, [digest], signer) for one in channel or home.channels()]
+        show(
+            {"digest": digest, "channels": [channel_dict(state) for state in states]},
+            as_json,
+            lambda console: [console.print(_say_channel(state), markup=False) for state in states] and None,
+        )
+
+
+@app.command("list")
+def list_(registry: RegistryAt, trust: TrustAt, as_json: Json = False) -> None:
+    """What the registry holds: channels, and every version with its size."""
+    with refusals(as_json):
+        home = open_registry(registry, trust)
+        versions = [*home.versions("router"), *home.versions("encoder")]
+        states = [state for state in (home.current(name) for name in home.channels()) if state is not None]
+        serving: dict[tuple[str, str], list[str]] = {}
+        for state in states:
+            if (target := state.pointer.target) is not None:
+                serving.setdefault((target.name, target.version), []).append(state.pointer.name)
+        report = {
+            "registry": home.store.location,
+            "channels": [channel_dict(state) for state in states],
+            "versions": [{**asdict(one), "channels": serving.get((one.name, one.version), [])} for one in versions],
+        }
+
+        def text(console: Any) -> None:
+            for state in states:
+                console.print(_say_channel(state), markup=False)
+            for one in versions:
+                mark = "" if one.complete else "  INCOMPLETE"
+                on = "".join(f"  <- {name}" for name in serving.get((one.name, one.version), []))
+                line = f"{one.kind:8} {one.name:24} {one.version:20} {one.size_bytes / 1e6:9.2f} MB{mark}{on}"
+                console.print(line, markup=False)
+            if not versions:
+                console.print(f"{home.store.location} holds nothing yet")
+
+        show(report, as_json, text)
+
+
+@app.command("show")
+def show_(
+    name: Name,
+    *,
+    registry: RegistryAt,
+    trust: TrustAt,
+    version: Annotated[str | None, typer.Argument(help="A version; without it the channel NAME is shown.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write the channel's statement and its Sigstore bundle here.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """One channel's pointer, or one version: what it is, who signed it, how it was evaluated."""
+    with refusals(as_json):
+        home = open_registry(registry, trust)
+        if version is None:
+            _show_channel(home, name, out, as_json)
+            return
+        from appliance.artifact import router_metadata
+        from appliance.registry.trust_source import TrustSource
+        from appliance.trust.verification import verify_artifact
+
+        source = TrustSource(trust)
+        artifact = home.fetch(name, version)
+        verdict = verify_artifact(artifact, material=source.material(), at=source.now())
+        metadata = router_metadata(artifact)
+        report = {
+            "digest": artifact.digest,
+            "files": {file: len(data) for file, data in artifact.files.items()},
+            "router": metadata.model_dump(mode="json"),
+            "signed_by": verdict_dict(verdict),
+        }
+
+        def text(console: Any) -> None:
+            console.print(f"{metadata.name} {metadata.version} ({metadata.strategy}), {artifact.digest}", markup=False)
+            console.print(f"signed by {verdict.identity} ({verdict.role}) at {verdict.signed_at:%Y-%m-%d %H:%M} UTC")
+            for label, model in metadata.labels.items():
+                console.print(f"  {label} -> {model}", markup=False)
+            for key, value in metadata.evaluation.items():
+                console.print(f"  {key}: {value}", markup=False)
+
+        show(report, as_json, text)
+
+
+def _show_channel(home: Registry, name: str, out: Path | None, as_json: bool) -> None:
+    from appliance.errors import RegistryError
+    from appliance.files import write_atomic
+    from appliance.registry.channel import split
+
+    state = home.channel(name)
+    if state is None:
+        raise RegistryError("REGISTRY_NOT_FOUND", f"no channel {name}", channel=name)
+    if out is not None:
+        statement, bundle = split(state.envelope)
+        write_atomic(out / f"{name}.json", statement)
+        write_atomic(out / f"{name}.json.sigstore.json", bundle)
+
+    def text(console: Any) -> None:
+        console.print(_say_channel(state), markup=False)
+        console.print(f"signed by {state.verdict.identity} at {state.verdict.signed_at:%Y-%m-%d %H:%M} UTC")
+        if state.pointer.expires_at < datetime.now(UTC):
+            console.print("EXPIRED: followers serve on, with an alarm", style="bold red")
+
+    show(channel_dict(state), as_json, text)

@@ -1,0 +1,196 @@
+"""A host follows a channel: what is news, what is refused, and what goes on being served meanwhile.
+
+Whatever fails here, what was served stays served: a dead registry, a refused pointer and a full disk are problems to
+report (`Follower.health`), never reasons to stop. Two things do end the serving of a router: the channel withdraws or
+revokes it, and the zone's trust denies it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from appliance.artifact import ArtifactFiles
+from appliance.errors import ApplianceError
+from appliance.registry.cache import Cache
+from appliance.registry.channel import ChannelState, check_fresh, check_successor
+from appliance.registry.registry import Registry
+from appliance.trust.verification import TrustMaterial, Verdict, verify_artifact
+
+CONTACT_EVERY = timedelta(minutes=1)  # how often a sound answer is written down
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a channel gives a host to serve.
+
+    Attributes:
+        state: the verified pointer.
+        artifact: the verified files, or None where the channel is withdrawn: route by weights.
+        verdict: who signed the artifact, and when.
+    """
+
+    state: ChannelState
+    artifact: ArtifactFiles | None
+    verdict: Verdict | None
+
+
+@dataclass(frozen=True)
+class Health:
+    """How well a host follows a channel.
+
+    Attributes:
+        channel: its name.
+        epoch: of what is served; 0 where nothing is.
+        version: of what is served.
+        contact: when the registry last answered soundly, over restarts.
+        contact_age_s: seconds since then.
+        expires: when the served pointer runs out.
+        expired: whether it has.
+        problem: why the last poll failed; None where it did not.
+    """
+
+    channel: str
+    epoch: int
+    version: str | None
+    contact: datetime | None
+    contact_age_s: float | None
+    expires: datetime | None
+    expired: bool
+    problem: ApplianceError | None
+
+
+class Follower:
+    """Follows one channel.
+
+    Args:
+        registry: where the channel is.
+        cache: this host's.
+        channel: its name.
+        material: the zone's trust, asked anew for each verification.
+        clock: the checked time (UTC).
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        cache: Cache,
+        channel: str,
+        *,
+        material: Callable[[], TrustMaterial],
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._registry = registry
+        self._cache = cache
+        self.channel = channel
+        self._material = material
+        self._clock = clock
+        self._seen: ChannelState | None = None
+        self._etag: str | None = None
+        self._contact = cache.contact(channel)
+        self._problem: ApplianceError | None = None
+        self.served: Served | None = None
+
+    def boot(self) -> Served | None:
+        """Take up what this host served last, without asking the registry; everything is verified again.
+
+        Returns:
+            What is served, or None where the cache has nothing sound. The reason then stands in `health`.
+        """
+        try:
+            self._seen = self._kept("seen")
+            kept = self._kept("served")
+            if kept is not None:
+                self.served = self._obtain(self._within_revocations(kept))
+        except ApplianceError as error:
+            self._problem = error
+        return self.served
+
+    def poll(self) -> Served | None:
+        """Ask the registry once.
+
+        Returns:
+            What is served from now on, or None where nothing changed.
+
+        Raises:
+            ApplianceError: the registry is out of reach, or what it offers is refused; `served` stands as it was,
+                unless the news is that it is revoked.
+        """
+        try:
+            change = self._poll()
+        except ApplianceError as error:
+            self._problem = error
+            raise
+        self._problem = None
+        return change
+
+    def _poll(self) -> Served | None:
+        now = self._clock()
+        state = self._registry.channel(self.channel, unless=self._etag)
+        if state is None:
+            self._sound_answer(now)
+            if self.served is not None:
+                check_fresh(self.served.state, now)
+            return None
+        check_successor(state, self._seen)
+        check_fresh(state, now)
+        if self._seen is None or state.digest != self._seen.digest:
+            self._cache.keep_pointer(self.channel, "seen", state.envelope)
+        self._seen = state
+        self._sound_answer(now)
+        if self.served is not None and _digest(self.served) in state.pointer.revoked:
+            self.served = Served(self.served.state, None, None)
+        if self.served is not None and state.digest == self.served.state.digest:
+            self._etag = state.etag
+            return None
+        served = self._obtain(state)
+        self._cache.keep_pointer(self.channel, "served", state.envelope)
+        self.served = served
+        self._etag = state.etag
+        return served
+
+    def health(self) -> Health:
+        """What an operator wants to see."""
+        now = self._clock()
+        pointer = self.served.state.pointer if self.served else None
+        return Health(
+            channel=self.channel,
+            epoch=pointer.epoch if pointer else 0,
+            version=pointer.target.version if pointer and pointer.target else None,
+            contact=self._contact,
+            contact_age_s=max(0.0, (now - self._contact).total_seconds()) if self._contact else None,
+            expires=pointer.expires_at if pointer else None,
+            expired=pointer is not None and now >= pointer.expires_at,
+            problem=self._problem,
+        )
+
+    def _kept(self, role: str) -> ChannelState | None:
+        envelope = self._cache.pointer(self.channel, role)
+        return None if envelope is None else self._registry.unseal(envelope, channel=self.channel)
+
+    def _within_revocations(self, kept: ChannelState) -> ChannelState:
+        """A crash between `seen` and `served` must not bring back what the newer pointer revoked."""
+        target = kept.pointer.target
+        revoked = self._seen.pointer.revoked if self._seen else ()
+        if target is not None and target.digest in revoked and self._seen is not None:
+            return self._seen
+        return kept
+
+    def _obtain(self, state: ChannelState) -> Served:
+        target = state.pointer.target
+        if target is None or target.digest in state.pointer.revoked:
+            return Served(state, None, None)
+        artifact = self._cache.artifact(target, self._registry.store)
+        verdict = verify_artifact(artifact, material=self._material(), at=self._clock())
+        return Served(state, artifact, verdict)
+
+    def _sound_answer(self, now: datetime) -> None:
+        if self._contact is None or abs(now - self._contact) >= CONTACT_EVERY:
+            self._cache.keep_contact(self.channel, now)
+        self._contact = now
+
+
+def _digest(served: Served) -> str | None:
+    target = served.state.pointer.target
+    return target.digest if target else None
