@@ -129,14 +129,20 @@ def read_yaml(data: bytes, *, what: str, max_bytes: int = MAX_BYTES) -> Any:
     return value
 
 
-def validate(model: type[Model], value: Any, *, what: str) -> Model:
+def validate(model: type[Model], value: Any, *, what: str, context: dict[str, Any] | None = None) -> Model:
     """Build a pydantic model from a parsed document; every violation is named in one refusal.
+
+    Args:
+        model: what the document must be.
+        value: the parsed document.
+        what: its name for messages.
+        context: what the model's validators need to know, e.g. the folder that relative paths count from.
 
     Raises:
         DocumentError: DOCUMENT_SCHEMA.
     """
     try:
-        return model.model_validate(value)
+        return model.model_validate(value, context=context)
     except ValidationError as error:
         problems = [
             f"{'.'.join(str(part) for part in item['loc']) or 'document'}: {item['msg']}"

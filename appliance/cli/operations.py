@@ -1,0 +1,49 @@
+"""The operator's verbs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+
+from appliance.cli.output import Json, refusals, show
+from appliance.cli.serve import Config, default_config
+
+
+def status(config: Config = default_config, as_json: Json = False) -> None:
+    """What the gateway serves, on one screen."""
+    from appliance import settings
+    from appliance.operations.status import collect
+
+    with refusals(as_json):
+        report = collect(settings.load(config))
+        show(report, as_json, lambda out: _print_status(out, report))
+
+
+def _print_status(out: Console, report: dict[str, Any]) -> None:
+    workers = report["workers"]
+    state = "ready" if report["ready"] else "not ready"
+    out.print(f"gateway {workers[0]['version']} (LiteLLM {workers[0]['litellm']}): {state}, {len(workers)} worker(s)")
+    for name, group in report["groups"].items():
+        out.print(f"group {name}: {group['routing']}" + (f" by {group['router']}" if group["router"] else ""))
+        for deployment in group["deployments"]:
+            cooling = deployment["cooldown"]
+            note = f"  cooling down, {cooling['status_code']}, until {cooling['until']:.0f}" if cooling else ""
+            out.print(f"  {deployment['id']:24} {deployment['model']:32} weight {deployment['weight']}{note}", markup=False)
+    for name, router in report["routers"].items():
+        serving = router["serving"]
+        if serving:
+            spread = "" if router["converged"] else "  workers differ!"
+            out.print(f"router {name}: {serving['artifact']} ({serving['strategy']}) {serving['digest'][:12]} "
+                      f"from {serving['origin']}, signed by {serving['signed_by']}{spread}", markup=False)  # fmt: skip
+        else:
+            out.print(f"router {name}: none; weighted round-robin serves", markup=False)
+        if router["problem"]:
+            problem = router["problem"]
+            out.print(f"  refused {problem['code']}: {problem['cause']}\n  next: {problem['remedy']}", markup=False)
+    for worker in workers:
+        total = sum(item["count"] for item in worker["decisions"])
+        by_model = sum(item["count"] for item in worker["decisions"] if item["reason"] == "best_score")
+        breaker = worker["ml_path"]["breaker"]
+        out.print(f"worker {worker['worker']}: pid {worker['pid']}, {total} decisions, {by_model} by a router, "
+                  f"breaker {breaker['state']}, {worker['ml_path']['mean_service_ms']} ms a prompt", markup=False)  # fmt: skip

@@ -1,0 +1,39 @@
+"""`appliance serve`: run the gateway until it is stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from appliance.cli.output import Json, refusals, show
+
+Config = Annotated[
+    Path, typer.Option("--config", envvar="APPLIANCE_CONFIG", help="The gateway's appliance.yaml.", show_default=True)
+]
+
+default_config = Path("appliance.yaml")
+
+
+def serve(
+    config: Config = default_config,
+    check: Annotated[bool, typer.Option("--check", help="Only check the configuration, then exit.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run the gateway."""
+    from appliance import settings
+    from appliance.gateway import logs
+
+    with refusals(as_json):
+        chosen = settings.load(config)
+        if check:
+            from appliance.gateway import worker
+
+            worker.Worker(chosen)
+            show({"valid": True, "config": str(config)}, as_json, lambda out: out.print(f"{config} is valid"))
+            return
+        from appliance.gateway.worker import boot
+
+        logs.configure()
+        boot(chosen)

@@ -1,0 +1,29 @@
+"""What belongs to one HTTP request, handed from the ASGI edge to the routing callback and back."""
+
+from __future__ import annotations
+
+import secrets
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+from appliance.gateway.decision import Decision
+
+
+@dataclass
+class RequestContext:
+    """One HTTP request. The object is shared by every task that works on it.
+
+    Attributes:
+        id: ours; clients cannot choose it.
+        decisions: in order; more than one where LiteLLM retried or fell back.
+    """
+
+    id: str = field(default_factory=lambda: secrets.token_hex(12))
+    decisions: list[Decision] = field(default_factory=list)
+
+    def tried(self, group: str) -> set[str]:
+        """Deployments of a group that this request was sent to before; being asked again means that they failed."""
+        return {d.selected for d in self.decisions if d.group == group and d.selected is not None}
+
+
+current: ContextVar[RequestContext | None] = ContextVar("appliance_request", default=None)

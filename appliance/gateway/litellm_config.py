@@ -1,0 +1,140 @@
+"""LiteLLM's own configuration as the operator wrote it: read strictly, checked, never rewritten.
+
+What is refused here either needs what a sealed room does not have (a database engine), narrows the candidates after
+routing has chosen exactly one (so that a request could find none), or puts a secret into a file that is backed up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from appliance import documents
+from appliance.errors import ConfigError, DocumentError, FileError
+from appliance.files import read_regular
+from appliance.gateway.decision import Deployment
+from appliance.settings import Settings
+
+NO_SECRET = frozenset({"", "none", "empty", "dummy", "not-needed", "no-key"})
+AFTER_ROUTING = {
+    "enable_pre_call_checks": "it filters after the routing decision",
+    "enable_tag_filtering": "it filters after the routing decision",
+    "plugins": "deprecated routing plug-ins; use `routing.groups`",
+    "routing_strategy": "the appliance routes; leave it out or `simple-shuffle`",
+}
+NEEDS_A_DATABASE = ("database_url", "store_model_in_db", "database_connection_pool_limit")
+
+
+@dataclass(frozen=True)
+class LiteLLMConfig:
+    """The checked document.
+
+    Attributes:
+        document: parsed, unchanged.
+        groups: model group -> its deployments.
+        weights: group -> deployment id -> weight for round-robin.
+    """
+
+    document: Mapping[str, Any]
+    groups: Mapping[str, tuple[Deployment, ...]]
+    weights: Mapping[str, Mapping[str, int]]
+
+
+def read(settings: Settings) -> LiteLLMConfig:
+    """Read and check the configuration that `settings.litellm` names, and the groups and weights that refer to it.
+
+    Raises:
+        ConfigError: CONFIG_MISSING, CONFIG_INVALID, CONFIG_LITELLM, CONFIG_GROUP.
+    """
+    document = _document(settings.litellm.inline, settings.litellm.config)
+    _check_settings(document)
+    groups: dict[str, list[Deployment]] = {}
+    weights: dict[str, dict[str, float]] = {}
+    seen: set[str] = set()
+    for position, entry in enumerate(document.get("model_list") or []):
+        group, deployment, weight = _deployment(entry, position)
+        if deployment.id in seen:
+            raise ConfigError("CONFIG_GROUP", f"two deployments have the id {deployment.id!r}", id=deployment.id)
+        seen.add(deployment.id)
+        groups.setdefault(group, []).append(deployment)
+        weights.setdefault(group, {})[deployment.id] = weight
+    if not groups:
+        raise ConfigError("CONFIG_LITELLM", "model_list has no deployment")
+    for name, routed in settings.routing.groups.items():
+        if name not in groups:
+            raise ConfigError("CONFIG_GROUP", f"no deployment belongs to the group {name!r}", groups=sorted(groups))
+        known = {deployment.id for deployment in groups[name]}
+        for id_ in routed.weights:
+            if id_ not in known:
+                raise ConfigError("CONFIG_GROUP", f"{name}: no deployment {id_!r}", deployments=sorted(known))
+        weights[name].update(routed.weights)
+    return LiteLLMConfig(
+        document,
+        {group: tuple(members) for group, members in groups.items()},
+        {group: _whole(members) for group, members in weights.items()},
+    )
+
+
+def _document(inline: dict[str, Any] | None, path: Path | None) -> Mapping[str, Any]:
+    if inline is not None:
+        return inline
+    assert path is not None  # noqa: S101 (the settings model demands one of the two)
+    try:
+        value = documents.read_yaml(read_regular(path, max_bytes=documents.MAX_BYTES), what=path.name)
+    except FileError as error:
+        raise ConfigError("CONFIG_MISSING", error.cause, **error.evidence) from None
+    except DocumentError as error:
+        raise ConfigError("CONFIG_INVALID", error.cause, **error.evidence) from None
+    if not isinstance(value, Mapping):
+        raise ConfigError("CONFIG_INVALID", f"{path.name}: the document is not a mapping")
+    return value
+
+
+def _check_settings(document: Mapping[str, Any]) -> None:
+    general = document.get("general_settings") or {}
+    router = document.get("router_settings") or {}
+    for key in NEEDS_A_DATABASE:
+        if general.get(key):
+            raise ConfigError("CONFIG_LITELLM", f"general_settings.{key} needs LiteLLM's database engine", key=key)
+    if "master_key" in general:
+        raise ConfigError("CONFIG_LITELLM", "the master key belongs into litellm.master_key_file", key="master_key")
+    for key, reason in AFTER_ROUTING.items():
+        if router.get(key) not in (None, False, [], "simple-shuffle"):
+            raise ConfigError("CONFIG_LITELLM", f"router_settings.{key}: {reason}", key=key)
+
+
+def _deployment(entry: Any, position: int) -> tuple[str, Deployment, float]:
+    try:
+        group, parameters = str(entry["model_name"]), entry["litellm_params"]
+        model = str(parameters["model"])
+        id_ = (entry.get("model_info") or {}).get("id")
+    except (KeyError, TypeError, AttributeError):
+        raise ConfigError(
+            "CONFIG_LITELLM", f"model_list[{position}] needs model_name and litellm_params.model", position=position
+        ) from None
+    if not isinstance(id_, str) or not id_:
+        raise ConfigError("CONFIG_GROUP", f"model_list[{position}] ({group}) has no model_info.id", group=group)
+    secret = parameters.get("api_key")
+    if secret is not None and not _is_reference(str(secret)):
+        raise ConfigError(
+            "CONFIG_LITELLM",
+            f"{id_}: api_key stands in plain text; name it `os.environ/NAME` and list the file in litellm.secrets",
+            id=id_,
+        )
+    weight = parameters.get("weight", 1)
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= 1_000_000:
+        raise ConfigError("CONFIG_LITELLM", f"{id_}: weight {weight!r} is not a number from 0 to a million", id=id_)
+    return group, Deployment(id_, model), weight
+
+
+def _is_reference(secret: str) -> bool:
+    return secret.startswith("os.environ/") or secret.lower() in NO_SECRET
+
+
+def _whole(weights: Mapping[str, float]) -> dict[str, int]:
+    """Weights as whole numbers, in the same proportion to a thousandth."""
+    if all(float(weight).is_integer() for weight in weights.values()):
+        return {id_: int(weight) for id_, weight in weights.items()}
+    return {id_: round(weight * 1000) for id_, weight in weights.items()}

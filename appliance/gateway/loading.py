@@ -1,0 +1,170 @@
+"""From a folder to a router that may serve: read once, verify those bytes, load those bytes, warm up, replay canaries."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from appliance import artifact as artifacts
+from appliance.artifact import ArtifactFiles
+from appliance.errors import ApplianceError, GatewayError
+from appliance.files import locked, sync_directory, translated, write_atomic
+from appliance.gateway.active import Origin, Serving, utc_now
+from appliance.routers.encoder import Encoder, load_encoder
+from appliance.routers.loading import load_router
+from appliance.settings import Router, Settings, Trust
+from appliance.trust.store import TrustStore
+from appliance.trust.verification import TrustMaterial, verify_artifact
+
+log = logging.getLogger("appliance.routers")
+WARM_UP = ("What is the capital of France?", "word " * 120)
+
+
+class Loader:
+    """Loads routers by the zone's trust; keeps encoders, because routers share them.
+
+    Args:
+        settings: the gateway's configuration.
+        now: wall clock, UTC; the trust store bounds it.
+    """
+
+    def __init__(self, settings: Settings, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self._settings = settings
+        self._now = now
+        self._encoders: dict[str, Encoder] = {}
+
+    def from_directory(self, name: str, directory: Path, *, origin: Origin = "directory") -> tuple[Serving, ArtifactFiles]:
+        """Read, verify and load a router's folder.
+
+        Raises:
+            ApplianceError: whatever was wrong, with its code.
+        """
+        return self.from_bytes(name, artifacts.read(directory), origin=origin)
+
+    def from_bytes(self, name: str, candidate: ArtifactFiles, *, origin: Origin) -> tuple[Serving, ArtifactFiles]:
+        """Verify and load a router from bytes in memory; the very bytes that were verified are parsed.
+
+        Raises:
+            ApplianceError: whatever was wrong, with its code.
+        """
+        material, at = self._material()
+        verdict = verify_artifact(candidate, material=material, at=at, role=self._trust.router_role)
+        router = load_router(candidate)
+        encoder = self._encoder(router.metadata.encoder_digest, material, at)
+        serving = Serving(name, router, encoder, verdict, origin, utc_now())
+        _warm_up(serving)
+        _replay(serving, self._settings.routing.routers[name])
+        return serving, candidate
+
+    @property
+    def _trust(self) -> Trust:
+        trust = self._settings.trust
+        assert trust is not None  # noqa: S101 (settings demand it as soon as there is a router)
+        return trust
+
+    def _material(self) -> tuple[TrustMaterial, datetime]:
+        store = TrustStore.open(self._trust.store)
+        now = store.checked_time(self._now())
+        return store.material(now=now), now
+
+    def _encoder(self, digest: str, material: TrustMaterial, at: datetime) -> Encoder:
+        if digest in self._encoders:
+            return self._encoders[digest]
+        seen: dict[str, str] = {}
+        for directory in self._settings.routing.encoders:
+            try:
+                files = artifacts.read(directory)
+            except ApplianceError as error:
+                seen[str(directory)] = error.code
+                continue
+            seen[str(directory)] = files.digest
+            if files.digest == digest:
+                verify_artifact(files, material=material, at=at)
+                self._encoders[digest] = load_encoder(files, threads=1)
+                return self._encoders[digest]
+        raise GatewayError("GATEWAY_ENCODER_MISSING", "no configured encoder has the router's digest", wanted=digest, found=seen)
+
+
+def _warm_up(serving: Serving) -> None:
+    for text in WARM_UP:
+        serving.router.scores(serving.encoder.prompts([text]))
+
+
+def _replay(serving: Serving, settings: Router) -> None:
+    """Refuse a router that does not choose what recorded prompts demand.
+
+    Raises:
+        GatewayError: GATEWAY_CANARY.
+    """
+    labels = list(serving.router.metadata.labels)
+    wrong: list[dict[str, str]] = []
+    expected = 0
+    for number, canary in enumerate(settings.canaries):
+        scores = serving.router.scores(serving.encoder.prompts([canary.prompt]))[0]
+        chosen = labels[int(scores.argmax())]
+        if canary.label is not None:
+            expected += 1
+            if canary.label != chosen:
+                wrong.append({"canary": str(number), "expected": canary.label, "chosen": chosen})
+    if expected and 1 - len(wrong) / expected < settings.canary_agreement:
+        raise GatewayError(
+            "GATEWAY_CANARY",
+            f"{len(wrong)} of {expected} recorded prompts were routed otherwise",
+            router=serving.digest,
+            wrong=wrong[:10],
+        )
+
+
+class LastGood:
+    """The last router that served, on disk, verified again whenever it is read.
+
+    Layout: `<directory>/<digest>/<files>` and `current`, a file with the digest, replaced atomically.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def keep(self, files: ArtifactFiles) -> None:
+        """Write a router's bytes and point to them; a kill leaves the old pointer or the new one.
+
+        Raises:
+            FileError: FILE_NO_SPACE, FILE_PERMISSION.
+        """
+        with translated(self._directory):
+            self._directory.mkdir(parents=True, exist_ok=True, mode=0o750)
+        with locked(self._directory / ".lock"):
+            if self._pointer() == files.digest:
+                return
+            home = self._directory / files.digest
+            with translated(home):
+                home.mkdir(exist_ok=True, mode=0o750)
+                everything = {**files.files, artifacts.SIGNATURE_NAME: files.require_signature()}
+                for name, data in everything.items():
+                    target = home / name
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    write_atomic(target, data, mode=0o640)
+                sync_directory(home)
+            write_atomic(self._directory / "current", files.digest.encode() + b"\n")
+            self._forget_others(files.digest)
+
+    def find(self) -> Path | None:
+        """The folder of the last good router."""
+        digest = self._pointer()
+        return None if digest is None else self._directory / digest
+
+    def _pointer(self) -> str | None:
+        try:
+            digest = (self._directory / "current").read_text("ascii").strip()
+        except (OSError, UnicodeDecodeError):
+            return None
+        return digest if len(digest) == 64 and all(c in "0123456789abcdef" for c in digest) else None
+
+    def _forget_others(self, digest: str) -> None:
+        import shutil
+
+        for entry in os.scandir(self._directory):
+            if entry.is_dir(follow_symlinks=False) and entry.name != digest:
+                shutil.rmtree(entry.path, ignore_errors=True)

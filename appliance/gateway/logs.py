@@ -1,0 +1,56 @@
+"""Structured logs: one JSON line an event on standard error, without prompt text."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import traceback
+from datetime import UTC, datetime
+
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
+
+
+class JsonFormatter(logging.Formatter):
+    """A record as one JSON line; extra fields become keys. Tracebacks keep files and lines, not the exception's text
+    where it is not ours, because libraries put request bodies into their messages."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line."""
+        event = {
+            "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage() if record.name.startswith(("appliance", "uvicorn")) else _short(record),
+        }
+        event.update({name: value for name, value in vars(record).items() if name not in _STANDARD})
+        if record.exc_info and record.exc_info[0] is not None:
+            frames = traceback.extract_tb(record.exc_info[2])[-6:]
+            event["exception"] = record.exc_info[0].__name__
+            event["trace"] = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
+        return json.dumps(event, ensure_ascii=False, default=str)
+
+
+def _short(record: logging.LogRecord) -> str:
+    """The first line of a library's message, bounded: what follows may quote a request."""
+    return record.getMessage().split("\n", 1)[0][:200]
+
+
+def configure(level: int = logging.INFO) -> None:
+    """Send every logger of the process through one JSON handler."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    logging.getLogger("appliance").setLevel(level)
+
+
+def adopt_libraries() -> None:
+    """Take LiteLLM's and uvicorn's loggers from their own handlers; call after they were imported."""
+    for name in list(logging.Logger.manager.loggerDict):
+        if name.startswith(("LiteLLM", "uvicorn", "litellm")):
+            logger = logging.getLogger(name)
+            logger.handlers.clear()
+            logger.propagate = True
+            logger.setLevel(logging.WARNING)

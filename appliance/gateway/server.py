@@ -1,0 +1,133 @@
+"""uvicorn with an honest end: readiness falls first, then the listener closes, then streams finish; a second signal forces."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import signal
+import socket
+import time
+from types import FrameType
+from typing import Any
+
+import uvicorn
+
+from appliance.errors import GatewayError
+from appliance.settings import Drain, Listen
+
+log = logging.getLogger("appliance.server")
+
+
+def listen(settings: Listen) -> socket.socket:
+    """Bind the listener before anything slow is imported, so that a taken port is refused at once.
+
+    Raises:
+        GatewayError: GATEWAY_PORT_IN_USE, GATEWAY_ADDRESS.
+    """
+    where = f"{settings.host}:{settings.port}"
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_NUMERICSERV
+        )[0]
+    except socket.gaierror as error:
+        raise GatewayError("GATEWAY_ADDRESS", f"{where}: {error.strerror}", address=where) from None
+    listener = socket.socket(family, kind)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+        listener.listen(settings.backlog)  # SO_REUSEADDR lets two bind; the second to listen is refused
+    except OSError as error:
+        listener.close()
+        code = "GATEWAY_PORT_IN_USE" if error.errno == errno.EADDRINUSE else "GATEWAY_ADDRESS"
+        raise GatewayError(code, f"{where}: {error.strerror}", address=where) from None
+    return listener
+
+
+def check_tls(settings: Listen) -> None:
+    """Load certificate and key the way the server will.
+
+    Raises:
+        GatewayError: GATEWAY_TLS.
+    """
+    if settings.tls is None:
+        return
+    import ssl
+
+    try:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(settings.tls.certificate, settings.tls.key, password=lambda: "")
+        if settings.tls.client_ca is not None:
+            context.load_verify_locations(cafile=settings.tls.client_ca)
+    except (OSError, ssl.SSLError, ValueError) as error:
+        raise GatewayError(
+            "GATEWAY_TLS", f"{error}", certificate=str(settings.tls.certificate), key=str(settings.tls.key)
+        ) from None
+
+
+def configuration(application: Any, settings: Listen, drain: Drain) -> uvicorn.Config:
+    """uvicorn's configuration: TLS 1.2 and later, no access log (ours has the decisions), no server header."""
+    import ssl
+
+    tls: dict[str, Any] = {}
+    if settings.tls is not None:
+        tls = {
+            "ssl_certfile": str(settings.tls.certificate),
+            "ssl_keyfile": str(settings.tls.key),
+            "ssl_keyfile_password": "",
+            "ssl_version": ssl.PROTOCOL_TLS_SERVER,
+        }
+        if settings.tls.client_ca is not None:
+            tls |= {"ssl_ca_certs": str(settings.tls.client_ca), "ssl_cert_reqs": ssl.CERT_REQUIRED}
+    return uvicorn.Config(
+        application,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        lifespan="on",
+        ws="none",
+        backlog=settings.backlog,
+        timeout_graceful_shutdown=drain.streams_s,
+        **tls,
+    )
+
+
+class Server(uvicorn.Server):
+    """A server that drains.
+
+    Args:
+        config: uvicorn's.
+        drain: limits.
+    """
+
+    def __init__(self, config: uvicorn.Config, drain: Drain) -> None:
+        super().__init__(config)
+        self._drain = drain
+        self._close_at: float | None = None
+
+    @property
+    def draining(self) -> bool:
+        """Whether a stop was asked for."""
+        return self._close_at is not None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """First signal: readiness falls now, the listener closes after the pause. Second: stop at once."""
+        del frame
+        if self._close_at is not None:
+            log.warning("second %s: running requests are cut", signal.Signals(sig).name)
+            self.force_exit = self.should_exit = True
+            return
+        self._close_at = time.monotonic() + self._drain.readiness_s
+        log.info("draining", extra={"signal": signal.Signals(sig).name, "listener_closes_in_s": self._drain.readiness_s})
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second."""
+        if self._close_at is not None and time.monotonic() >= self._close_at:
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+    async def serve_on(self, listener: socket.socket) -> None:
+        """Serve until stopped."""
+        await self.serve(sockets=[listener])
+        await asyncio.sleep(0)

@@ -1,0 +1,44 @@
+"""What the gateway serves: one answer for all its workers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from appliance.gateway import control
+from appliance.settings import Settings
+
+
+def collect(settings: Settings) -> dict[str, Any]:
+    """Ask every worker and condense.
+
+    Returns:
+        `workers` (each in full), `routers` (name -> mode, digests over all workers, problem), `groups`, `converged`
+        (whether all workers serve the same digests).
+
+    Raises:
+        GatewayError: GATEWAY_NOT_RUNNING.
+    """
+    workers = control.ask_all(settings.state_dir / "run", "status")
+    return {"workers": workers, **condense(workers)}
+
+
+def condense(workers: list[dict[str, Any]]) -> dict[str, Any]:
+    """What all workers together say of routers and groups."""
+    routers: dict[str, Any] = {}
+    for name in workers[0]["routers"]:
+        views = [worker["routers"][name] for worker in workers if name in worker["routers"]]
+        digests = sorted({view["serving"]["digest"] if view["serving"] else "" for view in views})
+        static = [view for view in views if view["mode"] != "ml"]
+        routers[name] = {
+            "mode": static[0]["mode"] if static else "ml",
+            "digests": [digest for digest in digests if digest],
+            "converged": len(digests) == 1,
+            "serving": next((view["serving"] for view in views if view["serving"]), None),
+            "problem": next((view["problem"] for view in views if view["problem"]), None),
+        }
+    return {
+        "ready": all(worker["ready"] for worker in workers),
+        "converged": all(router["converged"] for router in routers.values()),
+        "routers": routers,
+        "groups": workers[0]["groups"],
+    }

@@ -1,0 +1,202 @@
+"""`appliance.yaml`: everything an operator can decide, in one validated document.
+
+Relative paths count from the folder of the file. Unknown keys are refused. LiteLLM's own configuration is a file of its
+own, or stands unchanged below `litellm.inline`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic.functional_validators import AfterValidator
+
+from appliance import documents
+from appliance.errors import ConfigError, DocumentError, FileError
+from appliance.files import read_regular
+
+MAX_BYTES = 1024 * 1024  # bytes of appliance.yaml
+
+
+def _below_base(path: Path, info: ValidationInfo) -> Path:
+    base = (info.context or {}).get("base", Path())
+    return Path(base / path.expanduser())
+
+
+FilePath = Annotated[Path, AfterValidator(_below_base)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Name = Annotated[str, Field(min_length=1, max_length=256)]
+RouterName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Tls(_Section):
+    """Certificates of the listener. Without this section the gateway speaks plain HTTP, on loopback only."""
+
+    certificate: FilePath = Field(description="PEM: the gateway's certificate and its intermediates.")
+    key: FilePath = Field(description="PEM: the private key, readable by the appliance's user only.")
+    client_ca: FilePath | None = Field(None, description="PEM: where given, clients must show a certificate of it.")
+
+
+class Listen(_Section):
+    """Where the gateway listens."""
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8443, ge=1, le=65535, description="TCP port.")
+    tls: Tls | None = Field(None, description="Required unless `host` is a loopback address.")
+    workers: int = Field(1, ge=1, le=64, description="Processes; each holds its own router (about 350 MB).")
+    backlog: int = Field(2048, ge=16, le=65535, description="Connections the kernel may queue.")
+
+    @model_validator(mode="after")
+    def _plain_only_on_loopback(self) -> Listen:
+        if self.tls is None and self.host not in {"127.0.0.1", "::1", "localhost"}:
+            raise ValueError("tls is required unless host is a loopback address")
+        return self
+
+
+class LiteLLM(_Section):
+    """LiteLLM's own configuration, referenced or embedded, and the secrets it names as `os.environ/NAME`."""
+
+    config: FilePath | None = Field(None, description="Path of LiteLLM's config.yaml.")
+    inline: dict[str, Any] | None = Field(None, description="The same document, embedded.")
+    master_key_file: FilePath = Field(description="File with the master key (`sk-`, at least 32 characters).")
+    secrets: dict[Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]{0,63}$")], FilePath] = Field(
+        default_factory=dict, description="Name -> file; LiteLLM reads them as `os.environ/NAME`."
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> LiteLLM:
+        if (self.config is None) == (self.inline is None):
+            raise ValueError("give exactly one of config and inline")
+        return self
+
+
+class Trust(_Section):
+    """Whose signatures count."""
+
+    store: FilePath = Field(description="Directory of the host's trust state (`PREFIX/state/trust`).")
+    router_role: Name | None = Field(None, description="Only routers signed by this role of the zone's policy.")
+
+
+class Canary(_Section):
+    """A recorded prompt with the label a router must choose for it before it may serve."""
+
+    prompt: str = Field(max_length=65536, description="Text of the last human turn.")
+    label: Name | None = Field(None, description="Expected label; without it the prompt only has to be scored.")
+
+
+class Router(_Section):
+    """One routing model and how it is kept current."""
+
+    directory: FilePath = Field(description="Folder of the signed router artifact; watched for changes.")
+    on_bad_update: Literal["keep-last-good", "static"] = Field(
+        "keep-last-good",
+        description="When the folder turns bad: go on with the verified router in memory (or on disk), or route statically.",
+    )
+    required: bool = Field(False, description="Refuse to start without it, instead of starting with round-robin.")
+    poll_interval_s: float = Field(1.0, ge=0.05, le=3600, description="How often the folder is looked at, seconds.")
+    canaries: tuple[Canary, ...] = Field((), max_length=256, description="Replayed before a new version takes over.")
+    canary_agreement: Share = Field(1.0, description="Share of the labelled canaries a new version must get right.")
+
+
+class Group(_Section):
+    """How one model group is routed; groups not named here are routed by weighted round-robin."""
+
+    strategy: Literal["ml", "round-robin"] = Field("ml", description="`ml` needs `router`.")
+    router: RouterName | None = Field(None, description="Name below `routing.routers`.")
+    weights: dict[Name, Annotated[int, Field(ge=0, le=1_000_000)]] = Field(
+        default_factory=dict, description="Deployment id -> weight for round-robin; default LiteLLM's weight, else 1."
+    )
+
+    @model_validator(mode="after")
+    def _router_for_ml(self) -> Group:
+        if (self.strategy == "ml") != (self.router is not None):
+            raise ValueError("strategy ml needs a router, round-robin takes none")
+        return self
+
+
+class Breaker(_Section):
+    """When the ML path is left alone for a while."""
+
+    failures: int = Field(20, ge=1, le=10000, description="So many failures in a row open the breaker.")
+    open_s: float = Field(5.0, gt=0, le=3600, description="Seconds until a half-open probe.")
+    probes: int = Field(3, ge=1, le=100, description="So many successful probes in a row close it.")
+
+
+class Routing(_Section):
+    """The routing decision: limits, encoders, routers, groups."""
+
+    deadline_ms: float = Field(25.0, ge=1, le=1000, description="Hard limit of one ML decision, then round-robin.")
+    queue: int = Field(32, ge=1, le=4096, description="Prompts that may wait for the encoder; more are shed at once.")
+    threads: int = Field(1, ge=1, le=32, description="Encoder threads a process.")
+    cache_entries: int = Field(4096, ge=0, le=1_000_000, description="Decisions remembered by content digest.")
+    breaker: Breaker = Field(default_factory=Breaker)
+    encoders: tuple[FilePath, ...] = Field((), description="Folders of signed encoder artifacts.")
+    routers: dict[RouterName, Router] = Field(default_factory=dict, description="Name -> routing model.")
+    groups: dict[Name, Group] = Field(default_factory=dict, description="Model group -> how it is routed.")
+
+    @model_validator(mode="after")
+    def _names_resolve(self) -> Routing:
+        for name, group in self.groups.items():
+            if group.router is not None and group.router not in self.routers:
+                raise ValueError(f"group {name} names router {group.router}, which is not below routers")
+        if self.routers and not self.encoders:
+            raise ValueError("routers need at least one folder below encoders")
+        return self
+
+
+class Drain(_Section):
+    """How a stop goes: readiness falls, after a pause the listener closes, streams finish."""
+
+    readiness_s: float = Field(2.0, ge=0, le=300, description="From readiness falling to the listener closing.")
+    streams_s: int = Field(60, ge=0, le=3600, description="Longest wait for running requests; then they are cut.")
+
+
+class Settings(_Section):
+    """The whole of `appliance.yaml`."""
+
+    schema_version: Literal[1] = Field(description="Version of this format.")
+    state_dir: FilePath = Field(description="Everything that changes: sockets, last-known-good routers.")
+    listen: Listen = Field(default_factory=Listen)
+    litellm: LiteLLM
+    trust: Trust | None = Field(None, description="Required as soon as there is a router.")
+    routing: Routing = Field(default_factory=Routing)
+    drain: Drain = Field(default_factory=Drain)
+
+    @model_validator(mode="after")
+    def _routers_need_trust(self) -> Settings:
+        if self.routing.routers and self.trust is None:
+            raise ValueError("routing.routers needs trust.store: nothing unverified is ever loaded")
+        return self
+
+
+def load(path: Path) -> Settings:
+    """Read and validate `appliance.yaml`.
+
+    Raises:
+        ConfigError: CONFIG_MISSING, CONFIG_INVALID.
+    """
+    try:
+        data = read_regular(path, max_bytes=MAX_BYTES)
+        value = documents.read_yaml(data, what=path.name)
+        return parse(value, base=path.absolute().parent, what=path.name)
+    except FileError as error:
+        raise ConfigError("CONFIG_MISSING", error.cause, **error.evidence) from None
+    except DocumentError as error:
+        raise ConfigError("CONFIG_INVALID", error.cause, **error.evidence) from None
+
+
+def parse(value: Any, *, base: Path, what: str = "appliance.yaml") -> Settings:
+    """Validate a parsed document; relative paths count from `base`.
+
+    Raises:
+        ConfigError: CONFIG_INVALID.
+    """
+    try:
+        return documents.validate(Settings, value, what=what, context={"base": base})
+    except DocumentError as error:
+        raise ConfigError("CONFIG_INVALID", error.cause, **error.evidence) from None

@@ -1,0 +1,188 @@
+"""A small OpenAI-compatible server that streams: the demo's and the tests' model behind the gateway.
+
+It answers with its own name, so that a test sees which deployment served. Faults are switched at run time through
+`POST /control {"mode": ...}`: ok, error (500), hang, slow, refuse-stream.
+
+Run it alone with `python -m tests.support.upstream --port 0 --name small`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+MAX_BODY = 16 * 1024 * 1024  # bytes
+
+
+@dataclass
+class Upstream:
+    """A running upstream.
+
+    Attributes:
+        name: what it answers with.
+        mode: ok, error, hang or slow.
+        requests: the parsed bodies, in order.
+        chunk_delay_s: pause between two chunks of a stream.
+    """
+
+    name: str
+    mode: str = "ok"
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    chunk_delay_s: float = 0.0
+    delay_s: float = 0.0
+    words: int = 5
+    port: int = 0
+
+    @property
+    def url(self) -> str:
+        """Base URL for `api_base`."""
+        return f"http://127.0.0.1:{self.port}/v1"
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 512
+    allow_reuse_address = True
+
+
+def _handler(upstream: Upstream, stop: threading.Event) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_: Any) -> None:
+            return
+
+        def do_GET(self) -> None:
+            if self.path.endswith("/models"):
+                self._json(200, {"object": "list", "data": [{"id": upstream.name, "object": "model"}]})
+            else:
+                self._json(200, {"name": upstream.name, "mode": upstream.mode, "requests": len(upstream.requests)})
+
+        def do_POST(self) -> None:
+            length = min(int(self.headers.get("content-length", 0)), MAX_BODY)
+            body = json.loads(self.rfile.read(length) or b"{}")
+            if self.path == "/control":
+                upstream.mode = body.get("mode", upstream.mode)
+                upstream.chunk_delay_s = body.get("chunk_delay_s", upstream.chunk_delay_s)
+                self._json(200, {"mode": upstream.mode})
+                return
+            upstream.requests.append(body)
+            if upstream.mode == "error":
+                self._json(500, {"error": {"message": "the upstream is broken", "type": "server_error"}})
+                return
+            if upstream.mode == "hang":
+                stop.wait(600)
+                return
+            time.sleep(upstream.delay_s)
+            if self.path.endswith("/embeddings"):
+                self._json(200, {"object": "list", "model": body.get("model"), "usage": {"prompt_tokens": 1, "total_tokens": 1},
+                                 "data": [{"object": "embedding", "index": 0, "embedding": [0.0, 1.0]}]})  # fmt: skip
+            elif body.get("stream"):
+                self._stream(body)
+            else:
+                self._json(200, _completion(body, " ".join(_words(upstream)), upstream))
+
+        def _stream(self, body: dict[str, Any]) -> None:
+            self.send_response(200)
+            self.send_header("content-type", "text/event-stream")
+            self.send_header("transfer-encoding", "chunked")
+            self.end_headers()
+            identity = f"chatcmpl-{uuid.uuid4().hex}"
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                for word in [*_words(upstream), None]:
+                    choice = {"index": 0, "delta": {} if word is None else {"role": "assistant", "content": f"{word} "},
+                              "finish_reason": "stop" if word is None else None}  # fmt: skip
+                    self._chunk({"id": identity, "object": "chat.completion.chunk", "created": int(time.time()),
+                                 "model": body.get("model"), "choices": [choice]})  # fmt: skip
+                    time.sleep(upstream.chunk_delay_s)
+                if (body.get("stream_options") or {}).get("include_usage"):
+                    self._chunk({"id": identity, "object": "chat.completion.chunk", "created": int(time.time()),
+                                 "model": body.get("model"), "choices": [], "usage": _usage(upstream)})  # fmt: skip
+                self._write(b"data: [DONE]\n\n")
+                self.wfile.write(b"0\r\n\r\n")
+
+        def _chunk(self, value: dict[str, Any]) -> None:
+            self._write(b"data: " + json.dumps(value).encode() + b"\n\n")
+
+        def _write(self, data: bytes) -> None:
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
+            self.wfile.flush()
+
+        def _json(self, status: int, value: dict[str, Any]) -> None:
+            data = json.dumps(value).encode()
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                self.send_response(status)
+                self.send_header("content-type", "application/json")
+                self.send_header("content-length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+    return Handler
+
+
+def _words(upstream: Upstream) -> list[str]:
+    return [f"answer-of-{upstream.name}", *(f"w{n}" for n in range(1, upstream.words))]
+
+
+def _usage(upstream: Upstream) -> dict[str, int]:
+    return {"prompt_tokens": 7, "completion_tokens": upstream.words, "total_tokens": 7 + upstream.words}
+
+
+def _completion(body: dict[str, Any], text: str, upstream: Upstream) -> dict[str, Any]:
+    return {
+        "id": f"chatcmpl-{uuid.uuid4().hex}",
+        "object": "chat.completion",
+        "created": int(time.time()),
+        "model": body.get("model"),
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}],
+        "usage": _usage(upstream),
+    }
+
+
+@contextlib.contextmanager
+def upstream(name: str, *, port: int = 0, **options: Any) -> Iterator[Upstream]:
+    """Serve on loopback until the block ends.
+
+    Args:
+        name: what it answers with.
+        port: 0 for a free one.
+        options: fields of `Upstream`.
+    """
+    state, stop = Upstream(name, **options), threading.Event()
+    server = _Server(("127.0.0.1", port), _handler(state, stop))
+    server.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    state.port = server.server_address[1]
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+    thread.start()
+    try:
+        yield state
+    finally:
+        stop.set()
+        server.shutdown()
+        server.server_close()
+
+
+def main() -> None:
+    """Run one upstream until interrupted; the port is printed as the first line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--chunk-delay-s", type=float, default=0.0)
+    arguments = parser.parse_args()
+    with upstream(arguments.name, port=arguments.port, chunk_delay_s=arguments.chunk_delay_s) as running:
+        print(running.port, flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main()
