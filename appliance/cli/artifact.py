@@ -220,7 +220,7 @@ def revoke(
         show(
             {"digest": digest, "channels": [channel_dict(state) for state in states]},
             as_json,
-            lambda console: [console.print(_say_channel(state), markup=False) for state in states] and None,
+            lambda console: console.print("\n".join(_say_channel(state) for state in states), markup=False),
         )
 
 

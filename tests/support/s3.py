@@ -106,8 +106,8 @@ use = egg:swift#{kind}
 """
 
 _PIPELINE = (
-    "catch_errors gatekeeper healthcheck cache listing_formats bulk s3api tempauth copy slo dlo versioned_writes symlink"
-    " proxy-server"
+    "catch_errors gatekeeper healthcheck cache listing_formats bulk s3api tempauth copy slo dlo versioned_writes"
+    " symlink proxy-server"
 )
 
 _PROXY = """
