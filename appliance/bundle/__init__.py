@@ -1,0 +1,1 @@
+"""Release bundles: manifest, build, media in volumes, verification, preflight, installation, delta."""

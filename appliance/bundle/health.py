@@ -1,0 +1,128 @@
+"""Whether a staged release works, asked inside its own environment before anything points to it.
+
+    env/bin/python -I -m appliance.bundle.health PAYLOAD
+
+Imports what serving needs, compares every installed distribution with the signed requirements, and encodes one
+sentence. Importing also compiles those modules, so that the first start of the gateway does not have to.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from appliance.errors import ApplianceError, InstallError
+
+SENTENCE = "Write a haiku about a lighthouse in the fog."
+MODULES = {
+    "gateway": (
+        "litellm",
+        "litellm.proxy.proxy_server",
+        "onnxruntime",
+        "tokenizers",
+        "cryptography",
+        "sigstore",
+        "minio",
+    ),
+    "training": ("torch", "sentence_transformers", "sklearn"),
+}
+MODULES["full"] = MODULES["gateway"] + MODULES["training"]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the checks and print their findings as JSON."""
+    payload, profile = Path(arguments[0]), arguments[1]
+    findings: list[dict[str, Any]] = []
+    for check in (_versions, _imports, _encoder):
+        findings.append(_finding(check, payload, profile))
+    print(json.dumps(findings))
+    return 0 if all(finding["healthy"] for finding in findings) else 1
+
+
+def _finding(check: Callable[[Path, str], str], payload: Path, profile: str) -> dict[str, Any]:
+    name = check.__name__.strip("_")
+    try:
+        return {"check": name, "healthy": True, "text": check(payload, profile)}
+    except ApplianceError as error:
+        return {"check": name, "healthy": False, "text": f"{error.code}: {error.cause}"}
+    except Exception as error:  # noqa: BLE001 (whatever breaks is the finding)
+        return {"check": name, "healthy": False, "text": f"{type(error).__name__}: {error}"[:500]}
+
+
+def _versions(payload: Path, _profile: str) -> str:
+    wanted = {}
+    for line in (payload / "requirements.txt").read_text("utf-8").splitlines():
+        name, _, rest = line.partition("==")
+        wanted[name] = rest.split(" ", 1)[0]
+    for name, version in wanted.items():
+        found = importlib.metadata.version(name)
+        if found != version:
+            raise InstallError("INSTALL_UNHEALTHY", f"{name} is {found}, the release has {version}")
+    return f"{len(wanted)} distributions as signed"
+
+
+def _imports(_payload: Path, profile: str) -> str:
+    names = [name for name in MODULES.get(profile, ()) if _is_installed(name)]
+    for name in names:
+        importlib.import_module(name)
+    return f"imported {', '.join(names) or 'the appliance'}"
+
+
+def _encoder(payload: Path, _profile: str) -> str:
+    if not (payload / "encoder").is_dir():
+        return "the release carries no encoder"
+    from appliance import artifact
+    from appliance.routers.encoder import load_encoder
+
+    encoder = load_encoder(artifact.read(payload / "encoder"))
+    vector = encoder.encode([SENTENCE])
+    if vector.shape != (1, encoder.dimensions) or not float(abs(vector).sum()) > 0:
+        raise InstallError("INSTALL_UNHEALTHY", "the encoder returned no vector", shape=str(vector.shape))
+    return f"one sentence became a vector of {encoder.dimensions}"
+
+
+def _is_installed(module: str) -> bool:
+    return importlib.util.find_spec(module.partition(".")[0]) is not None
+
+
+def check_health(python: Path, payload: Path, profile: str, *, timeout_s: float = 300.0) -> list[dict[str, Any]]:
+    """Run the checks in a release's own environment.
+
+    Returns:
+        The findings.
+
+    Raises:
+        InstallError: INSTALL_UNHEALTHY naming what failed.
+    """
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        "LC_ALL": "C.UTF-8",
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+        "HF_HUB_OFFLINE": "1",
+        "HOME": str(payload.parent),
+    }
+    command = [str(python), "-I", "-m", "appliance.bundle.health", str(payload), profile]
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False)
+        findings: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise InstallError("INSTALL_UNHEALTHY", f"the health check could not run: {error}") from None
+    except (ValueError, IndexError):
+        said = " ".join(done.stderr.split())[-400:]
+        raise InstallError(
+            "INSTALL_UNHEALTHY", "the health check broke off", status=done.returncode, said=said
+        ) from None
+    bad = {finding["check"]: finding["text"] for finding in findings if not finding["healthy"]}
+    if bad or done.returncode:
+        raise InstallError("INSTALL_UNHEALTHY", "the release does not work on this host", **bad)
+    return findings
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,139 @@
+"""From a recipe to a release on a folder: locks, wheels, models, signer, archive, and what goes by the second channel."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import appliance
+from appliance.bundle.build import Built, Identity, Progress, build, read_trust
+from appliance.bundle.inputs import collect, select_wheels
+from appliance.bundle.stage0 import assemble
+from appliance.errors import BundleError
+from appliance.files import write_atomic
+from appliance.trust.signing import open_signer
+from appliance.vendoring.locks import merged, read_lock
+from appliance.vendoring.targets import Targets
+
+NAME = "llm-routing-appliance"
+STATE_VERSION = 1  # layout of PREFIX/state and PREFIX/etc that this appliance reads
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to build.
+
+    Attributes:
+        profile, target: names in `vendor/targets.yaml`.
+        authority: folder of the authority that signs.
+        vendor: folder of targets, locks and wheelhouse.
+        wheelhouse: folder of wheels; default `vendor/wheelhouse/<profile>-<target>`.
+        locks: lock files instead of the profile's.
+        encoder, router: signed artifacts, or None.
+        configuration: the default configuration, or None.
+        evidence: SBOM, provenance and VEX files to carry along.
+        version: None for the appliance's own.
+        epoch: rises with every release.
+        created: the release's time.
+        volume_bytes: cut into volumes of at most so many bytes, with parity; None for one file only.
+        units: folder of systemd units, or None.
+    """
+
+    profile: str
+    target: str
+    authority: Path
+    created: datetime
+    vendor: Path = Path("vendor")
+    wheelhouse: Path | None = None
+    locks: tuple[Path, ...] = ()
+    encoder: Path | None = None
+    router: Path | None = None
+    configuration: Path | None = None
+    evidence: tuple[Path, ...] = ()
+    version: str | None = None
+    epoch: int = 1
+    volume_bytes: int | None = None
+    units: Path | None = None
+
+
+@dataclass(frozen=True)
+class ReleaseFiles:
+    """What `build_release` wrote: the archive, its volumes, and the files beside it."""
+
+    built: Built
+    volumes: tuple[Path, ...]
+
+
+def build_release(recipe: Recipe, out: Path, *, progress: Progress = lambda _text, _done, _all: None) -> ReleaseFiles:
+    """Build, sign and write a release.
+
+    Raises:
+        VendorError, ArtifactError, TrustError, BundleError, FileError: what is missing or not fit.
+    """
+    targets = Targets.read(recipe.vendor)
+    target = targets.target(recipe.target)
+    if recipe.locks:
+        lock_files = list(recipe.locks)
+        pins = [pin for pin in merged(map(read_lock, lock_files)) if pin.applies(target.environment)]
+    else:
+        lock_files = [
+            recipe.vendor / "requirements" / lock.name for lock in targets.locks(recipe.profile, recipe.target)
+        ]
+        pins = list(targets.pins(recipe.profile, recipe.target))
+    wheelhouse = recipe.wheelhouse or recipe.vendor / "wheelhouse" / f"{recipe.profile}-{recipe.target}"
+    if not wheelhouse.is_dir():
+        raise BundleError("BUNDLE_INPUT", f"there is no wheelhouse at {wheelhouse}", wheelhouse=str(wheelhouse))
+    wheels, requirements = select_wheels(pins, wheelhouse)
+    payload = collect(
+        wheels=wheels,
+        requirements=requirements,
+        locks=lock_files,
+        encoder=recipe.encoder,
+        router=recipe.router,
+        configuration=recipe.configuration or _default_configuration(),
+        evidence=list(recipe.evidence),
+        units=recipe.units,
+    )
+    identity = Identity(
+        name=NAME,
+        version=recipe.version or appliance.__version__,
+        epoch=recipe.epoch,
+        profile=recipe.profile,
+        target={
+            "python": ".".join(map(str, target.python)),
+            "architecture": target.architecture,
+            "glibc": ".".join(map(str, target.glibc)),
+        },
+        created=recipe.created,
+        state_version=STATE_VERSION,
+    )
+    trust = read_trust(recipe.authority / "anchor.json", recipe.authority / "repository")
+    signer = open_signer(recipe.authority, "release-signer")
+    built = build(identity, payload, trust, signer, out, progress=progress)
+    write_second_channel(built, trust["anchor.json"], out)
+    volumes: tuple[Path, ...] = ()
+    if recipe.volume_bytes is not None:
+        from appliance.bundle.volumes import split
+
+        volumes = split(built.path, out, volume_bytes=recipe.volume_bytes, progress=progress)
+    return ReleaseFiles(built, volumes)
+
+
+def write_second_channel(built: Built, anchor: bytes, out: Path) -> None:
+    """Put `stage0.py`, `anchor.json` and the archive's SHA-256 beside it; their digests go by the second channel."""
+    stage0 = assemble.assemble().encode()
+    write_atomic(out / "stage0.py", stage0, mode=0o755)
+    write_atomic(out / "anchor.json", anchor)
+    lines = [
+        f"{built.sha256}  {built.path.name}\n",
+        f"{hashlib.sha256(stage0).hexdigest()}  stage0.py\n",
+        f"{built.anchor_sha256}  anchor.json\n",
+    ]
+    write_atomic(out / f"{built.path.name}.sha256", "".join(lines).encode())
+
+
+def _default_configuration() -> Path | None:
+    path = Path("bundle/config/appliance.yaml")
+    return path if path.is_file() else None

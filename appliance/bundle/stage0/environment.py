@@ -1,0 +1,94 @@
+"""The release's Python environment, made offline by the uv that the release brought."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+from .refusal import Refused, space_refusals
+
+REQUIREMENTS = "requirements.txt"
+MAX_UV_BYTES = 256 * 1024 * 1024
+
+
+def make_environment(payload: Path, release: Path, *, python: str = sys.executable) -> None:
+    """Create `release/env` from the verified wheels, replacing whatever a killed attempt left.
+
+    uv checks every wheel against the signed `requirements.txt` once more, fetches nothing (`--offline`, `--no-index`)
+    and builds nothing. Its cache lies beside the environment, so that files are linked instead of copied, and goes
+    away afterwards.
+
+    Args:
+        payload: the extracted members.
+        release: folder of the release.
+        python: the interpreter of the host.
+
+    Raises:
+        Refused: INSTALL_ENVIRONMENT, INSTALL_NO_SPACE, INSTALL_PERMISSION.
+    """
+    environment, cache = release / "env", release / ".cache"
+    with space_refusals("making the environment"):
+        for folder in (environment, cache):
+            shutil.rmtree(folder, ignore_errors=True)
+        uv = _unpack_uv(payload, release)
+        try:
+            _run_uv(uv, cache, "venv", "--python", python, "--no-project", "--quiet", str(environment))
+            _run_uv(
+                uv, cache, "pip", "install", "--python", str(environment / "bin" / "python"),
+                "--no-index", "--find-links", str(payload / "wheels"), "--no-build", "--no-deps", "--require-hashes",
+                "--link-mode", "hardlink", "--requirement", str(payload / REQUIREMENTS), "--quiet",
+            )  # fmt: skip
+        finally:
+            shutil.rmtree(cache, ignore_errors=True)
+            uv.unlink(missing_ok=True)
+        os.sync()
+
+
+def _unpack_uv(payload: Path, release: Path) -> Path:
+    """Take the one executable out of uv's (verified) wheel."""
+    wheels = sorted((payload / "wheels").glob("uv-*.whl"))
+    if len(wheels) != 1:
+        raise Refused(
+            "INSTALL_ENVIRONMENT", "the release does not carry exactly one uv", found=[w.name for w in wheels]
+        )
+    target = release / ".uv"
+    target.unlink(missing_ok=True)
+    with zipfile.ZipFile(wheels[0]) as archive:
+        entries = [entry for entry in archive.infolist() if entry.filename.endswith(".data/scripts/uv")]
+        if len(entries) != 1 or entries[0].file_size > MAX_UV_BYTES:
+            raise Refused("INSTALL_ENVIRONMENT", "uv's wheel does not hold one uv", wheel=wheels[0].name)
+        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o700)
+        with archive.open(entries[0]) as source, open(descriptor, "wb") as output:
+            shutil.copyfileobj(source, output, 1024 * 1024)
+    target.chmod(stat.S_IRWXU)
+    return target
+
+
+def _run_uv(uv: Path, cache: Path, *arguments: str) -> None:
+    environment = {
+        "PATH": os.defpath,
+        "HOME": str(cache),
+        "LC_ALL": "C.UTF-8",
+        "TMPDIR": str(cache.parent),
+        "UV_CACHE_DIR": str(cache),
+        "UV_OFFLINE": "1",
+        "UV_NO_CONFIG": "1",
+        "UV_PYTHON_DOWNLOADS": "never",
+        "UV_NO_PROGRESS": "1",
+    }
+    try:
+        done = subprocess.run(
+            [str(uv), *arguments], env=environment, capture_output=True, text=True, errors="replace", check=False
+        )
+    except OSError as error:
+        remark = "is the prefix mounted noexec?" if isinstance(error, PermissionError) else str(error)
+        raise Refused("INSTALL_ENVIRONMENT", f"uv cannot be run: {remark}", path=str(uv)) from None
+    if done.returncode:
+        said = " ".join(done.stderr.split())
+        code = "INSTALL_NO_SPACE" if "No space left" in said or "os error 28" in said else "INSTALL_ENVIRONMENT"
+        raise Refused(code, f"uv {arguments[0]} failed", uv=said[-600:])

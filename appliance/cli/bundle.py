@@ -1,0 +1,195 @@
+"""`appliance bundle`: build, inspect and verify a release."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from appliance.cli.output import Json, Steps, refusals, show
+from appliance.errors import BundleError
+
+app = typer.Typer(help="Build, inspect and verify a release bundle.", no_args_is_help=True)
+
+Media = Annotated[list[Path], typer.Argument(help="The archive, its volumes, or folders that hold them.")]
+
+
+@app.command()
+def build(
+    out: Annotated[Path, typer.Option("--out", help="Folder for the release.")],
+    profile: Annotated[str, typer.Option("--profile", help="gateway, training or full.")] = "gateway",
+    target: Annotated[
+        str, typer.Option("--target", help="A target of vendor/targets.yaml.")
+    ] = "cp311-manylinux_x86_64",
+    authority: Annotated[Path, typer.Option("--authority", help="Folder of the authority.")] = Path("ca/authority"),
+    encoder: Annotated[Path | None, typer.Option("--encoder", help="Signed encoder artifact.")] = None,
+    router: Annotated[Path | None, typer.Option("--router", help="Signed router artifact.")] = None,
+    vendor: Annotated[Path, typer.Option("--vendor", help="Folder of locks, targets and wheelhouse.")] = Path("vendor"),
+    wheelhouse: Annotated[Path | None, typer.Option("--wheelhouse", help="Folder of wheels.")] = None,
+    lock: Annotated[list[Path] | None, typer.Option("--lock", help="Lock file instead of the profile's.")] = None,
+    config: Annotated[Path | None, typer.Option("--config", help="Default configuration.")] = None,
+    evidence: Annotated[
+        list[Path] | None, typer.Option("--evidence", help="SBOM, provenance, VEX to carry along.")
+    ] = None,
+    volume_size: Annotated[str | None, typer.Option("--volume-size", help="Cut into volumes, e.g. 3900M.")] = None,
+    version: Annotated[str | None, typer.Option("--version", help="Version; default: the appliance's.")] = None,
+    epoch: Annotated[int, typer.Option("--epoch", min=1, help="Rises with every release.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Build and sign a release: the same inputs give the same bytes (SOURCE_DATE_EPOCH sets the time)."""
+    from appliance.bundle.recipe import Recipe, build_release
+
+    with refusals(as_json):
+        steps = Steps(quiet=as_json)
+        recipe = Recipe(
+            profile=profile,
+            target=target,
+            authority=authority,
+            vendor=vendor,
+            wheelhouse=wheelhouse,
+            locks=tuple(lock or ()),
+            encoder=encoder,
+            router=router,
+            configuration=config,
+            evidence=tuple(evidence or ()),
+            version=version,
+            epoch=epoch,
+            created=_created(),
+            volume_bytes=parse_size(volume_size) if volume_size else None,
+        )
+        release = build_release(recipe, out, progress=steps)
+        built = release.built
+        value = {
+            "path": built.path,
+            "sha256": built.sha256,
+            "bytes": built.size_bytes,
+            "manifest_digest": built.manifest.digest,
+            "version": built.manifest.version,
+            "members": len(built.manifest.members),
+            "stage0_sha256": built.stage0_sha256,
+            "anchor_sha256": built.anchor_sha256,
+            "volumes": release.volumes,
+        }
+
+        def text(out: Console) -> None:
+            out.print(
+                f"{built.path}  {built.size_bytes / 1e6:.0f} MB, {len(built.manifest.members)} files", markup=False
+            )
+            for volume in release.volumes:
+                out.print(f"{volume}", markup=False)
+            out.print(f"manifest   {built.manifest.digest}", markup=False)
+            out.print("by the second channel:", style="bold")
+            out.print(f"  stage0.py    {built.stage0_sha256}", markup=False)
+            out.print(f"  anchor.json  {built.anchor_sha256}", markup=False)
+
+        show(value, as_json, text)
+
+
+@app.command()
+def inspect(
+    media: Media,
+    members: Annotated[bool, typer.Option("--members", help="List every file.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Say what a release claims to be, without trusting or verifying it."""
+    from appliance.bundle.inspection import inspect_media
+
+    with refusals(as_json):
+        found = inspect_media(media)
+
+        def text(out: Console) -> None:
+            out.print("not verified; this is what the media say of themselves", style="yellow")
+            for name, value in found.items():
+                if name == "members" and not members:
+                    out.print(f"members      {len(value)} files, --members lists them", markup=False)
+                elif name == "members":
+                    for member in value:
+                        out.print(f"  {member['mode']} {member['size']:>12} {member['path']}", markup=False)
+                else:
+                    out.print(f"{name:12} {value}", markup=False)
+
+        show(found, as_json, text)
+
+
+@app.command()
+def verify(
+    media: Media,
+    trust: Annotated[
+        Path, typer.Option("--trust", help="anchor.json from the second channel, or a prefix's state/trust.")
+    ],
+    as_json: Json = False,
+) -> None:
+    """Verify a release completely: trust metadata, signature, and every byte; writes nothing."""
+    from appliance.bundle.install import verify_media
+    from appliance.bundle.stage0.preparing import Conduct
+    from appliance.cli.progress import Rate
+    from appliance.files import read_regular
+
+    with refusals(as_json):
+        state = trust if trust.is_dir() and not (trust / "anchor.json").is_file() else None
+        anchor_file = trust / "anchor.json" if trust.is_dir() and state is None else trust
+        anchor = read_regular(anchor_file, max_bytes=1024 * 1024) if state is None else None
+        verified = verify_media(
+            media, anchor, now=datetime.now(UTC), state=state, conduct=Conduct(progress=Rate(quiet=as_json))
+        )
+        manifest, verdict = verified.verdict.release.manifest, verified.verdict.verdict
+        value: dict[str, Any] = {
+            "verified": True,
+            "name": manifest.name,
+            "version": manifest.version,
+            "profile": manifest.profile,
+            "digest": manifest.digest,
+            "members": len(manifest.members),
+            "signer": verdict.identity,
+            "role": verdict.role,
+            "signed_at": verdict.signed_at,
+            "log_index": verdict.log_index,
+            "repaired": list(verified.repaired),
+        }
+
+        def text(out: Console) -> None:
+            for line in verified.repaired:
+                out.print(line, markup=False, style="yellow")
+            out.print(
+                f"verified: {manifest.name} {manifest.version} ({manifest.profile}), {len(manifest.members)} files",
+                markup=False,
+            )
+            out.print(
+                f"signed by {verdict.identity} ({verdict.role}) at {verdict.signed_at:%Y-%m-%d %H:%M:%S} UTC",
+                markup=False,
+            )
+            out.print(f"manifest {manifest.digest}", markup=False)
+
+        show(value, as_json, text)
+
+
+def parse_size(text: str) -> int:
+    """`3900M`, `4G`, `650000k` or bytes -> bytes (powers of 1024).
+
+    Raises:
+        BundleError: BUNDLE_VOLUME_SIZE.
+    """
+    number, unit = text.strip().rstrip("bB"), 1
+    for suffix, factor in (("k", 1024), ("m", 1024**2), ("g", 1024**3)):
+        if number.lower().endswith(suffix):
+            number, unit = number[:-1], factor
+    if not number.isdigit():
+        raise BundleError("BUNDLE_VOLUME_SIZE", f"{text!r} is not a size", example="3900M")
+    return int(number) * unit
+
+
+def _created() -> datetime:
+    """The release's time: SOURCE_DATE_EPOCH, else the last commit's, else now."""
+    fixed = os.environ.get("SOURCE_DATE_EPOCH", "")
+    if not fixed:
+        try:
+            command = ["git", "log", "-1", "--format=%ct"]
+            fixed = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+        except OSError:
+            fixed = ""
+    return datetime.fromtimestamp(int(fixed), UTC) if fixed.isdigit() else datetime.now(UTC)

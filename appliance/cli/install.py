@@ -1,0 +1,136 @@
+"""`appliance install`, `rollback`, `releases`, `inventory`: what runs on this host, and how it changes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from appliance.bundle import install as installing
+from appliance.bundle import releases as installed
+from appliance.bundle.refusals import appliance_errors
+from appliance.bundle.stage0.main import LOCK_VARIABLE
+from appliance.bundle.stage0.preparing import Conduct
+from appliance.cli.output import Json, refusals, show
+from appliance.cli.progress import Rate
+from appliance.files import read_regular
+
+MAX_ANCHOR_BYTES = 1024 * 1024
+Prefix = Annotated[Path, typer.Option("--prefix", help="Where the appliance lives.", show_default=True)]
+DEFAULT_PREFIX = Path("/srv/appliance")
+
+
+def install(
+    media: Annotated[list[Path], typer.Argument(help="The archive, its volumes, or folders that hold them.")],
+    prefix: Prefix = DEFAULT_PREFIX,
+    trust: Annotated[
+        Path | None,
+        typer.Option("--trust", help="anchor.json from the second channel; needed for the first installation."),
+    ] = None,
+    port: Annotated[
+        list[int] | None, typer.Option("--port", help="A port the gateway will use; warn if it is taken.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check media and host; write nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Install a release from media, atomically: the old release or the new one runs, never neither."""
+    with refusals(as_json):
+        say = _quiet if as_json else _say
+        lock = os.environ.get(LOCK_VARIABLE, "")
+        report = installing.install(
+            media,
+            prefix,
+            read_regular(trust, max_bytes=MAX_ANCHOR_BYTES) if trust else None,
+            now=datetime.now(UTC),
+            conduct=Conduct(say=say, progress=Rate(quiet=as_json), python=_base_python()),
+            dry_run=dry_run,
+            ports=port or (),
+            inherited_lock=int(lock) if lock.isdigit() else None,
+        )
+        manifest = report.verdict.release.manifest
+        value = {
+            "outcome": report.outcome,
+            "release": manifest.release_id,
+            "version": manifest.version,
+            "digest": manifest.digest,
+            "signer": report.verdict.verdict.identity,
+            "signed_at": report.verdict.verdict.signed_at,
+            "previous": report.previous,
+            "preflight": [vars(finding) for finding in report.findings],
+            "health": list(report.health),
+            "removed": list(report.removed),
+            "repaired": list(report.repaired),
+        }
+
+        def text(out: Console) -> None:
+            for finding in report.findings if dry_run else ():
+                out.print(f"  {finding.check:13} {finding.status:8} {finding.text}", markup=False)
+            for entry in report.health:
+                out.print(f"  {entry['check']:13} healthy  {entry['text']}", markup=False)
+            out.print(f"{report.outcome}: {manifest.release_id} at {prefix}", markup=False)
+            if report.outcome == "installed" and report.previous:
+                out.print(
+                    f"before it ran {report.previous}; return with: appliance rollback --prefix {prefix}", markup=False
+                )
+
+        show(value, as_json, text)
+
+
+def rollback(
+    prefix: Prefix = DEFAULT_PREFIX,
+    to: Annotated[
+        str | None, typer.Option("--to", help="A release of `appliance releases`; default: the one before.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Return to the previous release."""
+    with refusals(as_json), appliance_errors():
+        release = installed.rollback(installed.require_prefix(prefix), to=to, now=datetime.now(UTC))
+        show(release.as_dict(), as_json, lambda out: out.print(f"current is {release.id} again", markup=False))
+
+
+def releases(
+    prefix: Prefix = DEFAULT_PREFIX,
+    as_json: Json = False,
+) -> None:
+    """List the installed releases."""
+    with refusals(as_json), appliance_errors():
+        home = installed.require_prefix(prefix)
+        found = installed.installed_releases(home)
+        pending = home.transaction()
+
+        def text(out: Console) -> None:
+            for release in found:
+                mark = "*" if release.current else " "
+                out.print(
+                    f"{mark} {release.id:28} {release.manifest.profile:9} installed {release.installed} by {release.signer}",
+                    markup=False,
+                )
+            if pending:
+                out.print(
+                    f"unfinished: {pending.release} after step {pending.step!r}; repeat the installation", markup=False
+                )
+
+        value = {
+            "releases": [release.as_dict() for release in found],
+            "unfinished": {"release": pending.release, "step": pending.step} if pending else None,
+        }
+        show(value, as_json, text)
+
+
+def _base_python() -> str:
+    """The interpreter below this environment: a release's environment must not hang on another release's."""
+    return getattr(sys, "_base_executable", sys.executable)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _quiet(_text: str) -> None:
+    pass
