@@ -1,0 +1,39 @@
+"""The fixed names of the scheme: object identifiers, media types, statement types, roles."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from cryptography.x509 import ObjectIdentifier
+
+ISSUER: Final = "https://ca.appliance.internal"
+LOG_URL: Final = "https://log.appliance.internal"
+CT_URL: Final = "https://ct.appliance.internal"
+TSA_URL: Final = "https://tsa.appliance.internal"
+DOMAIN: Final = "appliance.internal"
+OPERATOR: Final = "llm-routing-appliance"
+
+# https://github.com/sigstore/fulcio/blob/main/docs/oid-info.md
+OIDC_ISSUER_V1: Final = ObjectIdentifier("1.3.6.1.4.1.57264.1.1")  # raw string
+OIDC_ISSUER_V2: Final = ObjectIdentifier("1.3.6.1.4.1.57264.1.8")  # DER UTF8String
+
+BUNDLE_MEDIA_TYPE: Final = "application/vnd.dev.sigstore.bundle.v0.3+json"
+TRUSTED_ROOT_MEDIA_TYPE: Final = "application/vnd.dev.sigstore.trustedroot+json;version=0.1"
+TRUST_CONFIG_MEDIA_TYPE: Final = "application/vnd.dev.sigstore.clienttrustconfig.v0.1+json"
+SIGNING_CONFIG_MEDIA_TYPE: Final = "application/vnd.dev.sigstore.signingconfig.v0.2+json"
+
+IN_TOTO_PAYLOAD_TYPE: Final = "application/vnd.in-toto+json"
+IN_TOTO_STATEMENT: Final = "https://in-toto.io/Statement/v1"
+OMS_PREDICATE: Final = "https://model_signing/signature/v1.0"
+
+_STATEMENT_TYPE: Final = "https://appliance.internal/{kind}/v1"
+
+
+def statement_type(kind: str) -> str:
+    """The `_type` of a statement kind, e.g. `https://appliance.internal/release/v1`."""
+    return _STATEMENT_TYPE.format(kind=kind)
+
+
+def role_identity(role: str) -> str:
+    """The identity (certificate SAN, an e-mail address) that a role has unless the policy names another."""
+    return f"{role}@{DOMAIN}"

@@ -1,0 +1,111 @@
+"""The authority's recipes: how long certificates, log keys and metadata hold, and how many must sign."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from appliance import documents
+from appliance.errors import DocumentError, TrustError
+from appliance.files import read_regular
+from appliance.trust.policy import Policy
+
+TUF_ROLES = ("root", "targets", "snapshot", "timestamp")
+CertificateProfile = Literal[
+    "root", "signing-authority", "time-stamping", "tls-authority", "signer", "tls-server", "tls-client"
+]
+MetadataRole = Literal["root", "targets", "snapshot", "timestamp"]
+Count = Annotated[int, Field(ge=1, le=20000)]
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Lifetime(_Document):
+    """A span in days or minutes, exactly one of them."""
+
+    days: Count | None = None
+    minutes: Count | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Lifetime:
+        if (self.days is None) == (self.minutes is None):
+            raise ValueError("give days or minutes, one of them")
+        return self
+
+    @property
+    def span(self) -> timedelta:
+        """The lifetime."""
+        return timedelta(days=self.days or 0, minutes=self.minutes or 0)
+
+
+class MetadataProfile(_Document):
+    """A TUF role: lifetime of its metadata, number of keys, how many must sign."""
+
+    days: Count
+    keys: Annotated[int, Field(ge=1, le=9)]
+    threshold: Annotated[int, Field(ge=1, le=9)]
+
+    @model_validator(mode="after")
+    def _reachable(self) -> MetadataProfile:
+        if self.threshold > self.keys:
+            raise ValueError(f"a threshold of {self.threshold} cannot be reached with {self.keys} keys")
+        return self
+
+
+class LogProfiles(_Document):
+    """How long the keys of the two logs may be used."""
+
+    transparency: Lifetime
+    certificates: Lifetime
+
+
+class Profiles(_Document):
+    """`ca/profiles.yaml`."""
+
+    schema_version: Literal[1]
+    certificates: dict[CertificateProfile, Lifetime]
+    logs: LogProfiles
+    metadata: dict[MetadataRole, MetadataProfile]
+    revocation_list: Lifetime
+    warn_before: Lifetime
+
+    @model_validator(mode="after")
+    def _complete(self) -> Profiles:
+        missing = {*CertificateProfile.__args__} - self.certificates.keys() | set(TUF_ROLES) - self.metadata.keys()  # type: ignore[attr-defined]
+        if missing:
+            raise ValueError(f"missing: {', '.join(sorted(missing))}")
+        return self
+
+
+@dataclass(frozen=True)
+class Recipes:
+    """What an authority is made from: the profiles and the first policy."""
+
+    profiles: Profiles
+    policy: Policy
+
+
+def read_recipes(directory: Path) -> Recipes:
+    """Read `profiles.yaml` and `policy.yaml`.
+
+    Raises:
+        TrustError: TRUST_RECIPE.
+    """
+    return Recipes(
+        _read(directory / "profiles.yaml", Profiles),
+        _read(directory / "policy.yaml", Policy),
+    )
+
+
+def _read(path: Path, model: type[documents.Model]) -> documents.Model:
+    try:
+        data = read_regular(path, max_bytes=documents.MAX_BYTES)
+        return documents.validate(model, documents.read_yaml(data, what=path.name), what=path.name)
+    except DocumentError as error:
+        raise TrustError("TRUST_RECIPE", error.cause, path=str(path), **error.evidence) from None

@@ -1,0 +1,188 @@
+"""Signing: a role's fresh key and short-lived certificate, the log and the time-stamp, one Sigstore v0.3 bundle."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import rfc8785
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from appliance import documents
+from appliance.artifact import SIGNATURE_NAME
+from appliance.errors import TrustError
+from appliance.trust import keys as k
+from appliance.trust import oms
+from appliance.trust.authority import Authority
+from appliance.trust.keys import Passphrase, PrivateKey, no_passphrase
+from appliance.trust.log import Inclusion
+from appliance.trust.names import BUNDLE_MEDIA_TYPE, IN_TOTO_PAYLOAD_TYPE, role_identity
+
+
+@dataclass(frozen=True)
+class Signer:
+    """A role that signs. Every signature gets a fresh key and a certificate of minutes; nothing is kept.
+
+    Attributes:
+        authority: who certifies, logs and time-stamps.
+        identity: the SAN the certificates carry.
+        at: a fixed time to sign at; None takes the clock at each signature.
+    """
+
+    authority: Authority
+    identity: str
+    at: datetime | None = None
+
+    def sign_statement(self, payload: bytes) -> bytes:
+        """Sign a statement's bytes.
+
+        Returns:
+            A Sigstore v0.3 bundle with a messageSignature, log entry (hashedrekord 0.0.1) and time-stamp.
+        """
+        digest = hashlib.sha256(payload)
+        key, certificate, at = self._certified()
+        signature = k.sign(key, payload)
+        body = {
+            "apiVersion": "0.0.1",
+            "kind": "hashedrekord",
+            "spec": {
+                "data": {"hash": {"algorithm": "sha256", "value": digest.hexdigest()}},
+                "signature": {
+                    "content": _base64(signature),
+                    "publicKey": {"content": _base64(certificate.public_bytes(Encoding.PEM))},
+                },
+            },
+        }
+        content = {
+            "messageSignature": {
+                "messageDigest": {"algorithm": "SHA2_256", "digest": _base64(digest.digest())},
+                "signature": _base64(signature),
+            }
+        }
+        return self._bundle(content, body, signature, certificate, at)
+
+    def sign_artifact(self, files: Mapping[str, bytes]) -> bytes:
+        """Sign an artifact's files (without their signature).
+
+        Returns:
+            A Sigstore v0.3 bundle with a DSSE envelope around the OMS statement, log entry (dsse 0.0.1), time-stamp.
+        """
+        payload = oms.payload({name: data for name, data in files.items() if name != SIGNATURE_NAME})
+        key, certificate, at = self._certified()
+        signature = k.sign(key, _pae(payload))
+        signatures = [{"signature": _base64(signature), "verifier": _base64(certificate.public_bytes(Encoding.PEM))}]
+        envelope = {
+            "payload": _base64(payload),
+            "payloadType": IN_TOTO_PAYLOAD_TYPE,
+            "signatures": [{"sig": _base64(signature)}],
+        }
+        body = {
+            "apiVersion": "0.0.1",
+            "kind": "dsse",
+            "spec": {
+                "envelopeHash": {"algorithm": "sha256", "value": hashlib.sha256(rfc8785.dumps(envelope)).hexdigest()},
+                "payloadHash": {"algorithm": "sha256", "value": hashlib.sha256(payload).hexdigest()},
+                "signatures": signatures,
+            },
+        }
+        return self._bundle({"dsseEnvelope": envelope}, body, signature, certificate, at)
+
+    def _certified(self) -> tuple[PrivateKey, x509.Certificate, datetime]:
+        at = (self.at or datetime.now(UTC)).astimezone(UTC).replace(microsecond=0)
+        key = k.generate()
+        return key, self.authority.issue_signing_certificate(key.public_key(), self.identity, at=at), at
+
+    def _bundle(
+        self,
+        content: dict[str, Any],
+        body: dict[str, Any],
+        signature: bytes,
+        certificate: x509.Certificate,
+        at: datetime,
+    ) -> bytes:
+        log = self.authority.log("log", at=at)
+        log_key = self.authority.keys.load(self.authority.current("log", at).name)
+        canonical = rfc8785.dumps(body)
+        entry = log.append(canonical)
+        material = {
+            "certificate": {"rawBytes": _base64(certificate.public_bytes(Encoding.DER))},
+            "tlogEntries": [_log_entry(log_key, body["kind"], canonical, entry, at)],
+            "timestampVerificationData": {
+                "rfc3161Timestamps": [{"signedTimestamp": _base64(self.authority.timestamp(signature, at=at))}]
+            },
+        }
+        return documents.write_json({"mediaType": BUNDLE_MEDIA_TYPE, "verificationMaterial": material, **content})
+
+
+def open_signer(
+    authority: Path,
+    role: str,
+    *,
+    identity: str | None = None,
+    at: datetime | None = None,
+    passphrase: Passphrase = no_passphrase,
+) -> Signer:
+    """Open an authority to sign in a role.
+
+    Args:
+        authority: the authority's folder.
+        role: a role of the policy; it names the identity unless `identity` does.
+        identity: the certificate's SAN, an e-mail address or URI.
+        at: sign as of this time (tests, ceremonies); None takes the clock.
+        passphrase: asked for the passphrases of encrypted keys.
+
+    Raises:
+        TrustError: TRUST_AUTHORITY_MISSING, TRUST_AUTHORITY_DAMAGED, TRUST_ROLE_UNKNOWN.
+    """
+    from appliance.trust.repository import Repository
+
+    opened = Authority.open(authority, passphrase=passphrase)
+    roles = Repository(opened).policy().roles
+    if role not in roles:
+        raise TrustError("TRUST_ROLE_UNKNOWN", f"the policy has no role {role!r}", roles=sorted(roles))
+    if identity is None:
+        known = [each.identity for each in roles[role].identities]
+        identity = known[0] if known else role_identity(role)
+    return Signer(opened, identity, at)
+
+
+def _log_entry(key: PrivateKey, kind: str, body: bytes, entry: Inclusion, at: datetime) -> dict[str, Any]:
+    integrated = int(at.timestamp())
+    log_id = k.key_id(key.public_key())
+    promise = {
+        "body": _base64(body),
+        "integratedTime": integrated,
+        "logID": log_id.hex(),
+        "logIndex": entry.index,
+    }
+    return {
+        "logIndex": str(entry.index),
+        "logId": {"keyId": _base64(log_id)},
+        "kindVersion": {"kind": kind, "version": "0.0.1"},
+        "integratedTime": str(integrated),
+        "inclusionPromise": {"signedEntryTimestamp": _base64(k.sign(key, rfc8785.dumps(promise)))},
+        "inclusionProof": {
+            "logIndex": str(entry.index),
+            "rootHash": _base64(entry.root),
+            "treeSize": str(entry.size),
+            "hashes": [_base64(each) for each in entry.proof],
+            "checkpoint": {"envelope": entry.checkpoint},
+        },
+        "canonicalizedBody": _base64(body),
+    }
+
+
+def _pae(payload: bytes) -> bytes:
+    """DSSE pre-authentication encoding (https://github.com/secure-systems-lab/dsse/blob/master/protocol.md)."""
+    kind = IN_TOTO_PAYLOAD_TYPE.encode()
+    return b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload)
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
