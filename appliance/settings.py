@@ -75,6 +75,29 @@ class LiteLLM(_Section):
         return self
 
 
+class Key(_Section):
+    """An application's key: it sees only its groups."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")] = Field(description="For records and metrics.")
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] = Field(
+        description="SHA-256 of the key: `printf %s \"$KEY\" | sha256sum`; the key itself never stands here."
+    )
+    groups: tuple[Name, ...] = Field(min_length=1, description="Model groups it may ask for.")
+
+    @model_validator(mode="after")
+    def _not_master(self) -> Key:
+        if self.name == "master":
+            raise ValueError("the name master is taken")
+        return self
+
+
+class Access(_Section):
+    """Who may ask for what, beside the master key."""
+
+    keys: tuple[Key, ...] = Field((), max_length=10_000, description="Keys of applications.")
+    max_body_bytes: int = Field(32 * 1024 * 1024, ge=1024, le=1024**3, description="Longest request body.")
+
+
 class Trust(_Section):
     """Whose signatures count."""
 
@@ -163,6 +186,7 @@ class Settings(_Section):
     state_dir: FilePath = Field(description="Everything that changes: sockets, last-known-good routers.")
     listen: Listen = Field(default_factory=Listen)
     litellm: LiteLLM
+    access: Access = Field(default_factory=Access)
     trust: Trust | None = Field(None, description="Required as soon as there is a router.")
     routing: Routing = Field(default_factory=Routing)
     drain: Drain = Field(default_factory=Drain)

@@ -6,6 +6,7 @@ import secrets
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
+from appliance.gateway.access import Principal
 from appliance.gateway.decision import Decision
 
 
@@ -15,9 +16,11 @@ class RequestContext:
 
     Attributes:
         id: ours; clients cannot choose it.
+        principal: whose key it came with, None where nothing was authenticated.
         decisions: in order; more than one where LiteLLM retried or fell back.
     """
 
+    principal: Principal | None = None
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     decisions: list[Decision] = field(default_factory=list)
 

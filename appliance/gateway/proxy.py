@@ -40,6 +40,10 @@ FORBIDDEN = (
 MASTER_KEY = "LITELLM_MASTER_KEY"
 
 
+class NotAllowed(Exception):  # noqa: N818 (a verdict, handled where it is raised)
+    """The request's key does not reach this group."""
+
+
 def prepare_environment(
     environment: MutableMapping[str, str], *, config_path: str, master_key: str, secrets: Mapping[str, str]
 ) -> None:
@@ -129,6 +133,8 @@ def _hook_class() -> Any:
             """One deployment out of the healthy ones; all of them where even that goes wrong."""
             try:
                 return await self._choose(model, healthy_deployments, messages, request_kwargs or {}, parent_otel_span)
+            except NotAllowed:
+                return []
             except Exception:
                 log.exception("routing callback failed")
                 return healthy_deployments
@@ -137,6 +143,8 @@ def _hook_class() -> Any:
             self, group: str, healthy: list[Any], messages: list[Any] | None, kwargs: dict[str, Any], span: Any
         ) -> list[Any]:
             request = context.current.get() or context.RequestContext()
+            if request.principal is not None and not request.principal.may_use(group):
+                raise NotAllowed(group)  # a fallback named in the request must not lead around the key's list
             by_id = {deployment["model_info"]["id"]: deployment for deployment in healthy}
             skipped = request.tried(group) | _skipped_by_litellm(kwargs)
             if not by_id.keys() - skipped:

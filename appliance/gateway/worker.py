@@ -19,7 +19,8 @@ from appliance.errors import ApplianceError, GatewayError
 from appliance.files import translated, write_atomic
 from appliance.gateway import control, litellm_config, logs, proxy, secrets, server
 from appliance.gateway.active import Slot, utc_now
-from appliance.gateway.application import Application
+from appliance.gateway.access import KeyRing
+from appliance.gateway.application import Application, Report
 from appliance.gateway.decider import Decider, Plan
 from appliance.gateway.decision import DecisionLog
 from appliance.gateway.pool import Pool
@@ -76,13 +77,9 @@ class Worker:
             inner,
             started=self._when_started,
             ready=self.ready,
-            open_reports={"/appliance/live": self._report_live, "/appliance/ready": self._report_ready},
-            reports={
-                "/appliance/status": ("GET", self._report_status),
-                "/appliance/decisions": ("GET", self._report_decisions),
-                "/appliance/reload": ("POST", self._report_reload),
-            },
-            master_key=self._master_key,
+            reports=self._reports(),
+            keys=KeyRing(self._master_key, self.settings.access.keys),
+            max_body_bytes=self.settings.access.max_body_bytes,
         )
         self._server = server.Server(
             server.configuration(application, self.settings.listen, self.settings.drain), self.settings.drain
@@ -197,6 +194,15 @@ class Worker:
         proxy.attach(self.decider, self._config.groups)
         await self._control.start()
         log.info("serving", extra={"worker": self.number, "pid": os.getpid()})
+
+    def _reports(self) -> dict[str, Report]:
+        return {
+            "/appliance/live": Report(self._report_live, open=True),
+            "/appliance/ready": Report(self._report_ready, open=True),
+            "/appliance/status": Report(self._report_status),
+            "/appliance/decisions": Report(self._report_decisions),
+            "/appliance/reload": Report(self._report_reload, method="POST"),
+        }
 
     async def _verb_status(self, _: Mapping[str, Any]) -> Any:
         return self.status()

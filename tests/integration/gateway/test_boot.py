@@ -88,9 +88,20 @@ def test_what_the_gateway_tells_of_itself_needs_the_master_key(running, path, au
     assert running.client.get(path).status_code == 200
 
 
-def test_a_request_without_a_key_is_refused(running):
-    response = running.client.post("/v1/chat/completions", json={"model": "chat", "messages": []}, headers={"authorization": ""})
+@pytest.mark.parametrize("authorization", ["", "Bearer sk-wrong", "Bearer", "x"])
+def test_a_request_without_a_valid_key_is_refused(running, authorization):
+    body = {"model": "chat", "messages": []}
+    response = running.client.post("/v1/chat/completions", json=body, headers={"authorization": authorization})
     assert response.status_code == 401
+    assert response.json()["error"]["code"] == "invalid_api_key"
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"x"', b"null", b'{"model": 5}', b'{"model": "chat", "messages": "x"}',
+                                  b'{"model": "chat", "messages": [1]}', b'{"model": "none", "messages": []}'])  # fmt: skip
+def test_a_malformed_body_is_the_clients_error(running, body):
+    response = running.client.post("/v1/chat/completions", content=body, headers={"content-type": "application/json"})
+    assert response.status_code == 400
+    assert response.json()["error"]["message"]
 
 
 def test_status_is_one_screen_and_one_document(running):
