@@ -50,7 +50,7 @@ def _print_init(console: Any, report: dict[str, Any]) -> None:
 
 
 @app.command()
-def issue(
+def issue(  # noqa: PLR0917 (typer names the options)
     profile: Annotated[str, typer.Argument(help="tls-server or tls-client.")],
     name: Annotated[str, typer.Argument(help="Common name, also the files' name.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for NAME.pem, NAME.key and ca.pem.")],
@@ -73,8 +73,9 @@ def issue(
             "serial": f"{identity.certificate.serial_number:x}",
             "expires": identity.certificate.not_valid_after_utc.isoformat(),
         }
-        show(
-            report,
-            as_json,
-            lambda console: [console.print(f"{k:12} {v}", markup=False) for k, v in report.items()] and None,
-        )
+        show(report, as_json, lambda console: _print_rows(console, report))
+
+
+def _print_rows(console: Any, report: dict[str, Any]) -> None:
+    for name, value in report.items():
+        console.print(f"{name:12} {value}", markup=False)

@@ -95,7 +95,7 @@ class Authority:
         state = AuthorityState(development=development, created=created, profiles=recipes.profiles, instances=())
         authority = cls(path, ring, state)
         for service in ("root", "signing", "tls", "tsa", "log", "ct"):
-            authority.add_instance(service, now=created)  # type: ignore[arg-type]
+            authority.add_instance(service, now=created)
         return authority
 
     @classmethod
@@ -224,19 +224,17 @@ class Authority:
             write_atomic(public_path, _public_pem(public))
             return None
         issuer = self.current("root", now)
-        issuer_certificate, issuer_key = self.certificate(issuer.name), self.keys.load(issuer.name)
+        signer = x.Issuer(self.certificate(issuer.name), self.keys.load(issuer.name))
         if service == "tsa":
             return x.end_entity_certificate(
-                public, title, [x.Usage.TIME_STAMPING], [], issuer_certificate, issuer_key,
+                public, title, [x.Usage.TIME_STAMPING], [], signer,
                 at=now, lifetime=spans["time-stamping"],
             )  # fmt: skip
         usages = [x.Usage.CODE_SIGNING] if service == "signing" else [x.Usage.TLS_SERVER, x.Usage.TLS_CLIENT]
         profile: Literal["signing-authority", "tls-authority"] = (
             "signing-authority" if service == "signing" else "tls-authority"
         )
-        return x.issuing_certificate(
-            public, title, usages, issuer_certificate, issuer_key, at=now, lifetime=spans[profile]
-        )
+        return x.issuing_certificate(public, title, usages, signer, at=now, lifetime=spans[profile])
 
     def _keep_certificate(self, name: str, certificate: x509.Certificate) -> None:
         path = self.path / "certificates" / f"{name}.pem"

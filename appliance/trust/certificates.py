@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum
 
@@ -17,12 +18,20 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
-from appliance.trust.keys import PrivateKey, key_id, sign
+from appliance.trust.keys import PrivateKey, is_canonical, key_id, sign
 from appliance.trust.names import OIDC_ISSUER_V1, OIDC_ISSUER_V2, OPERATOR
 
 _PRECERT_ENTRY = 1
 _SHA256_ECDSA = b"\x04\x03"
 _SCT_LIST = ObjectIdentifier("1.3.6.1.4.1.11129.2.4.2")
+
+
+@dataclass(frozen=True)
+class Issuer:
+    """An authority that signs certificates: its certificate and key."""
+
+    certificate: x509.Certificate
+    key: PrivateKey
 
 
 class Usage(Enum):
@@ -47,7 +56,7 @@ def name(common_name: str) -> x509.Name:
 def root_certificate(key: PrivateKey, common_name: str, *, at: datetime, lifetime: timedelta) -> x509.Certificate:
     """A self-signed root."""
     subject = name(common_name)
-    builder = _builder(subject, subject, key.public_key(), key.public_key(), at, lifetime)
+    builder = _builder(key.public_key(), subject, subject, key.public_key(), at=at, lifetime=lifetime)
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=1), critical=True)
     builder = builder.add_extension(_key_usage(authority=True), critical=True)
     return builder.sign(key, hashes.SHA256())
@@ -57,18 +66,19 @@ def issuing_certificate(
     key: ec.EllipticCurvePublicKey,
     common_name: str,
     usages: Sequence[Usage],
-    issuer: x509.Certificate,
-    issuer_key: PrivateKey,
+    issuer: Issuer,
     *,
     at: datetime,
     lifetime: timedelta,
 ) -> x509.Certificate:
     """A subordinate authority that may issue end entities of the given usages only."""
-    builder = _builder(name(common_name), issuer.subject, key, issuer_key.public_key(), at, lifetime)
+    builder = _builder(
+        key, name(common_name), issuer.certificate.subject, issuer.key.public_key(), at=at, lifetime=lifetime
+    )
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
     builder = builder.add_extension(_key_usage(authority=True), critical=True)
     builder = builder.add_extension(x509.ExtendedKeyUsage([usage.value for usage in usages]), critical=False)
-    return builder.sign(issuer_key, hashes.SHA256())
+    return builder.sign(issuer.key, hashes.SHA256())
 
 
 def end_entity_certificate(
@@ -76,21 +86,22 @@ def end_entity_certificate(
     common_name: str,
     usages: Sequence[Usage],
     alternative_names: Sequence[x509.GeneralName],
-    issuer: x509.Certificate,
-    issuer_key: PrivateKey,
+    issuer: Issuer,
     *,
     at: datetime,
     lifetime: timedelta,
 ) -> x509.Certificate:
     """A TLS or time-stamping certificate. Time-stamping is critical and alone (RFC 3161 section 2.3)."""
-    builder = _builder(name(common_name), issuer.subject, key, issuer_key.public_key(), at, lifetime)
+    builder = _builder(
+        key, name(common_name), issuer.certificate.subject, issuer.key.public_key(), at=at, lifetime=lifetime
+    )
     builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
     builder = builder.add_extension(_key_usage(authority=False), critical=True)
     critical = Usage.TIME_STAMPING in usages
     builder = builder.add_extension(x509.ExtendedKeyUsage([usage.value for usage in usages]), critical=critical)
     if alternative_names:
         builder = builder.add_extension(x509.SubjectAlternativeName(list(alternative_names)), critical=False)
-    return builder.sign(issuer_key, hashes.SHA256())
+    return builder.sign(issuer.key, hashes.SHA256())
 
 
 def signing_builder(
@@ -105,7 +116,7 @@ def signing_builder(
     """A signing leaf, still without its SCT."""
     authority_key = issuer.public_key()
     assert isinstance(authority_key, ec.EllipticCurvePublicKey)  # noqa: S101 (our own authority's key)
-    builder = _builder(x509.Name([]), issuer.subject, key, authority_key, at, lifetime)
+    builder = _builder(key, x509.Name([]), issuer.subject, authority_key, at=at, lifetime=lifetime)
     builder = builder.add_extension(_key_usage(authority=False), critical=True)
     builder = builder.add_extension(x509.ExtendedKeyUsage([Usage.CODE_SIGNING.value]), critical=False)
     san = x509.SubjectAlternativeName([identity_name(identity)])
@@ -142,14 +153,18 @@ def with_sct(
     listed = struct.pack("!H", len(sct)) + sct
     value = asn1.encode_der(struct.pack("!H", len(listed)) + listed)
     extended = builder.add_extension(x509.UnrecognizedExtension(_SCT_LIST, value), critical=False)
-    return extended.sign(issuer_key, hashes.SHA256()), entry
+    certificate = extended.sign(issuer_key, hashes.SHA256())
+    while not is_canonical(certificate.signature):  # every second ECDSA signature has a high S, which we never accept
+        certificate = extended.sign(issuer_key, hashes.SHA256())
+    return certificate, entry
 
 
 def _builder(
+    key: ec.EllipticCurvePublicKey,
     subject: x509.Name,
     issuer: x509.Name,
-    key: ec.EllipticCurvePublicKey,
     issuer_key: ec.EllipticCurvePublicKey,
+    *,
     at: datetime,
     lifetime: timedelta,
 ) -> x509.CertificateBuilder:

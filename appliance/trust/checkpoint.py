@@ -1,6 +1,6 @@
-"""Checkpoints: the log's signed statement of its size and root, in the signed-note form.
+r"""Checkpoints: the log's signed statement of its size and root, in the signed-note form.
 
-Form: `origin\\nsize\\nbase64 root\\n\\n(em dash) origin base64(first 4 bytes of the key id || signature)\\n`, as
+Form: `origin\nsize\nbase64 root\n\n(em dash) origin base64(first 4 bytes of the key id || signature)\n`, as
 https://github.com/transparency-dev/formats/blob/main/log/README.md and Rekor write it.
 """
 

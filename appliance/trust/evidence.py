@@ -8,7 +8,6 @@ both, so a gap in either one alone opens nothing.
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import logging
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-import rfc8785
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -25,6 +23,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from appliance.errors import TrustError
 from appliance.trust import bundle_format, checkpoint, merkle, trusted_root
 from appliance.trust.bundle_format import SignatureBundle
+from appliance.trust.encoding import b64, canonical_json
 from appliance.trust.keys import is_canonical
 from appliance.trust.leaf import Leaf, read_leaf
 from appliance.trust.stamp import verify_token
@@ -165,9 +164,9 @@ def _check_log(bundle: SignatureBundle, anchors: Anchors) -> LogKey:
         raise TrustError("TRUST_LOG_PROOF", "the proof is of another index", log_index=entry.log_index)
     leaf = merkle.leaf_hash(entry.canonicalized_body)
     merkle.verify_inclusion(leaf, proof.log_index, proof.tree_size, proof.hashes, proof.root_hash)
-    promise = rfc8785.dumps(
+    promise = canonical_json(
         {
-            "body": _base64(entry.canonicalized_body),
+            "body": b64(entry.canonicalized_body),
             "integratedTime": entry.integrated_time,
             "logID": entry.log_id.key_id.hex(),
             "logIndex": entry.log_index,
@@ -185,8 +184,8 @@ def _check_signature(leaf: Leaf, bundle: SignatureBundle, signed: bytes) -> None
 
 def _check_body(bundle: SignatureBundle, leaf: Leaf, signed: bytes) -> None:
     """The logged entry must be, byte for byte, the one that this signature, key and payload make."""
-    pem = _base64(leaf.certificate.public_bytes(Encoding.PEM))
-    signature = _base64(bundle.signature)
+    pem = b64(leaf.certificate.public_bytes(Encoding.PEM))
+    signature = b64(bundle.signature)
     envelope = bundle.dsse_envelope
     if envelope is None:
         spec = {
@@ -195,17 +194,17 @@ def _check_body(bundle: SignatureBundle, leaf: Leaf, signed: bytes) -> None:
         }
     else:
         document = {
-            "payload": _base64(envelope.payload),
+            "payload": b64(envelope.payload),
             "payloadType": envelope.payload_type,
             "signatures": [{"sig": signature}],
         }
         spec = {
-            "envelopeHash": {"algorithm": "sha256", "value": hashlib.sha256(rfc8785.dumps(document)).hexdigest()},
+            "envelopeHash": {"algorithm": "sha256", "value": hashlib.sha256(canonical_json(document)).hexdigest()},
             "payloadHash": {"algorithm": "sha256", "value": hashlib.sha256(envelope.payload).hexdigest()},
             "signatures": [{"signature": signature, "verifier": pem}],
         }
     kind = "hashedrekord" if envelope is None else "dsse"
-    if rfc8785.dumps({"apiVersion": "0.0.1", "kind": kind, "spec": spec}) != bundle.entry.canonicalized_body:
+    if canonical_json({"apiVersion": "0.0.1", "kind": kind, "spec": spec}) != bundle.entry.canonicalized_body:
         raise TrustError("TRUST_LOG_BODY", "the log entry is about another signature", log_index=bundle.entry.log_index)
 
 
@@ -233,7 +232,3 @@ def _verified(key: ec.EllipticCurvePublicKey, signature: bytes, data: bytes) -> 
     except InvalidSignature:
         return False
     return True
-
-
-def _base64(data: bytes) -> str:
-    return base64.b64encode(data).decode()

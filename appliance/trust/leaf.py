@@ -6,6 +6,7 @@ import hashlib
 import struct
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -175,5 +176,5 @@ def _check_sct(certificate: x509.Certificate, issuer: x509.Certificate, anchors:
     return log, time
 
 
-def _profile(reason: str, **evidence: object) -> TrustError:
+def _profile(reason: str, **evidence: Any) -> TrustError:
     return TrustError("TRUST_CERTIFICATE_PROFILE", f"the signing certificate breaks its profile: {reason}", **evidence)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +9,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import rfc8785
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -20,6 +18,7 @@ from appliance.errors import TrustError
 from appliance.trust import keys as k
 from appliance.trust import oms
 from appliance.trust.authority import Authority
+from appliance.trust.encoding import b64, canonical_json
 from appliance.trust.keys import Passphrase, PrivateKey, no_passphrase
 from appliance.trust.log import Inclusion
 from appliance.trust.names import BUNDLE_MEDIA_TYPE, IN_TOTO_PAYLOAD_TYPE, role_identity
@@ -54,15 +53,15 @@ class Signer:
             "spec": {
                 "data": {"hash": {"algorithm": "sha256", "value": digest.hexdigest()}},
                 "signature": {
-                    "content": _base64(signature),
-                    "publicKey": {"content": _base64(certificate.public_bytes(Encoding.PEM))},
+                    "content": b64(signature),
+                    "publicKey": {"content": b64(certificate.public_bytes(Encoding.PEM))},
                 },
             },
         }
         content = {
             "messageSignature": {
-                "messageDigest": {"algorithm": "SHA2_256", "digest": _base64(digest.digest())},
-                "signature": _base64(signature),
+                "messageDigest": {"algorithm": "SHA2_256", "digest": b64(digest.digest())},
+                "signature": b64(signature),
             }
         }
         return self._bundle(content, body, signature, certificate, at)
@@ -76,17 +75,17 @@ class Signer:
         payload = oms.payload({name: data for name, data in files.items() if name != SIGNATURE_NAME})
         key, certificate, at = self._certified()
         signature = k.sign(key, _pae(payload))
-        signatures = [{"signature": _base64(signature), "verifier": _base64(certificate.public_bytes(Encoding.PEM))}]
+        signatures = [{"signature": b64(signature), "verifier": b64(certificate.public_bytes(Encoding.PEM))}]
         envelope = {
-            "payload": _base64(payload),
+            "payload": b64(payload),
             "payloadType": IN_TOTO_PAYLOAD_TYPE,
-            "signatures": [{"sig": _base64(signature)}],
+            "signatures": [{"sig": b64(signature)}],
         }
         body = {
             "apiVersion": "0.0.1",
             "kind": "dsse",
             "spec": {
-                "envelopeHash": {"algorithm": "sha256", "value": hashlib.sha256(rfc8785.dumps(envelope)).hexdigest()},
+                "envelopeHash": {"algorithm": "sha256", "value": hashlib.sha256(canonical_json(envelope)).hexdigest()},
                 "payloadHash": {"algorithm": "sha256", "value": hashlib.sha256(payload).hexdigest()},
                 "signatures": signatures,
             },
@@ -108,13 +107,13 @@ class Signer:
     ) -> bytes:
         log = self.authority.log("log", at=at)
         log_key = self.authority.keys.load(self.authority.current("log", at).name)
-        canonical = rfc8785.dumps(body)
+        canonical = canonical_json(body)
         entry = log.append(canonical)
         material = {
-            "certificate": {"rawBytes": _base64(certificate.public_bytes(Encoding.DER))},
+            "certificate": {"rawBytes": b64(certificate.public_bytes(Encoding.DER))},
             "tlogEntries": [_log_entry(log_key, body["kind"], canonical, entry, at)],
             "timestampVerificationData": {
-                "rfc3161Timestamps": [{"signedTimestamp": _base64(self.authority.timestamp(signature, at=at))}]
+                "rfc3161Timestamps": [{"signedTimestamp": b64(self.authority.timestamp(signature, at=at))}]
             },
         }
         return documents.write_json({"mediaType": BUNDLE_MEDIA_TYPE, "verificationMaterial": material, **content})
@@ -156,25 +155,25 @@ def _log_entry(key: PrivateKey, kind: str, body: bytes, entry: Inclusion, at: da
     integrated = int(at.timestamp())
     log_id = k.key_id(key.public_key())
     promise = {
-        "body": _base64(body),
+        "body": b64(body),
         "integratedTime": integrated,
         "logID": log_id.hex(),
         "logIndex": entry.index,
     }
     return {
         "logIndex": str(entry.index),
-        "logId": {"keyId": _base64(log_id)},
+        "logId": {"keyId": b64(log_id)},
         "kindVersion": {"kind": kind, "version": "0.0.1"},
         "integratedTime": str(integrated),
-        "inclusionPromise": {"signedEntryTimestamp": _base64(k.sign(key, rfc8785.dumps(promise)))},
+        "inclusionPromise": {"signedEntryTimestamp": b64(k.sign(key, canonical_json(promise)))},
         "inclusionProof": {
             "logIndex": str(entry.index),
-            "rootHash": _base64(entry.root),
+            "rootHash": b64(entry.root),
             "treeSize": str(entry.size),
-            "hashes": [_base64(each) for each in entry.proof],
+            "hashes": [b64(each) for each in entry.proof],
             "checkpoint": {"envelope": entry.checkpoint},
         },
-        "canonicalizedBody": _base64(body),
+        "canonicalizedBody": b64(body),
     }
 
 
@@ -182,7 +181,3 @@ def _pae(payload: bytes) -> bytes:
     """DSSE pre-authentication encoding (https://github.com/secure-systems-lab/dsse/blob/master/protocol.md)."""
     kind = IN_TOTO_PAYLOAD_TYPE.encode()
     return b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload)
-
-
-def _base64(data: bytes) -> str:
-    return base64.b64encode(data).decode()

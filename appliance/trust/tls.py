@@ -80,8 +80,7 @@ def issue_tls(
         name,
         [x.Usage.TLS_SERVER if profile == "tls-server" else x.Usage.TLS_CLIENT],
         [_alternative_name(san) for san in sans],
-        issuer_certificate,
-        opened.keys.load(issuer.name),
+        x.Issuer(issuer_certificate, opened.keys.load(issuer.name)),
         at=now,
         lifetime=min(lifetime or opened.state.profiles.certificates[profile].span, issuer.end - now),
     )

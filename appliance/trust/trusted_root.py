@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from appliance import documents
 from appliance.errors import DocumentError, TrustError
+from appliance.trust.encoding import b64
 from appliance.trust.keys import key_id, public_der
 from appliance.trust.names import (
     OPERATOR,
@@ -153,11 +154,11 @@ def _write_log(log: LogKey) -> dict[str, Any]:
         "baseUrl": log.url,
         "hashAlgorithm": "SHA2_256",
         "publicKey": {
-            "rawBytes": _base64(public_der(log.key)),
+            "rawBytes": b64(public_der(log.key)),
             "keyDetails": "PKIX_ECDSA_P256_SHA_256",
             "validFor": _write_window(log.window),
         },
-        "logId": {"keyId": _base64(key_id(log.key))},
+        "logId": {"keyId": b64(key_id(log.key))},
     }
 
 
@@ -167,7 +168,7 @@ def _write_chain(chain: Chain) -> dict[str, Any]:
         "subject": {"organization": OPERATOR, "commonName": str(subject)},
         "uri": chain.uri,
         "certChain": {
-            "certificates": [{"rawBytes": _base64(each.public_bytes(Encoding.DER))} for each in chain.certificates]
+            "certificates": [{"rawBytes": b64(each.public_bytes(Encoding.DER))} for each in chain.certificates]
         },
         "validFor": _write_window(chain.window),
     }
@@ -184,7 +185,7 @@ def _read_log(document: dict[str, Any]) -> LogKey:
     public = document["publicKey"]
     key = load_der_public_key(base64.b64decode(public["rawBytes"], validate=True))
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
-        raise ValueError("a log's key is not ECDSA on P-256")
+        raise ValueError("a log's key is not ECDSA on P-256")  # noqa: TRY004 (a malformed document)
     if base64.b64decode(document["logId"]["keyId"], validate=True) != key_id(key):
         raise ValueError("a log's id is not the hash of its key")
     return LogKey(str(document["baseUrl"]), key, _read_window(public["validFor"]))
@@ -217,7 +218,3 @@ def parse_rfc3339(text: str) -> datetime:
         ValueError: for any other form.
     """
     return datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
-
-
-def _base64(data: bytes) -> str:
-    return base64.b64encode(data).decode()

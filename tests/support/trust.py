@@ -10,7 +10,7 @@ from pathlib import Path
 from appliance.trust.authority import Authority
 from appliance.trust.ceremony import create_authority
 from appliance.trust.profiles import read_recipes
-from appliance.trust.repository import POLICY, TRUSTED_ROOT, Repository
+from appliance.trust.repository import TRUSTED_ROOT, Repository
 from appliance.trust.signing import Signer, open_signer
 from appliance.trust.store import TrustStore
 from appliance.trust.tls import TlsIdentity, issue_tls
