@@ -46,12 +46,6 @@ class Authenticator:
             TrustError: whatever the trust repository, the signature or the policy refuses.
             BundleError: BUNDLE_ANCHOR, BUNDLE_HEAD. Refused: what the manifest's reader refuses.
         """
-        if self._anchor is not None and head.trust.get("anchor.json") != self._anchor and self._state is None:
-            raise BundleError(
-                "BUNDLE_ANCHOR",
-                "the release was made for another trust anchor than the one given",
-                media="trust/anchor.json",
-            )
         with tempfile.TemporaryDirectory(prefix="appliance-trust-") as work:
             store = self._store(head, Path(work))
             return self._judge(head, store.material(now=self._now), store.checked_time(self._now))
@@ -74,7 +68,7 @@ class Authenticator:
         source = _written(head, work)
         if self._state is None:
             return TrustStore.initialise(work / "state", self._required_anchor(), source, now=self._now)
-        shutil.copytree(self._state, work / "state")
+        shutil.copytree(self._state, work / "state", symlinks=True)
         store = TrustStore.open(work / "state")
         _refresh(store, source, self._now)
         return store

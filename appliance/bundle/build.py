@@ -24,12 +24,13 @@ from appliance.bundle.stage0.manifest import (
     RELEASE_TYPE,
     Manifest,
     Member,
+    archive_name,
     read_delta,
     read_manifest,
     region_bytes,
 )
 from appliance.bundle.stage0.media import DELTA, DELTA_SIGNATURE, MANIFEST, SIGNATURE
-from appliance.bundle.stage0.ustar import END_BLOCKS, padded, tar_header
+from appliance.bundle.stage0.ustar import END_BLOCKS, fits, padded, tar_header
 from appliance.errors import BundleError
 from appliance.files import read_tree, sync_directory, translated
 
@@ -230,8 +231,9 @@ def _measured(payload: Sequence[Payload], segment_bytes: int, progress: Progress
     sizes = [len(file.content) if isinstance(file.content, bytes) else file.content.stat().st_size for file in payload]
     segments, members, done = SegmentDigests(segment_bytes), [], 0
     for file, size in zip(payload, sizes, strict=True):
-        segments.update(tar_header(file.path, size, executable=file.executable))
         digest, seen = hashlib.sha256(), 0
+        name = archive_name(file.path, "" if fits(file.path) else _digest(file))
+        segments.update(tar_header(name, size, executable=file.executable))
         for chunk in file.chunks():
             digest.update(chunk)
             segments.update(chunk)
@@ -244,6 +246,13 @@ def _measured(payload: Sequence[Payload], segment_bytes: int, progress: Progress
         done += size
     segments.update(END_BLOCKS)
     return members, segments.finish()
+
+
+def _digest(file: Payload) -> str:
+    digest = hashlib.sha256()
+    for chunk in file.chunks():
+        digest.update(chunk)
+    return digest.hexdigest()
 
 
 def write_archive(

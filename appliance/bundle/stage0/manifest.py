@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .refusal import Refused
-from .ustar import BLOCK, END_BLOCKS, MAX_MEMBER_BYTES, span, tar_header
+from .ustar import BLOCK, END_BLOCKS, MAX_MEMBER_BYTES, fits, span, tar_header
 
 RELEASE_TYPE = "https://appliance.internal/release/v1"
 DELTA_TYPE = "https://appliance.internal/delta/v1"
@@ -44,7 +44,7 @@ class Member:
     @property
     def header(self) -> bytes:
         """The only tar header this member can have."""
-        return tar_header(self.path, self.size_bytes, executable=self.executable)
+        return tar_header(archive_name(self.path, self.sha256), self.size_bytes, executable=self.executable)
 
     def as_dict(self) -> dict[str, Any]:
         """As the manifest holds it."""
@@ -187,6 +187,11 @@ def read_delta(data: bytes, manifest: Manifest) -> Delta:
     return delta
 
 
+def archive_name(path: str, sha256: str) -> str:
+    """What a member is called in the archive: its path, or its digest where the last part outgrows a tar header."""
+    return path if fits(path) else f"long/{sha256}"
+
+
 def safe_name(name: str) -> bool:
     """Whether a relative name means the same on every file system and stays below its folder."""
     return 0 < len(name) <= 255 and all(
@@ -253,8 +258,6 @@ def _members(fields: _Fields, key: str) -> tuple[Member, ...]:
     check_names([member.path for member in members])
     if sum(member.size_bytes for member in members) > MAX_TOTAL_BYTES:
         raise Refused("BUNDLE_LIMIT", f"{key} is larger than any release", limit_bytes=MAX_TOTAL_BYTES)
-    for member in members:
-        tar_header(member.path, member.size_bytes)
     return tuple(members)
 
 

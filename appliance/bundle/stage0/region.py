@@ -157,20 +157,27 @@ class VolumeRegion:
         others = [-1, *(other for other in range(self._total) if other != index)]
         if any(other not in self._slices for other in others):
             return None
-        result = 0
+        pieces = []
         for other in others:
-            data = bytearray(length)
             source = self._slices[other]
-            limit = max(0, min(length, source.size_bytes - within))
-            source.read_into(within, memoryview(data)[:limit])
-            result ^= int.from_bytes(data, "little")
-        return result.to_bytes(length, "little")
+            piece = bytearray(max(0, min(length, source.size_bytes - within)))
+            source.read_into(within, memoryview(piece))
+            pieces.append(piece)
+        return xor_of(pieces, length)
 
     def _tell(self, index: int, how: str) -> None:
         if index not in self._reported:
             self._reported.add(index)
             where = f" ({self._slices[index].path})" if index in self._slices else ""
             self._report(f"{_volume_names([index], self._total)} {how}{where}: rebuilt from parity")
+
+
+def xor_of(pieces: Sequence[bytes | bytearray], length: int) -> bytes:
+    """XOR of byte strings, shorter ones taken as ending in zeros; one long number each, which is fast without numpy."""
+    result = 0
+    for piece in pieces:
+        result ^= int.from_bytes(piece, "little")
+    return result.to_bytes(length, "little")
 
 
 def open_region(

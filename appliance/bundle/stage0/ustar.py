@@ -86,6 +86,15 @@ def parse_tar_header(block: bytes) -> tuple[str, int, bool]:
     return name, size_bytes, executable
 
 
+def fits(name: str) -> bool:
+    """Whether a name can stand in a header."""
+    try:
+        _split(name)
+    except Refused:
+        return False
+    return True
+
+
 def padded(size_bytes: int) -> int:
     """A member's content with its padding, in bytes."""
     return -(-size_bytes // BLOCK) * BLOCK
