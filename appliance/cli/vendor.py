@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from appliance.cli.output import Json, Steps, refusals, show
+
+if TYPE_CHECKING:
+    from appliance.vendoring.audit import Audit
 
 app = typer.Typer(no_args_is_help=True, help="Lock, fetch and audit what goes into a release; write its SBOM.")
 
@@ -57,7 +61,7 @@ def fetch(
     profile: Profile = "gateway",
     target: TargetName = DEFAULT_TARGET,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder for the wheels; vendor/wheelhouse/PROFILE-TARGET by default.")
+        Path | None, typer.Option("--out", help="Folder for the wheels; vendor/wheelhouse/TARGET by default.")
     ] = None,
     models: Annotated[bool, typer.Option("--models/--no-models", help="Fetch the pinned models too.")] = True,
     vendor: VendorFolder = Path("vendor"),
@@ -73,13 +77,18 @@ def fetch(
         started = time.monotonic()
         steps = Steps(as_json)
         targets = Targets.read(vendor)
-        place = out or vendor / "wheelhouse" / f"{profile}-{target}"
+        place = out or vendor / "wheelhouse" / target
 
         def open_index() -> Index:
             return Index(Sources.from_pip())
 
         house = fetch_wheels(
-            targets.pins(profile, target), targets.target(target), place, open_index=open_index, progress=steps
+            targets.pins(profile, target),
+            targets.target(target),
+            place,
+            open_index=open_index,
+            others=targets.every_pin(target),
+            progress=steps,
         )
         fetched = {
             name: fetch_model(
@@ -111,3 +120,68 @@ def fetch(
                 )
 
         show(report, as_json, text)
+
+
+@app.command()
+def audit(
+    directory: Annotated[Path, typer.Argument(help="The folder of wheels.", exists=True, file_okay=False)],
+    *,
+    profile: Annotated[str | None, typer.Option(help="Check that the folder holds this profile, complete.")] = None,
+    target: TargetName = DEFAULT_TARGET,
+    against: Annotated[
+        Path | None, typer.Option("--against", exists=True, help="The previous release: its wheels, or its report.")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option("--report", help="Write the admission report here, to compare the next release with.")
+    ] = None,
+    vendor: VendorFolder = Path("vendor"),
+    as_json: Json = False,
+) -> None:
+    """Look into every wheel and judge it by vendor/policy.yaml; exit 1 where anything is refused."""
+    from appliance.files import write_atomic
+    from appliance.vendoring import audit as auditing
+    from appliance.vendoring.difference import write_report
+
+    with refusals(as_json):
+        result = auditing.audit(
+            directory,
+            vendor,
+            profile=profile,
+            target=target,
+            against=against,
+            now=datetime.now(UTC),
+            progress=Steps(as_json),
+        )
+        if report is not None and not result.admission.refusals:
+            write_atomic(report, write_report(result.admission.inspections))
+        show(result.as_dict(), as_json, lambda out: _print_audit(out, result))
+        if result.admission.refusals:
+            raise typer.Exit(1)
+
+
+def _print_audit(out: Console, result: Audit) -> None:
+    admission = result.admission
+    for notice in admission.notices:
+        out.print(f"notice   {notice.wheel}: {notice.text}", markup=False)
+    if result.unneeded:
+        out.print(f"notice   not needed on this target: {', '.join(result.unneeded)}", markup=False)
+    for difference in result.differences or ():
+        mark = "!" if difference.weighty else " "
+        out.print(f"{mark} {difference.kind:9} {difference.package} {difference.detail}", markup=False)
+    if result.differences == []:
+        out.print("no difference to the previous release")
+    for refusal in admission.refusals:
+        out.print(f"refused  {refusal.code} {refusal.cause}", markup=False, style="red")
+    natives = sum(len(wheel.native) for wheel in admission.inspections)
+    newest = max((library.glibc_pair for w in admission.inspections for library in w.native), default=(0, 0))
+    out.print(
+        f"{len(admission.inspections)} wheels looked into: {sum(w.files for w in admission.inspections)} files, "
+        f"{natives} native libraries (highest glibc {newest[0]}.{newest[1]}), "
+        f"{sum(len(w.startup) for w in admission.inspections)} start-up files, "
+        f"{sum(len(w.programs) for w in admission.inspections)} programs"
+    )
+    if admission.refusals:
+        codes = ", ".join(sorted({refusal.code for refusal in admission.refusals}))
+        out.print(f"NOT ADMITTED: {len(admission.refusals)} refusals. What to do: appliance explain CODE ({codes})")
+    else:
+        out.print("admitted")

@@ -62,11 +62,11 @@ class _Fetched(BaseModel):
 
 @dataclass(frozen=True)
 class Wheelhouse:
-    """A folder that holds exactly the wheels of a set of pins.
+    """A folder that holds one verified wheel per pin.
 
     Attributes:
         directory: the folder.
-        wheels: sorted by file name.
+        wheels: of the pins, sorted by file name.
         downloaded: how many of them were not there before.
         removed: names of files that no longer belong and were deleted.
     """
@@ -88,9 +88,10 @@ def fetch(
     directory: Path,
     *,
     open_index: Callable[[], Index],
+    others: Iterable[Pin] = (),
     progress: Progress = silent,
 ) -> Wheelhouse:
-    """Bring a folder to hold one verified wheel per pin and no other wheel.
+    """Bring a folder to hold one verified wheel per pin.
 
     What is there with a locked hash is kept, so that an interrupted fetch goes on where it stopped and a complete one
     asks no index at all.
@@ -98,8 +99,9 @@ def fetch(
     Args:
         pins: what the target needs.
         target: where it shall run.
-        directory: made where it is missing; wheels in it that do not belong are deleted.
+        directory: made where it is missing; wheels in it that belong to no pin are deleted.
         open_index: called only where something is missing.
+        others: pins of other profiles that share the folder; their wheels stay, but are not fetched.
         progress: told bytes done and in all.
 
     Raises:
@@ -119,12 +121,13 @@ def fetch(
                 selected = select(missing, target, index)
                 for wheel in _download(selected, directory, index, progress):
                     present[wheel.name] = wheel
-        wheels = tuple(sorted(present.values(), key=lambda wheel: wheel.filename))
-        removed = _remove_strangers(directory, {wheel.filename for wheel in wheels})
-        document = _Fetched(target=target.name, wheels=list(wheels))
-        data = documents.write_json(document.model_dump())
+        wheels = _by_filename(present)
+        shared = _present(directory, [pin for pin in others if pin.name not in present], target, known)
+        everything = _by_filename(shared | present)
+        removed = _remove_strangers(directory, {wheel.filename for wheel in everything})
         if missing or removed or not (directory / RECORD_NAME).exists():
-            write_atomic(directory / RECORD_NAME, data)
+            document = _Fetched(target=target.name, wheels=list(everything))
+            write_atomic(directory / RECORD_NAME, documents.write_json(document.model_dump()))
     return Wheelhouse(directory, wheels, len(missing), removed)
 
 
@@ -239,6 +242,10 @@ def _download_one(item: Selected, directory: Path, index: Index) -> FetchedWheel
         uploaded=file.uploaded.isoformat() if file.uploaded else None,
         yanked=file.yanked,
     )
+
+
+def _by_filename(wheels: dict[str, FetchedWheel]) -> tuple[FetchedWheel, ...]:
+    return tuple(sorted(wheels.values(), key=lambda wheel: wheel.filename))
 
 
 def _remove_strangers(directory: Path, keep: set[str]) -> tuple[str, ...]:

@@ -132,8 +132,7 @@ def _python_fits(file: IndexFile, target: Target) -> bool:
     if not file.requires_python:
         return True
     try:
-        # the newest patch release stands for the series: `>=3.11.4` must not refuse Python 3.11
-        return SpecifierSet(file.requires_python).contains(f"{target.python[0]}.{target.python[1]}.99")
+        return SpecifierSet(file.requires_python).contains(target.late_python)
     except InvalidSpecifier:
         return False
 

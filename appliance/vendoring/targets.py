@@ -19,6 +19,7 @@ from appliance.errors import VendorError
 from appliance.files import read_regular
 from appliance.vendoring.locks import Lock, Pin, merged, read_lock
 
+LATE_PATCH = 99  # later than any patch release of a series
 _OLDEST_GLIBC = {"x86_64": 5, "aarch64": 17}  # minor version at which manylinux begins
 _LEGACY = {5: "manylinux1", 12: "manylinux2010", 17: "manylinux2014"}
 
@@ -50,19 +51,27 @@ class Target:
         return {tag: rank for rank, tag in reversed(list(enumerate(ordered)))}
 
     @property
-    def environment(self) -> dict[str, str]:
-        """The marker environment (PEP 508) of CPython on the target."""
-        python = ".".join(str(part) for part in self.python)
+    def environments(self) -> tuple[dict[str, str], dict[str, str]]:
+        """The marker environments (PEP 508) of the oldest and of a late patch release of CPython on the target."""
+        return self._environment(0), self._environment(LATE_PATCH)
+
+    @property
+    def late_python(self) -> str:
+        """A version that stands for the series where a package asks for some patch release of it."""
+        return f"{self.python[0]}.{self.python[1]}.{LATE_PATCH}"
+
+    def _environment(self, patch: int) -> dict[str, str]:
+        python = f"{self.python[0]}.{self.python[1]}"
         return {
             "implementation_name": "cpython",
-            "implementation_version": f"{python}.0",
+            "implementation_version": f"{python}.{patch}",
             "os_name": "posix",
             "platform_machine": self.architecture,
             "platform_python_implementation": "CPython",
             "platform_release": "",
             "platform_system": "Linux",
             "platform_version": "",
-            "python_full_version": f"{python}.0",
+            "python_full_version": f"{python}.{patch}",
             "python_version": python,
             "sys_platform": "linux",
             "extra": "",
@@ -147,8 +156,13 @@ class Targets:
 
     def pins(self, profile: str, target: str) -> tuple[Pin, ...]:
         """What a profile needs on a target: its locks merged, markers applied."""
-        environment = self.target(target).environment
-        return tuple(pin for pin in merged(self.locks(profile, target)) if pin.applies(environment))
+        environments = self.target(target).environments
+        pins = merged(self.locks(profile, target))
+        return tuple(pin for pin in pins if any(pin.applies(environment) for environment in environments))
+
+    def every_pin(self, target: str) -> tuple[Pin, ...]:
+        """What any profile of a target needs; a package that two profiles pin differently stands twice."""
+        return tuple(dict.fromkeys(pin for profile in self.profiles(target) for pin in self.pins(profile, target)))
 
     def _entry(self, name: str) -> _TargetEntry:
         if name not in self._entries:

@@ -1,0 +1,117 @@
+"""`policy.yaml`: what the appliance's owners refuse to carry, with the reason beside each rule."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from appliance import documents
+from appliance.artifact import Sha256
+from appliance.files import read_regular
+
+
+def _specifier(text: str) -> str:
+    try:
+        SpecifierSet(text)
+    except InvalidSpecifier as error:
+        raise ValueError(f"{text!r} is not a version specifier") from error
+    return text
+
+
+Name = Annotated[str, AfterValidator(lambda text: str(canonicalize_name(text)))]
+Specifier = Annotated[str, AfterValidator(_specifier)]
+Reason = Annotated[str, Field(min_length=8)]
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RefusedVersions(_Document):
+    """Versions that must not enter, e.g. everything below a fix.
+
+    Attributes:
+        package: normalised name.
+        versions: PEP 440 specifier of what is refused.
+        advisories: identifiers (CVE, GHSA), for the reader.
+        reason: what is wrong with them.
+    """
+
+    package: Name
+    versions: Specifier
+    advisories: tuple[str, ...] = ()
+    reason: Reason
+
+    def covers(self, package: str, version: str) -> bool:
+        """Whether the rule refuses a version; pre-releases count."""
+        return package == self.package and SpecifierSet(self.versions).contains(Version(version), prereleases=True)
+
+
+class AllowedStartup(_Document):
+    """A start-up file that was read by a person and may stay, to the byte."""
+
+    package: Name
+    path: str
+    sha256: Sha256
+    reason: Reason
+
+
+class Ripening(_Document):
+    """How long a release must have been public before it may enter.
+
+    Attributes:
+        minimum_days: age at admission.
+        unknown: what to do where no index tells the upload time.
+        exempt: package -> reason, for a fix that cannot wait.
+    """
+
+    minimum_days: Annotated[int, Field(ge=0, le=365)]
+    unknown: Literal["report", "refuse"] = "report"
+    exempt: dict[Name, Reason] = {}
+
+
+class Policy(_Document):
+    """The admission policy.
+
+    Attributes:
+        refused_versions: known-vulnerable and malicious releases.
+        refused_packages: name -> reason, for whole packages.
+        refused_licences: SPDX identifiers or words; a licence naming one is refused unless `licence_exceptions` has
+            the package.
+        licence_exceptions: package -> reason.
+        startup: files that may run or be read at interpreter start.
+        outside: package -> reason; packages that may install data outside their own folder.
+        bytecode: package -> reason; packages that may carry compiled Python.
+        yanked: package -> reason; withdrawn releases that may enter all the same.
+        ripening: see `Ripening`.
+    """
+
+    schema_version: Literal[1]
+    refused_versions: tuple[RefusedVersions, ...] = ()
+    refused_packages: dict[Name, Reason] = {}
+    refused_licences: tuple[Annotated[str, Field(min_length=2)], ...] = ()
+    licence_exceptions: dict[Name, Reason] = {}
+    startup: tuple[AllowedStartup, ...] = ()
+    outside: dict[Name, Reason] = {}
+    bytecode: dict[Name, Reason] = {}
+    yanked: dict[Name, Reason] = {}
+    ripening: Ripening
+
+    @classmethod
+    def read(cls, folder: Path) -> Policy:
+        """Read `policy.yaml` of the vendor folder.
+
+        Raises:
+            DocumentError, FileError: the file is missing or malformed.
+        """
+        data = read_regular(folder / "policy.yaml", max_bytes=documents.MAX_BYTES)
+        return documents.validate(cls, documents.read_yaml(data, what="policy.yaml"), what="policy.yaml")
+
+    def allows_startup(self, package: str, path: str, sha256: str) -> bool:
+        """Whether a start-up file was allowed, to the byte."""
+        return any((rule.package, rule.path, rule.sha256) == (package, path, sha256) for rule in self.startup)
