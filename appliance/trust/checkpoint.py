@@ -11,12 +11,10 @@ import binascii
 import re
 from dataclasses import dataclass
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from appliance.errors import TrustError
-from appliance.trust.keys import PrivateKey, is_canonical, key_id, sign
+from appliance.trust.keys import PrivateKey, key_id, sign, verifies
 
 _FORM = re.compile(
     r"(?P<note>(?P<origin>[!-~]{1,200})\n(?P<size>0|[1-9][0-9]{0,18})\n(?P<root>[A-Za-z0-9+/]{43}=)\n)"
@@ -82,9 +80,7 @@ def verify(checkpoint: Checkpoint, key: ec.EllipticCurvePublicKey, *, origin: st
         raise TrustError(
             "TRUST_LOG_CHECKPOINT", "the checkpoint is of another log", origin=checkpoint.origin, expected=origin
         )
-    if checkpoint.key_hint != key_id(key)[:4] or not is_canonical(checkpoint.signature):
+    if checkpoint.key_hint != key_id(key)[:4]:
         raise TrustError("TRUST_LOG_CHECKPOINT", "the checkpoint is signed by another key", origin=origin)
-    try:
-        key.verify(checkpoint.signature, checkpoint.note, ec.ECDSA(hashes.SHA256()))
-    except InvalidSignature:
-        raise TrustError("TRUST_LOG_CHECKPOINT", "the checkpoint's signature is wrong", origin=origin) from None
+    if not verifies(key, checkpoint.signature, checkpoint.note):
+        raise TrustError("TRUST_LOG_CHECKPOINT", "the checkpoint's signature is wrong", origin=origin)

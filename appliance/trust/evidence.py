@@ -15,16 +15,13 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from appliance.errors import TrustError
 from appliance.trust import bundle_format, checkpoint, merkle, trusted_root
 from appliance.trust.bundle_format import SignatureBundle
 from appliance.trust.encoding import b64, canonical_json
-from appliance.trust.keys import is_canonical
+from appliance.trust.keys import verifies
 from appliance.trust.leaf import Leaf, read_leaf
 from appliance.trust.stamp import verify_token
 from appliance.trust.trusted_root import Anchors, LogKey
@@ -172,13 +169,13 @@ def _check_log(bundle: SignatureBundle, anchors: Anchors) -> LogKey:
             "logIndex": entry.log_index,
         }
     )
-    if not _verified(log.key, entry.inclusion_promise.signed_entry_timestamp, promise):
+    if not verifies(log.key, entry.inclusion_promise.signed_entry_timestamp, promise):
         raise TrustError("TRUST_LOG_PROMISE", "the log's signed entry time-stamp is wrong", log_index=entry.log_index)
     return log
 
 
 def _check_signature(leaf: Leaf, bundle: SignatureBundle, signed: bytes) -> None:
-    if not _verified(leaf.key, bundle.signature, signed):
+    if not verifies(leaf.key, bundle.signature, signed):
         raise TrustError("TRUST_SIGNATURE", "the signature does not fit the certificate's key", identity=leaf.identity)
 
 
@@ -222,13 +219,3 @@ def _second_opinion(raw: bytes, verifier: Verifier, leaf: Leaf, statement: bytes
             verifier.verify_artifact(statement, parsed, identity)
     except (Error, ValueError) as error:
         raise TrustError("TRUST_SIGSTORE", f"sigstore refuses it: {str(error)[:300]}") from None
-
-
-def _verified(key: ec.EllipticCurvePublicKey, signature: bytes, data: bytes) -> bool:
-    if not is_canonical(signature):
-        return False
-    try:
-        key.verify(signature, data, ec.ECDSA(hashes.SHA256()))
-    except InvalidSignature:
-        return False
-    return True

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
@@ -50,6 +50,17 @@ def is_canonical(signature: bytes) -> bool:
     except ValueError:
         return False
     return 0 < r < P256_ORDER and 0 < s <= P256_ORDER // 2 and encode_dss_signature(r, s) == signature
+
+
+def verifies(key: ec.EllipticCurvePublicKey, signature: bytes, data: bytes) -> bool:
+    """Whether a signature is in canonical form and is this key's over `data`."""
+    if not is_canonical(signature):
+        return False
+    try:
+        key.verify(signature, data, ec.ECDSA(hashes.SHA256()))
+    except InvalidSignature:
+        return False
+    return True
 
 
 def public_der(key: ec.EllipticCurvePublicKey) -> bytes:

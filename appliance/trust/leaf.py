@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import struct
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,14 +10,13 @@ from typing import Any
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat import asn1
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.certificate_transparency import SignedCertificateTimestamp
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, ObjectIdentifier
 
 from appliance.errors import TrustError
-from appliance.trust.keys import is_canonical, key_id
+from appliance.trust.keys import is_canonical, key_id, verifies
 from appliance.trust.names import OIDC_ISSUER_V1, OIDC_ISSUER_V2
 from appliance.trust.trusted_root import Anchors, Chain, LogKey
 
@@ -166,13 +164,8 @@ def _check_sct(certificate: x509.Certificate, issuer: x509.Certificate, anchors:
         + struct.pack("!H", len(sct.extension_bytes))
         + sct.extension_bytes
     )
-    try:
-        if not is_canonical(sct.signature):
-            raise InvalidSignature
-        log.key.verify(sct.signature, signed, ec.ECDSA(hashes.SHA256()))
-    except InvalidSignature:
-        digest = hashlib.sha256(tbs).hexdigest()
-        raise TrustError("TRUST_SCT", "the SCT's signature does not fit the certificate", tbs=digest) from None
+    if not verifies(log.key, sct.signature, signed):
+        raise TrustError("TRUST_SCT", "the SCT's signature does not fit the certificate", log=sct.log_id.hex())
     return log, time
 
 

@@ -1,7 +1,7 @@
 """Time-stamping: issue RFC 3161 tokens, and pin their form down to the byte.
 
 A token is the CMS structure of RFC 5652 around a TSTInfo, with the signing certificate named by ESSCertIDv2 (RFC
-5816). `openssl ts -verify`, rfc3161-client and @sigstore/verify accept it. `check_form` rebuilds a token from its few
+5816). `openssl ts -verify`, rfc3161-client and @sigstore/verify accept it. `check` rebuilds a token from its few
 free fields and compares: no unsigned attribute, second signer or stray byte survives.
 """
 
@@ -13,11 +13,12 @@ from typing import Any, Final
 
 from cryptography import x509
 from cryptography.hazmat import asn1
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ObjectIdentifier
 
 from appliance.errors import TrustError
-from appliance.trust.keys import PrivateKey, is_canonical, sign
+from appliance.trust.keys import PrivateKey, is_canonical, sign, verifies
 
 _SIGNED_DATA: Final = ObjectIdentifier("1.2.840.113549.1.7.2")
 _TST_INFO: Final = ObjectIdentifier("1.2.840.113549.1.9.16.1.4")
@@ -49,21 +50,23 @@ def issue(key: PrivateKey, certificate: x509.Certificate, message: bytes, *, at:
     return _response(info, certificate, attributes, sign(key, _tlv(_SET, attributes)))
 
 
-def check_form(token: bytes, certificate: x509.Certificate, *, imprint: bytes, at: datetime, serial: int) -> None:
-    """Refuse a token that is not byte for byte what `issue` writes for these fields.
-
-    The signature is the only part taken over from the token; whoever calls this has verified it.
+def check(token: bytes, certificate: x509.Certificate, *, imprint: bytes, at: datetime, serial: int) -> None:
+    """Refuse a token that is not byte for byte what `issue` writes for these fields, or is not signed by this key.
 
     Raises:
-        TrustError: TRUST_TIMESTAMP_FORM.
+        TrustError: TRUST_TIMESTAMP_FORM, TRUST_TIMESTAMP (the signature).
     """
     info = _tst_info(imprint, at, serial)
     attributes = _signed_attributes(info, certificate)
-    for length in range(68, 73):  # DER of an ECDSA P-256 signature, except with vanishing probability
+    for length in range(64, 73):  # DER of an ECDSA P-256 signature; shorter ones do not happen
         signature = token[-length:]
         if is_canonical(signature) and _response(info, certificate, attributes, signature) == token:
-            return
-    raise TrustError("TRUST_TIMESTAMP_FORM", "the time-stamp is not in the one form that the authority writes")
+            break
+    else:
+        raise TrustError("TRUST_TIMESTAMP_FORM", "the time-stamp is not in the one form that the authority writes")
+    key = certificate.public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not verifies(key, signature, _tlv(_SET, attributes)):
+        raise TrustError("TRUST_TIMESTAMP", "the time-stamp's signature is wrong")
 
 
 def _tst_info(imprint: bytes, at: datetime, serial: int) -> bytes:
