@@ -34,14 +34,13 @@ def sync(
     as_json: Json = False,
 ) -> None:
     """Bring verified routers from the registry to a shared folder, once or for ever."""
-    from appliance.errors import ApplianceError
     from appliance.registry.directory import DirectoryStore
 
     with refusals(as_json):
-        followers = _followers(registry, trust, cache, channel)
+        follow = _Channels(registry, trust, cache, channel)
         volume = DirectoryStore(to)
         if once:
-            reports = [_pass(follower, volume) for follower in followers]
+            reports = [_pass(follower, volume) for follower in follow()]
             _report(reports, as_json)
             if any(report["problem"] for report in reports):
                 raise typer.Exit(1)
@@ -52,33 +51,51 @@ def sync(
     say = Steps()
     said: dict[str, Any] = {}
     while not stop.is_set():
-        for follower in followers:
-            try:
-                report = _pass(follower, volume)
-            except ApplianceError as error:
-                report = {"channel": follower.channel, "problem": error.as_dict()["error"], "written": []}
-            news = (report.get("epoch"), (report["problem"] or {}).get("code"))
+        for follower in follow():
+            report = _pass(follower, volume)
+            news = (report["epoch"], (report["problem"] or {}).get("code"))
             if report["written"] or said.get(follower.channel) != news:
                 said[follower.channel] = news
                 say(_line(report))
         stop.wait(interval * (1 + random.uniform(-JITTER, JITTER)))  # noqa: S311 (spreads load)
 
 
-def _followers(registry: str, trust: Path, cache: Path, channels: list[str] | None) -> list[Follower]:
-    from appliance.registry.cache import Cache
-    from appliance.registry.follower import Follower
-    from appliance.registry.registry import Registry
-    from appliance.registry.settings import open_store
-    from appliance.registry.trust_source import TrustSource
+class _Channels:
+    """The followers of the channels named, or of all that the registry has or ever had."""
 
-    source = TrustSource(trust)
-    home = Registry(open_store(registry), material=source.material, clock=source.now)
-    kept = Cache(cache)
-    names = channels or sorted({*home.channels(), *kept.channels()})
-    followers = [Follower(home, kept, name, material=source.material, clock=source.now) for name in names]
-    for follower in followers:
-        follower.boot()
-    return followers
+    def __init__(self, registry: str, trust: Path, cache: Path, names: list[str] | None) -> None:
+        from appliance.registry.cache import Cache
+        from appliance.registry.registry import Registry
+        from appliance.registry.settings import open_store
+        from appliance.registry.trust_source import TrustSource
+
+        self._source = TrustSource(trust)
+        self._home = Registry(open_store(registry), material=self._source.material, clock=self._source.now)
+        self._cache = Cache(cache)
+        self._names = names
+        self._followers: dict[str, Follower] = {}
+
+    def __call__(self) -> list[Follower]:
+        """One follower a channel, each booted once."""
+        from appliance.registry.follower import Follower
+
+        for name in self._names or self._known():
+            if name not in self._followers:
+                material, clock = self._source.material, self._source.now
+                self._followers[name] = Follower(self._home, self._cache, name, material=material, clock=clock)
+                self._followers[name].boot()
+        return list(self._followers.values())
+
+    def _known(self) -> list[str]:
+        from appliance.errors import RegistryError
+
+        kept = self._cache.channels()
+        try:
+            return sorted({*self._home.channels(), *kept})
+        except RegistryError:
+            if not kept:
+                raise
+            return kept  # the registry is away: what this host has followed goes on
 
 
 def _pass(follower: Follower, volume: Any) -> dict[str, Any]:
@@ -87,31 +104,36 @@ def _pass(follower: Follower, volume: Any) -> dict[str, Any]:
     from appliance.registry.mirror import mirror
 
     problem: ApplianceError | None = None
+    written: list[str] = []
     try:
         follower.poll()
     except ApplianceError as error:
         problem = error
-    if follower.served is None and problem is not None:
-        raise problem
-    done = mirror(follower, volume)
+    try:
+        written = list(mirror(follower, volume).written)
+    except ApplianceError as error:
+        problem = problem or error
+    health = follower.health()
     return {
-        "channel": done.channel,
-        "epoch": done.epoch,
-        "version": done.version,
-        "written": list(done.written),
+        "channel": follower.channel,
+        "epoch": health.epoch,
+        "version": health.version,
+        "written": written,
+        "contact_age_s": health.contact_age_s,
+        "expired": health.expired,
         "problem": problem.as_dict()["error"] if problem else None,
     }
 
 
 def _line(report: dict[str, Any]) -> str:
     problem = report["problem"]
-    said = f"{report['channel']}: "
-    if "epoch" in report:
-        said += (
-            f"version {report['version'] or 'none'}, epoch {report['epoch']}, {len(report['written'])} files written"
-        )
+    said = f"{report['channel']}: version {report['version'] or 'none'}, epoch {report['epoch']}"
+    if report["written"]:
+        said += f", {len(report['written'])} files written"
     if problem:
-        said += f" [{problem['code']}: {problem['cause']}]"
+        age = report["contact_age_s"]
+        since = "never reached" if age is None else f"last sound answer {age:.0f} s ago"
+        said += f"; {since}; {problem['code']}: {problem['cause']}"
     return said
 
 

@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import BinaryIO, Protocol
 
 from appliance.artifact import Kind
-from appliance.errors import RegistryError
+from appliance.errors import FileError, RegistryError
 from appliance.files import safe_relative
 
 POINTER_MAX_BYTES = 1024 * 1024  # a channel pointer with its signature
@@ -88,6 +88,18 @@ class Store(Protocol):
         """Remove an object; an absent one is no error."""
 
 
+def checked_key(key: str) -> str:
+    """Accept an object's key.
+
+    Raises:
+        RegistryError: REGISTRY_NAME.
+    """
+    try:
+        return safe_relative(key)
+    except FileError as error:
+        raise RegistryError("REGISTRY_NAME", error.cause, key=key[:200]) from None
+
+
 def checked_name(name: str) -> str:
     """Accept the name of a router, encoder or channel.
 
@@ -119,7 +131,7 @@ def version_prefix(kind: Kind, name: str, version: str) -> str:
 
 def file_key(kind: Kind, name: str, version: str, file: str) -> str:
     """`routers/<name>/<version>/<file>`."""
-    return version_prefix(kind, name, version) + safe_relative(file)
+    return version_prefix(kind, name, version) + checked_key(file)
 
 
 def channel_key(channel: str) -> str:

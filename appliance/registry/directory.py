@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from appliance.errors import FileError, RegistryError
-from appliance.files import locked, safe_relative, translated, write_atomic
-from appliance.registry.contract import Blob, Entry
+from appliance.files import locked, translated, write_atomic
+from appliance.registry.contract import Blob, Entry, checked_key
 
 LOCK_NAME = ".registry.lock"
 _CHUNK = 1024 * 1024  # bytes
@@ -63,7 +63,7 @@ class DirectoryStore:
 
     def put(self, key: str, data: bytes, *, only_if_absent: bool = False) -> str:
         """Write an object; see `Store.put`. Writers of one volume take turns, so `only_if_absent` is exact."""
-        path = self._root / safe_relative(key)
+        path = self._root / checked_key(key)
         with _as_registry_errors(key), locked(self._root / LOCK_NAME):
             if only_if_absent and os.path.lexists(path):
                 raise RegistryError("REGISTRY_EXISTS", f"{key} stands already", key=key)
@@ -91,7 +91,7 @@ class DirectoryStore:
 
     def delete(self, key: str) -> None:
         """Remove an object and the folders it leaves empty; see `Store.delete`."""
-        path = self._root / safe_relative(key)
+        path = self._root / checked_key(key)
         with _as_registry_errors(key), locked(self._root / LOCK_NAME), translated(path):
             path.unlink(missing_ok=True)
             for parent in path.parents:
@@ -112,7 +112,7 @@ class DirectoryStore:
     @contextlib.contextmanager
     def _open(self, key: str) -> Iterator[BinaryIO]:
         """Open an object for reading, part by part, following no link below the root."""
-        *folders, name = safe_relative(key).split("/")
+        *folders, name = checked_key(key).split("/")
         with _as_registry_errors(key), contextlib.ExitStack() as opened, translated(self._root / key):
             flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
             current = os.open(self._root, flags)
@@ -136,7 +136,6 @@ def _as_registry_errors(key: str) -> Iterator[None]:
         code = {
             "FILE_MISSING": "REGISTRY_NOT_FOUND",
             "FILE_NO_SPACE": "REGISTRY_NO_SPACE",
-            "FILE_UNSAFE_NAME": "REGISTRY_NAME",
         }.get(error.code, "REGISTRY_DENIED")
         raise RegistryError(code, error.cause, key=key, **error.evidence) from None
     except OSError as error:

@@ -119,4 +119,5 @@ def _skew(deadline: Deadline, where: str) -> RegistryError:
 
 
 def _words(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    text = " ".join(str(error).split())[:300]
+    return text.partition("): ")[2] or text or type(error).__name__  # urllib3 puts the connection's repr in front

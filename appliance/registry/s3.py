@@ -14,9 +14,9 @@ import tenacity
 from minio import Minio
 
 from appliance.errors import RegistryError
-from appliance.files import safe_relative, translated
+from appliance.files import translated
 from appliance.registry.breaker import Breaker
-from appliance.registry.contract import Blob, Entry
+from appliance.registry.contract import Blob, Entry, checked_key
 from appliance.registry.faults import PASSING, UNAVAILABLE, translate
 from appliance.registry.settings import Credentials, S3Settings
 from appliance.registry.tls import client_context
@@ -144,7 +144,7 @@ class S3Store:
         self._run(key, lambda _deadline: self._client.remove_object(self._settings.bucket, self._name(key)))
 
     def _name(self, key: str) -> str:
-        return self._settings.prefix + (safe_relative(key) if key and not key.endswith("/") else key)
+        return self._settings.prefix + (checked_key(key) if key and not key.endswith("/") else key)
 
     @contextmanager
     def _response(

@@ -28,7 +28,7 @@ class Identity(Protocol):
     """Certificate chain, key and CA as PEM (`tests.support.faulty_tls.Identity`, `trust.tls.TlsIdentity`)."""
 
     @property
-    def certificate_chain_pem(self) -> bytes: ...
+    def certificate_pem(self) -> bytes: ...
     @property
     def key_pem(self) -> bytes: ...
     @property
@@ -189,7 +189,7 @@ def swift_server(identity: Identity) -> Iterator[S3Server]:
             port=ports["proxy"],
             directory=directory,
             user=user,
-            certificate=write_for_service(directory / "server.pem", identity.certificate_chain_pem),
+            certificate=write_for_service(directory / "server.pem", identity.certificate_pem),
             key=write_for_service(directory / "server.key", identity.key_pem),
             secret=secret,
             region=REGION,

@@ -37,7 +37,7 @@ def service_directory() -> Iterator[Path]:
 
 def give_to_service(*paths: Path) -> None:
     """Make the service's user the owner, where we are root."""
-    if os.geteuid() == 0:
+    if _may_drop_root():
         entry = pwd.getpwnam(SERVICE_USER)
         for path in paths:
             os.chown(path, entry.pw_uid, entry.pw_gid)
@@ -53,9 +53,15 @@ def write_for_service(path: Path, data: bytes | str, mode: int = 0o600) -> Path:
 
 def as_service(program: str | Path) -> dict[str, object]:
     """The arguments of `subprocess` that drop root, where we are root and the service's user can reach the program."""
-    if os.geteuid() != 0 or not _reachable(Path(shutil.which(program) or program)):
+    if not _may_drop_root() or not _reachable(Path(shutil.which(program) or program)):
         return {}
     return {"user": SERVICE_USER, "group": pwd.getpwnam(SERVICE_USER).pw_gid, "extra_groups": []}
+
+
+def _may_drop_root() -> bool:
+    """Whether we are root over other users too (in a user namespace of one user, root has nobody to become)."""
+    mapped = sum(int(line.split()[2]) for line in Path("/proc/self/uid_map").read_text().splitlines())
+    return os.geteuid() == 0 and mapped > 1
 
 
 def _reachable(program: Path) -> bool:

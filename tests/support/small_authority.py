@@ -18,14 +18,14 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 class Identity:
     """A server's or client's certificate with its key, and the authority that made it; PEM."""
 
-    certificate_chain_pem: bytes
+    certificate_pem: bytes
     key_pem: bytes
     ca_pem: bytes
 
     def write(self, directory: Path, name: str) -> tuple[Path, Path, Path]:
         """Write certificate, key and CA; return their paths."""
         paths = tuple(directory / f"{name}.{part}.pem" for part in ("cert", "key", "ca"))
-        for path, data in zip(paths, (self.certificate_chain_pem, self.key_pem, self.ca_pem), strict=True):
+        for path, data in zip(paths, (self.certificate_pem, self.key_pem, self.ca_pem), strict=True):
             path.write_bytes(data)
             path.chmod(0o600)
         return paths

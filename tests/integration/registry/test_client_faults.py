@@ -219,7 +219,7 @@ def test_a_server_that_speaks_plain_http_is_refused(store: Callable[..., S3Store
 
 
 def _pin(identity: Identity) -> str:
-    return spki_pin(ssl.PEM_cert_to_DER_cert(identity.certificate_chain_pem.decode()))
+    return spki_pin(ssl.PEM_cert_to_DER_cert(identity.certificate_pem.decode()))
 
 
 def test_a_pinned_key_is_accepted_and_survives_renewal(
@@ -229,7 +229,7 @@ def test_a_pinned_key_is_accepted_and_survives_renewal(
 
     key = ec.generate_private_key(ec.SECP256R1())
     before, renewed = authority.issue("127.0.0.1", key=key), authority.issue("127.0.0.1", key=key)
-    assert before.certificate_chain_pem != renewed.certificate_chain_pem
+    assert before.certificate_pem != renewed.certificate_pem
     for one in (before, renewed):
         with faulty_server(one, answer(BODY)) as server:
             assert store(server.endpoint, spki_pins=[_pin(before)]).get("a", max_bytes=len(BODY)) is not None
