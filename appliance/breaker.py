@@ -50,7 +50,12 @@ class Breaker:
         open_max_s: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._threshold, self._open_s, self._probes, self._open_max_s = failures, open_s, probes, max(open_s, open_max_s)
+        self._threshold, self._open_s, self._probes, self._open_max_s = (
+            failures,
+            open_s,
+            probes,
+            max(open_s, open_max_s),
+        )
         self._clock = clock
         self._lock = threading.Lock()
         self._state: State = "closed"
@@ -116,7 +121,9 @@ class Breaker:
         """The present state."""
         with self._lock:
             left = self._wait_s - (self._clock() - self._opened_at) if self._state == "open" else 0.0
-            return BreakerView(self._state, self._failures, self._opened_count, round(max(left, 0.0), 3), self._last_reason)
+            return BreakerView(
+                self._state, self._failures, self._opened_count, round(max(left, 0.0), 3), self._last_reason
+            )
 
     def _open(self) -> None:
         self._state, self._opened_at, self._probing_since = "open", self._clock(), None

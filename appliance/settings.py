@@ -80,7 +80,7 @@ class Key(_Section):
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")] = Field(description="For records and metrics.")
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] = Field(
-        description="SHA-256 of the key: `printf %s \"$KEY\" | sha256sum`; the key itself never stands here."
+        description='SHA-256 of the key: `printf %s "$KEY" | sha256sum`; the key itself never stands here.'
     )
     groups: tuple[Name, ...] = Field(min_length=1, description="Model groups it may ask for.")
 

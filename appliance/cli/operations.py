@@ -29,7 +29,9 @@ def _print_status(out: Console, report: dict[str, Any]) -> None:
         for deployment in group["deployments"]:
             cooling = deployment["cooldown"]
             note = f"  cooling down, {cooling['status_code']}, until {cooling['until']:.0f}" if cooling else ""
-            out.print(f"  {deployment['id']:24} {deployment['model']:32} weight {deployment['weight']}{note}", markup=False)
+            out.print(
+                f"  {deployment['id']:24} {deployment['model']:32} weight {deployment['weight']}{note}", markup=False
+            )
     for name, router in report["routers"].items():
         serving = router["serving"]
         if serving:

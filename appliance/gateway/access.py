@@ -12,7 +12,14 @@ from dataclasses import dataclass
 
 from appliance.settings import Key
 
-CARRIERS = (b"authorization", b"x-api-key", b"api-key", b"x-litellm-api-key", b"x-goog-api-key", b"ocp-apim-subscription-key")
+CARRIERS = (
+    b"authorization",
+    b"x-api-key",
+    b"api-key",
+    b"x-litellm-api-key",
+    b"x-goog-api-key",
+    b"ocp-apim-subscription-key",
+)
 MASTER = "master"
 Headers = Iterable[tuple[bytes, bytes]]
 

@@ -248,9 +248,7 @@ def score(serving: Serving, text: str, digest: str, embedding: NDArray[np.float3
     return Scored(serving.digest, serving.encoder.digest, digest, prompts.embeddings, scores)
 
 
-def _best(
-    serving: Serving, scored: Scored, candidates: Sequence[Deployment]
-) -> tuple[list[str], dict[str, str]]:
+def _best(serving: Serving, scored: Scored, candidates: Sequence[Deployment]) -> tuple[list[str], dict[str, str]]:
     """The candidates of the best-scored model (several where it has replicas), and those no label names."""
     by_name = _score_by_target(serving, scored)
     points: dict[str, float] = {}
@@ -274,7 +272,8 @@ def _score_by_target(serving: Serving, scored: Scored) -> dict[str, float]:
 
 def _named(serving: Serving, scored: Scored) -> dict[str, float]:
     return {
-        label: round(float(value), 6) for label, value in zip(serving.router.metadata.labels, scored.scores, strict=True)
+        label: round(float(value), 6)
+        for label, value in zip(serving.router.metadata.labels, scored.scores, strict=True)
     }
 
 

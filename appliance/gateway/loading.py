@@ -36,7 +36,9 @@ class Loader:
         self._now = now
         self._encoders: dict[str, Encoder] = {}
 
-    def from_directory(self, name: str, directory: Path, *, origin: Origin = "directory") -> tuple[Serving, ArtifactFiles]:
+    def from_directory(
+        self, name: str, directory: Path, *, origin: Origin = "directory"
+    ) -> tuple[Serving, ArtifactFiles]:
         """Read, verify and load a router's folder.
 
         Raises:
@@ -85,7 +87,9 @@ class Loader:
                 verify_artifact(files, material=material, at=at)
                 self._encoders[digest] = load_encoder(files, threads=1)
                 return self._encoders[digest]
-        raise GatewayError("GATEWAY_ENCODER_MISSING", "no configured encoder has the router's digest", wanted=digest, found=seen)
+        raise GatewayError(
+            "GATEWAY_ENCODER_MISSING", "no configured encoder has the router's digest", wanted=digest, found=seen
+        )
 
 
 def _warm_up(serving: Serving) -> None:

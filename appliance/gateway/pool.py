@@ -76,7 +76,11 @@ class Pool:
 
     def expected_wait_s(self) -> float:
         """Seconds a job put now is expected to wait before it is begun."""
-        return (self._queue.qsize() + max(0, self._busy - len(self._threads) + 1)) * self._mean_service_s / len(self._threads)
+        return (
+            (self._queue.qsize() + max(0, self._busy - len(self._threads) + 1))
+            * self._mean_service_s
+            / len(self._threads)
+        )
 
     @property
     def waiting(self) -> int:

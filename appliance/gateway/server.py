@@ -119,7 +119,9 @@ class Server(uvicorn.Server):
             self.force_exit = self.should_exit = True
             return
         self._close_at = time.monotonic() + self._drain.readiness_s
-        log.info("draining", extra={"signal": signal.Signals(sig).name, "listener_closes_in_s": self._drain.readiness_s})
+        log.info(
+            "draining", extra={"signal": signal.Signals(sig).name, "listener_closes_in_s": self._drain.readiness_s}
+        )
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second."""

@@ -48,7 +48,8 @@ class Worker:
         self._watches: list[Any] = []
         self._server: server.Server | None = None
         self._control = control.ControlServer(
-            self.run_dir / f"worker-{number}.sock", {"status": self._verb_status, "reload": self._verb_reload, "decisions": self._verb_decisions}
+            self.run_dir / f"worker-{number}.sock",
+            {"status": self._verb_status, "reload": self._verb_reload, "decisions": self._verb_decisions},
         )
 
     @property
