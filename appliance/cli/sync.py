@@ -51,13 +51,26 @@ def sync(
     say = Steps()
     said: dict[str, Any] = {}
     while not stop.is_set():
-        for follower in follow():
+        for follower in _patiently(follow, say, said):
             report = _pass(follower, volume)
             news = (report["epoch"], (report["problem"] or {}).get("code"))
             if report["written"] or said.get(follower.channel) != news:
                 said[follower.channel] = news
                 say(_line(report))
         stop.wait(interval * (1 + random.uniform(-JITTER, JITTER)))  # noqa: S311 (spreads load)
+
+
+def _patiently(follow: _Channels, say: Steps, said: dict[str, Any]) -> list[Follower]:
+    """The followers; none yet where the registry has never been reached, which is said once."""
+    from appliance.errors import RegistryError
+
+    try:
+        return follow()
+    except RegistryError as error:
+        if said.get("") != error.code:
+            said[""] = error.code
+            say(f"waiting for the registry; {error}")
+        return []
 
 
 class _Channels:

@@ -1,0 +1,234 @@
+"""A host follows a channel: forward only, verified always, serving on whatever fails."""
+
+from __future__ import annotations
+
+import shutil
+from datetime import timedelta
+
+import pytest
+
+from appliance.errors import ApplianceError, RegistryError
+from appliance.registry.mirror import mirror
+from tests.unit.registry.conftest import Zone
+
+
+@pytest.fixture
+def served(zone: Zone) -> Zone:
+    """A zone whose channel points to 1.0.0, with 1.1.0 published."""
+    zone.publish("1.0.0")
+    zone.publish("1.1.0")
+    zone.promote("1.0.0")
+    return zone
+
+
+def version_of(follower) -> str | None:
+    return follower.health().version
+
+
+def test_a_host_serves_what_the_channel_points_to_and_follows_it(served: Zone) -> None:
+    host = served.host()
+    assert host.boot() is None
+    first = host.poll()
+    assert first is not None
+    assert first.artifact is not None
+    assert first.artifact.files["index.safetensors"] == b"1.0.0"
+    assert host.poll() is None, "nothing changed"
+    served.promote("1.1.0")
+    assert host.poll() is not None
+    assert version_of(host) == "1.1.0"
+
+
+def test_a_host_boots_from_its_cache_without_the_registry(served: Zone) -> None:
+    served.host().poll()
+    shutil.rmtree(served.root / "registry")
+    again = served.host()
+    booted = again.boot()
+    assert booted is not None
+    assert booted.artifact is not None
+    with pytest.raises(RegistryError):
+        again.poll()
+    assert version_of(again) == "1.0.0"
+    assert again.health().problem is not None
+
+
+def test_days_without_the_registry_are_visible_and_serving_goes_on(served: Zone) -> None:
+    host = served.host()
+    host.poll()
+    (served.root / "registry").rename(served.root / "away")
+    served.clock.advance(days=3)
+    for _ in range(2):
+        with pytest.raises(RegistryError) as info:
+            host.poll()
+        assert info.value.code == "REGISTRY_NOT_FOUND"
+    health = host.health()
+    assert health.version == "1.0.0"
+    assert health.contact_age_s == timedelta(days=3).total_seconds()
+    assert served.host().health().contact_age_s == pytest.approx(timedelta(days=3).total_seconds()), "over a restart too"
+    (served.root / "away").rename(served.root / "registry")
+    host.poll()
+    assert host.health().contact_age_s == 0
+    assert host.health().problem is None
+
+
+def test_an_older_pointer_is_refused_and_the_newer_goes_on(served: Zone) -> None:
+    host = served.host()
+    old = served.pointer.read_bytes()
+    host.poll()
+    served.promote("1.1.0")
+    host.poll()
+    served.pointer.write_bytes(old)
+    with pytest.raises(RegistryError) as info:
+        host.poll()
+    assert info.value.code == "REGISTRY_CHANNEL_ROLLBACK"
+    assert version_of(host) == "1.1.0"
+    restarted = served.host()
+    restarted.boot()
+    with pytest.raises(RegistryError) as info:
+        restarted.poll()
+    assert info.value.code == "REGISTRY_CHANNEL_ROLLBACK", "the epoch is remembered over a restart"
+    assert version_of(restarted) == "1.1.0"
+
+
+def test_two_pointers_of_one_epoch_are_refused(served: Zone) -> None:
+    host = served.host()
+    host.poll()
+    served.pointer.unlink()
+    served.promote("1.1.0")  # epoch 1 again
+    with pytest.raises(RegistryError) as info:
+        host.poll()
+    assert info.value.code == "REGISTRY_CHANNEL_FORK"
+    assert version_of(host) == "1.0.0"
+
+
+def test_a_dropped_revocation_is_refused(served: Zone) -> None:
+    revoked = served.registry.fetch("default", "1.1.0").digest
+    host = served.host()
+    served.registry.revoke("default", [revoked], served.officer)
+    host.poll()
+    served.pointer.unlink()
+    for _ in range(3):
+        served.promote("1.0.0")  # epochs 1 to 3, without the revocation
+    with pytest.raises(RegistryError) as info:
+        host.poll()
+    assert info.value.code == "REGISTRY_CHANNEL_UNREVOKED"
+
+
+def test_a_frozen_channel_is_alarmed_and_served_on(served: Zone) -> None:
+    host = served.host()
+    host.poll()
+    served.clock.advance(days=91)
+    with pytest.raises(RegistryError) as info:
+        host.poll()
+    assert info.value.code == "REGISTRY_CHANNEL_EXPIRED"
+    assert host.health().expired
+    assert version_of(host) == "1.0.0"
+    fresh = served.host("another")
+    with pytest.raises(RegistryError) as info:
+        fresh.poll()
+    assert info.value.code == "REGISTRY_CHANNEL_EXPIRED", "a new host does not start with a frozen pointer"
+
+
+def test_a_revocation_ends_serving_at_the_next_poll(served: Zone) -> None:
+    host = served.host()
+    host.poll()
+    served.registry.revoke("default", [served.registry.fetch("default", "1.0.0").digest], served.officer)
+    change = host.poll()
+    assert change is not None
+    assert change.artifact is None
+    restarted = served.host()
+    booted = restarted.boot()
+    assert booted is not None
+    assert booted.artifact is None
+
+
+def test_a_revocation_ends_serving_even_if_its_replacement_cannot_be_fetched(served: Zone) -> None:
+    host = served.host()
+    host.poll()
+    served.registry.revoke("default", [served.registry.fetch("default", "1.0.0").digest], served.officer)
+    served.promote("1.1.0")
+    served.file("1.1.0").unlink()
+    with pytest.raises(RegistryError):
+        host.poll()
+    assert host.served is not None
+    assert host.served.artifact is None
+    restarted = served.host()
+    restarted.boot()
+    assert restarted.served is None or restarted.served.artifact is None, "nor does a restart bring it back"
+
+
+def test_a_replaced_file_is_refused_even_if_its_content_is_signed(served: Zone) -> None:
+    host = served.host()
+    for name in ("index.safetensors", "router.yaml", "artifact.sigstore.json"):
+        shutil.copy(served.file("1.1.0", name), served.file("1.0.0", name))
+    with pytest.raises(RegistryError) as info:
+        host.poll()
+    assert info.value.code in {"REGISTRY_DIGEST", "REGISTRY_INCOMPLETE", "REGISTRY_TOO_LARGE"}
+    assert host.served is None
+
+
+def test_a_rotten_blob_in_the_cache_is_fetched_again(served: Zone) -> None:
+    host = served.host()
+    host.poll()
+    for blob in (served.root / "host" / "blobs").iterdir():
+        blob.chmod(0o600)
+        blob.write_bytes(b"\0" * blob.stat().st_size)
+    restarted = served.host()
+    booted = restarted.boot()
+    assert booted is not None
+    assert booted.artifact is not None
+    assert booted.artifact.files["index.safetensors"] == b"1.0.0"
+
+
+def test_an_interrupted_transfer_with_foreign_bytes_is_started_again(served: Zone) -> None:
+    state = served.registry.current("default")
+    assert state is not None
+    assert state.pointer.target is not None
+    record = state.pointer.target.files["index.safetensors"]
+    host = served.host()
+    (served.root / "host" / "partial" / record.sha256).write_bytes(b"xx")
+    assert host.poll() is not None
+    assert list((served.root / "host" / "partial").iterdir()) == []
+
+
+def test_a_failed_target_is_tried_again_at_the_next_poll(served: Zone) -> None:
+    host = served.host()
+    away = served.file("1.0.0").rename(served.root / "kept")
+    with pytest.raises(ApplianceError):
+        host.poll()
+    away.rename(served.file("1.0.0"))
+    assert host.poll() is not None
+
+
+def test_a_mirror_is_a_registry_and_is_repaired(served: Zone, tmp_path) -> None:
+    from appliance.registry.directory import DirectoryStore
+
+    (tmp_path / "volume").mkdir()
+    volume = DirectoryStore(tmp_path / "volume")
+    host = served.host()
+    host.poll()
+    assert len(mirror(host, volume).written) == 5
+    assert mirror(host, volume).written == ()
+    broken = tmp_path / "volume" / "routers" / "default" / "1.0.0" / "index.safetensors"
+    broken.write_bytes(b"rotten")
+    assert mirror(host, volume).written == ("routers/default/1.0.0/index.safetensors",)
+    assert broken.read_bytes() == b"1.0.0"
+
+
+def test_a_mirror_of_nothing_is_refused(zone: Zone) -> None:
+    with pytest.raises(RegistryError) as info:
+        mirror(zone.host(), zone.store)
+    assert info.value.code == "REGISTRY_NOTHING"
+
+
+def test_collecting_the_cache_keeps_what_is_served(served: Zone) -> None:
+    host = served.host()
+    host.poll()
+    served.promote("1.1.0")
+    host.poll()
+    from appliance.registry.cache import Cache
+
+    cache = Cache(served.root / "host")
+    target = host.served.state.pointer.target
+    keep = frozenset(record.sha256 for record in target.files.values())
+    assert len(cache.collect(keep)) == 3
+    assert cache.holds(target)

@@ -1,0 +1,209 @@
+"""Versions never change, pointers only go forward, and nothing is believed that is not signed."""
+
+from __future__ import annotations
+
+import pytest
+
+from appliance.errors import ApplianceError, RegistryError
+from appliance.registry import channel as channels
+from appliance.registry.registry import Registry
+from tests.support.artifacts import router_files, signed
+from tests.unit.registry.conftest import Zone
+
+
+def code_of(info: pytest.ExceptionInfo[ApplianceError]) -> str:
+    return info.value.code
+
+
+def test_a_published_version_is_fetched_as_it_was(zone: Zone) -> None:
+    digest = zone.publish("1.0.0")
+    assert zone.registry.fetch("default", "1.0.0").digest == digest
+    [summary] = zone.registry.versions()
+    assert (summary.name, summary.version, summary.complete, summary.files) == ("default", "1.0.0", True, 4)
+
+
+def test_publishing_the_same_bytes_again_changes_nothing(zone: Zone) -> None:
+    artifact = signed(router_files(), zone.officer)
+    zone.registry.publish(artifact, name="default", version="1.0.0")
+    before = zone.file("1.0.0").stat().st_mtime_ns
+    zone.registry.publish(artifact, name="default", version="1.0.0")
+    assert zone.file("1.0.0").stat().st_mtime_ns == before
+
+
+def test_a_published_version_never_changes(zone: Zone) -> None:
+    zone.publish("1.0.0", payload=b"one")
+    with pytest.raises(RegistryError) as info:
+        zone.publish("1.0.0", payload=b"two")
+    assert code_of(info) == "REGISTRY_IMMUTABLE"
+    assert zone.file("1.0.0").read_bytes() == b"one"
+
+
+def test_a_file_that_was_slipped_into_a_version_is_seen(zone: Zone) -> None:
+    artifact = signed(router_files(), zone.officer)
+    zone.registry.publish(artifact, name="default", version="1.0.0")
+    zone.file("1.0.0", "extra.json").write_bytes(b"{}")
+    with pytest.raises(RegistryError) as info:
+        zone.registry.publish(artifact, name="default", version="1.0.0")
+    assert code_of(info) == "REGISTRY_IMMUTABLE"
+    with pytest.raises(ApplianceError):
+        zone.promote("1.0.0")
+
+
+def test_publishing_again_completes_what_a_kill_left(zone: Zone) -> None:
+    artifact = signed(router_files(), zone.officer)
+    zone.registry.publish(artifact, name="default", version="1.0.0")
+    zone.file("1.0.0", "artifact.sigstore.json").unlink()
+    with pytest.raises(RegistryError) as info:
+        zone.registry.fetch("default", "1.0.0")
+    assert code_of(info) == "REGISTRY_INCOMPLETE"
+    assert not zone.registry.versions()[0].complete
+    zone.registry.publish(artifact, name="default", version="1.0.0")
+    assert zone.registry.fetch("default", "1.0.0").digest == artifact.digest
+
+
+def test_an_artifact_lies_only_under_its_own_name(zone: Zone) -> None:
+    artifact = signed(router_files("default", "1.0.0"), zone.officer)
+    with pytest.raises(RegistryError) as info:
+        zone.registry.publish(artifact, name="other", version="1.0.0")
+    assert code_of(info) == "REGISTRY_MISPLACED"
+
+
+def test_an_unsigned_artifact_is_not_published(zone: Zone) -> None:
+    from appliance.artifact import from_files
+
+    with pytest.raises(ApplianceError) as info:
+        zone.registry.publish(from_files(router_files()), name="default", version="1.0.0")
+    assert code_of(info) == "ARTIFACT_UNSIGNED"
+    assert zone.registry.versions() == []
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", "A", "a" * 65, "a\n", ".a"])
+def test_names_that_do_not_travel_are_refused(zone: Zone, name: str) -> None:
+    with pytest.raises(RegistryError) as info:
+        zone.registry.fetch(name, "1.0.0")
+    assert code_of(info) == "REGISTRY_NAME"
+    with pytest.raises(RegistryError) as info:
+        zone.registry.channel(name)
+    assert code_of(info) == "REGISTRY_NAME"
+
+
+def test_a_promotion_names_every_file_and_raises_the_epoch(zone: Zone) -> None:
+    digest = zone.publish("1.0.0")
+    zone.publish("1.1.0")
+    first, second = zone.promote("1.0.0"), zone.promote("1.1.0")
+    assert (first.pointer.epoch, second.pointer.epoch) == (1, 2)
+    assert first.pointer.target is not None
+    assert first.pointer.target.digest == digest
+    assert set(first.pointer.target.files) == {
+        "index.safetensors",
+        "model.json",
+        "router.yaml",
+        "artifact.sigstore.json",
+    }
+    assert first.verdict.role == "import-officer"
+
+
+def test_a_version_that_was_tampered_with_is_not_promoted(zone: Zone) -> None:
+    zone.publish("1.0.0")
+    zone.file("1.0.0").write_bytes(b"evil")
+    with pytest.raises(ApplianceError) as info:
+        zone.promote("1.0.0")
+    assert code_of(info).startswith("TRUST_")
+    assert zone.registry.channels() == []
+
+
+def test_a_producer_may_not_promote(zone: Zone, zone_trust: tuple) -> None:
+    zone.publish("1.0.0")
+    with pytest.raises(ApplianceError) as info:
+        zone.registry.promote("default", "1.0.0", zone_trust[1]("producer"))
+    assert code_of(info) == "TRUST_ROLE"
+    assert zone.registry.channels() == []
+
+
+def test_a_pointer_under_another_channels_name_is_refused(zone: Zone) -> None:
+    zone.publish("1.0.0")
+    zone.promote("1.0.0")
+    zone.pointer.rename(zone.pointer.with_name("other.json"))
+    with pytest.raises(RegistryError) as info:
+        zone.registry.channel("other")
+    assert code_of(info) == "REGISTRY_CHANNEL_SWAPPED"
+
+
+@pytest.mark.parametrize("data", [b"", b"{}", b"[]", b'{"statement":"e30=","bundle":1}', b'{"statement":"*","bundle":""}'])
+def test_something_else_under_a_channels_name_is_refused(zone: Zone, data: bytes) -> None:
+    zone.store.put("channels/default.json", data)
+    with pytest.raises(ApplianceError) as info:
+        zone.registry.channel("default")
+    assert code_of(info) in {"REGISTRY_CHANNEL_MALFORMED", "DOCUMENT_MALFORMED"}
+
+
+def test_a_changed_pointer_is_refused(zone: Zone) -> None:
+    zone.publish("1.0.0")
+    state = zone.promote("1.0.0")
+    statement, bundle = channels.split(state.envelope)
+    forged = statement.replace(b'"epoch":1', b'"epoch":9')
+    assert forged != statement
+    import base64
+
+    from appliance import documents
+
+    zone.pointer.write_bytes(
+        documents.write_json(
+            {"statement": base64.b64encode(forged).decode(), "bundle": base64.b64encode(bundle).decode()}
+        )
+    )
+    with pytest.raises(ApplianceError) as info:
+        zone.registry.channel("default")
+    assert code_of(info).startswith("TRUST_")
+
+
+def test_renewal_changes_only_epoch_and_expiry(zone: Zone) -> None:
+    zone.publish("1.0.0")
+    before = zone.promote("1.0.0")
+    zone.clock.advance(seconds=90)
+    after = zone.registry.renew("default", zone.officer)
+    assert after.pointer.target == before.pointer.target
+    assert after.pointer.epoch == 2
+    assert after.pointer.expires > before.pointer.expires
+
+
+def test_a_revoked_version_leaves_its_channel_and_cannot_return(zone: Zone) -> None:
+    digest = zone.publish("1.0.0")
+    zone.promote("1.0.0")
+    state = zone.registry.revoke("default", [digest], zone.officer)
+    assert state.pointer.target is None
+    assert state.pointer.revoked == (digest,)
+    with pytest.raises(RegistryError) as info:
+        zone.promote("1.0.0")
+    assert code_of(info) == "REGISTRY_REVOKED"
+    zone.publish("1.0.1")
+    assert zone.promote("1.0.1").pointer.revoked == (digest,), "a later promotion keeps the revocation"
+
+
+def test_revoking_another_version_leaves_the_served_one(zone: Zone) -> None:
+    zone.publish("1.0.0")
+    other = zone.publish("0.9.0")
+    zone.promote("1.0.0")
+    state = zone.registry.revoke("default", [other], zone.officer)
+    assert state.pointer.target is not None
+    assert state.pointer.target.version == "1.0.0"
+
+
+def test_two_officers_at_once_do_not_both_believe_they_won(zone: Zone) -> None:
+    zone.publish("1.0.0")
+    zone.publish("1.1.0")
+
+    class Interrupted(type(zone.store)):  # a home where another officer's write comes right after ours
+        rival: bytes = b""
+
+        def put(self, key: str, data: bytes, *, only_if_absent: bool = False) -> str:
+            super().put(key, data, only_if_absent=only_if_absent)
+            return super().put(key, self.rival) if key.startswith("channels/") else ""
+
+    rival = zone.promote("1.1.0").envelope
+    zone.pointer.unlink()
+    home = Interrupted(zone.root / "registry")
+    home.rival = rival
+    with pytest.raises(RegistryError) as info:
+        Registry(home, material=lambda: zone.material, clock=zone.clock).promote("default", "1.0.0", zone.officer)
+    assert code_of(info) == "REGISTRY_CHANNEL_RACE"
