@@ -34,6 +34,7 @@ def sync(
     as_json: Json = False,
 ) -> None:
     """Bring verified routers from the registry to a shared folder, once or for ever."""
+    from appliance.notify import notify
     from appliance.registry.directory import DirectoryStore
 
     with refusals(as_json):
@@ -57,7 +58,9 @@ def sync(
             if report["written"] or said.get(follower.channel) != news:
                 said[follower.channel] = news
                 say(_line(report))
+        notify("READY=1\nWATCHDOG=1")  # also while the registry is away: what is on the volume is served
         stop.wait(interval * (1 + random.uniform(-JITTER, JITTER)))  # noqa: S311 (spreads load)
+    notify("STOPPING=1")
 
 
 def _patiently(follow: _Channels, say: Steps, said: dict[str, Any]) -> list[Follower]:

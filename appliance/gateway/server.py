@@ -14,6 +14,7 @@ from typing import Any
 import uvicorn
 
 from appliance.errors import GatewayError
+from appliance.notify import notify, watchdog_interval_s
 from appliance.settings import Drain, Listen
 
 log = logging.getLogger("appliance.server")
@@ -105,6 +106,8 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._drain = drain
         self._close_at: float | None = None
+        self._sign_interval_s = watchdog_interval_s()
+        self._next_sign_at: float | None = None
 
     @property
     def draining(self) -> bool:
@@ -118,16 +121,28 @@ class Server(uvicorn.Server):
             log.warning("second %s: running requests are cut", signal.Signals(sig).name)
             self.force_exit = self.should_exit = True
             return
+        notify("STOPPING=1")
         self._close_at = time.monotonic() + self._drain.readiness_s
         log.info(
             "draining", extra={"signal": signal.Signals(sig).name, "listener_closes_in_s": self._drain.readiness_s}
         )
 
     async def on_tick(self, counter: int) -> bool:
-        """Ten times a second."""
+        """Ten times a second, from the event loop: a loop that hangs gives no sign of life."""
+        self._give_sign()
         if self._close_at is not None and time.monotonic() >= self._close_at:
             self.should_exit = True
         return await super().on_tick(counter)
+
+    def _give_sign(self) -> None:
+        now = time.monotonic()
+        if self._next_sign_at is None:
+            notify("READY=1")
+        elif self._sign_interval_s is None or now < self._next_sign_at:
+            return
+        else:
+            notify("WATCHDOG=1")
+        self._next_sign_at = now + (self._sign_interval_s or 0)
 
     async def serve_on(self, listener: socket.socket) -> None:
         """Serve until stopped."""

@@ -24,7 +24,7 @@ FLOORS = [
     {"routers", "registry", "vendoring"},
     {"trust"},
     {"artifact", "breaker"},
-    {"documents", "files"},
+    {"documents", "files", "notify"},
     {"errors"},
 ]
 BESIDE = {("files", "documents")}

@@ -1,0 +1,41 @@
+"""Telling the service manager how we are: readiness, a sign of life, the end (sd_notify(3), without its library)."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+
+
+def notify(state: str, environment: Mapping[str, str] = os.environ) -> bool:
+    """Send a state such as `READY=1`, `WATCHDOG=1`, `STOPPING=1` or `STATUS=text` to the service manager.
+
+    Args:
+        state: assignments, one a line.
+        environment: holds `NOTIFY_SOCKET` where a manager listens.
+
+    Returns:
+        Whether a manager was told; never raises, because nobody's request may fail for it.
+    """
+    address = environment.get("NOTIFY_SOCKET", "")
+    if address[:1] not in {"/", "@"}:
+        return False
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
+            channel.setblocking(False)  # a manager that does not read must not stop the event loop
+            channel.connect("\0" + address[1:] if address[0] == "@" else address)
+            channel.send(state.encode())
+    except OSError:
+        return False
+    return True
+
+
+def watchdog_interval_s(environment: Mapping[str, str] = os.environ, *, pid: int | None = None) -> float | None:
+    """How often to send `WATCHDOG=1`: half of the manager's patience, in seconds; None where nobody waits for it."""
+    wanted_pid = environment.get("WATCHDOG_PID", "")
+    if wanted_pid and wanted_pid != str(os.getpid() if pid is None else pid):
+        return None
+    microseconds = environment.get("WATCHDOG_USEC", "")
+    if not microseconds.isdecimal() or int(microseconds) == 0:
+        return None
+    return int(microseconds) / 2_000_000
