@@ -11,6 +11,7 @@ import pytest
 from appliance.registry.contract import Store
 from appliance.registry.directory import DirectoryStore
 from appliance.registry.settings import S3Settings, open_store
+from tests.support.rgw import rgw_server
 from tests.support.s3 import S3Server, swift_server
 from tests.support.small_authority import SmallAuthority
 
@@ -28,6 +29,12 @@ def swift(tls_authority: SmallAuthority) -> Iterator[S3Server]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def rgw(tls_authority: SmallAuthority) -> Iterator[S3Server]:
+    with rgw_server(tls_authority.issue("127.0.0.1")) as server:
+        yield server
+
+
 @pytest.fixture
 def bucket_settings(tmp_path: Path) -> Callable[..., S3Settings]:
     """Settings of a fresh bucket on a server."""
@@ -41,7 +48,7 @@ def bucket_settings(tmp_path: Path) -> Callable[..., S3Settings]:
     return fresh
 
 
-@pytest.fixture(params=["directory", "swift"])
+@pytest.fixture(params=["directory", "swift", pytest.param("rgw", marks=pytest.mark.slow)])
 def home(request: pytest.FixtureRequest, tmp_path: Path, bucket_settings: Callable[..., S3Settings]) -> Store:
     """An empty home of each kind."""
     if request.param == "directory":

@@ -63,7 +63,9 @@ def test_days_without_the_registry_are_visible_and_serving_goes_on(served: Zone)
     health = host.health()
     assert health.version == "1.0.0"
     assert health.contact_age_s == timedelta(days=3).total_seconds()
-    assert served.host().health().contact_age_s == pytest.approx(timedelta(days=3).total_seconds()), "over a restart too"
+    assert served.host().health().contact_age_s == pytest.approx(timedelta(days=3).total_seconds()), (
+        "over a restart too"
+    )
     (served.root / "away").rename(served.root / "registry")
     host.poll()
     assert host.health().contact_age_s == 0

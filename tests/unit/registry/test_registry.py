@@ -129,7 +129,9 @@ def test_a_pointer_under_another_channels_name_is_refused(zone: Zone) -> None:
     assert code_of(info) == "REGISTRY_CHANNEL_SWAPPED"
 
 
-@pytest.mark.parametrize("data", [b"", b"{}", b"[]", b'{"statement":"e30=","bundle":1}', b'{"statement":"*","bundle":""}'])
+@pytest.mark.parametrize(
+    "data", [b"", b"{}", b"[]", b'{"statement":"e30=","bundle":1}', b'{"statement":"*","bundle":""}']
+)
 def test_something_else_under_a_channels_name_is_refused(zone: Zone, data: bytes) -> None:
     zone.store.put("channels/default.json", data)
     with pytest.raises(ApplianceError) as info:
