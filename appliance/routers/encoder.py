@@ -15,7 +15,7 @@ from appliance.routers.strategies import Floats, Prompts
 
 MAX_CHARACTERS_PER_TOKEN = 16  # text beyond this many characters a token can only lie in the truncated middle
 INPUTS = ("input_ids", "attention_mask")
-OUTPUT = "embedding"
+OUTPUT = "prompt_vector"
 
 
 class Encoder(Protocol):
