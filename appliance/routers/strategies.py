@@ -28,7 +28,18 @@ MAX_PARAMETERS_BYTES = 64 * 1024**2  # bytes; vocabularies live there
 
 # name -> module; each module holds one class whose `name` is the key
 FAMILIES: Mapping[str, str] = {
+    "cluster": "appliance.routers.families.cluster",
+    "elo": "appliance.routers.families.elo",
+    "ensemble": "appliance.routers.families.ensemble",
+    "forest": "appliance.routers.families.forest",
     "knn": "appliance.routers.families.knn",
+    "logistic": "appliance.routers.families.linear",
+    "matrix_factorization": "appliance.routers.families.linear",
+    "mlp": "appliance.routers.families.mlp",
+    "onnx": "appliance.routers.families.onnx",
+    "ridge": "appliance.routers.families.linear",
+    "svm": "appliance.routers.families.svm",
+    "terms": "appliance.routers.families.terms",
 }
 
 
@@ -93,6 +104,17 @@ class StrategyFiles:
         if value.dtype.kind == "f" and not np.isfinite(value).all():
             raise RouterError("ROUTER_WEIGHTS", f"tensor {name} holds NaN or infinity", tensor=name)
         return value
+
+    def no_parameters(self, strategy: str) -> None:
+        """Refuse parameters where the family has none.
+
+        Raises:
+            RouterError: ROUTER_PARAMETERS.
+        """
+        if self.parameters:
+            raise RouterError(
+                "ROUTER_PARAMETERS", f"{strategy} takes no parameters", given=sorted(self.parameters)[:20]
+            )
 
 
 class Strategy(ABC):
