@@ -160,14 +160,15 @@ def audit(
 
 
 def _print_audit(out: Console, result: Audit) -> None:
+    from appliance.vendoring.difference import summary
+
     admission = result.admission
     for notice in admission.notices:
         out.print(f"notice   {notice.wheel}: {notice.text}", markup=False)
     if result.unneeded:
         out.print(f"notice   not needed on this target: {', '.join(result.unneeded)}", markup=False)
-    for difference in result.differences or ():
-        mark = "!" if difference.weighty else " "
-        out.print(f"{mark} {difference.kind:9} {difference.package} {difference.detail}", markup=False)
+    for line in summary(result.differences or ()):
+        out.print(line, markup=False)
     if result.differences == []:
         out.print("no difference to the previous release")
     for refusal in admission.refusals:

@@ -91,6 +91,16 @@ def compare(before: Iterable[Inspection], after: Iterable[Inspection]) -> list[D
     return sorted(found, key=lambda difference: (not difference.weighty, difference.package, difference.kind))
 
 
+def summary(differences: Iterable[Difference], *, at_most: int = 3) -> Iterator[str]:
+    """Lines for a person: one per kind and package, an exclamation mark before what deserves a second look."""
+    groups: dict[tuple[bool, str, str], list[str]] = {}
+    for difference in differences:
+        groups.setdefault((difference.weighty, difference.kind, difference.package), []).append(difference.detail)
+    for (weighty, kind, package), details in groups.items():
+        more = f" and {len(details) - at_most} more" if len(details) > at_most else ""
+        yield f"{'!' if weighty else ' '} {kind:9} {package}: {', '.join(details[:at_most])}{more}"
+
+
 def _brings(old: Inspection | None, new: Inspection) -> Iterator[Difference]:
     for kind, before, after in (
         ("startup", _startup(old), _startup(new)),

@@ -48,8 +48,16 @@ class RefusedVersions(_Document):
     reason: Reason
 
     def covers(self, package: str, version: str) -> bool:
-        """Whether the rule refuses a version; pre-releases count."""
-        return package == self.package and SpecifierSet(self.versions).contains(Version(version), prereleases=True)
+        """Whether the rule refuses a version.
+
+        A pre-release of the fixed version counts as below it, although PEP 440 leaves it out of `<`.
+        """
+        return package == self.package and all(
+            Version(version) < Version(part.version)
+            if part.operator == "<"
+            else part.contains(version, prereleases=True)
+            for part in SpecifierSet(self.versions)
+        )
 
 
 class AllowedStartup(_Document):
@@ -58,6 +66,18 @@ class AllowedStartup(_Document):
     package: Name
     path: str
     sha256: Sha256
+    reason: Reason
+
+
+class AllowedOutside(_Document):
+    """A place outside its own folder where a package may install files.
+
+    Attributes:
+        prefix: start of the installed path, e.g. `[data]/share/man/`; it must end in `/`.
+    """
+
+    package: Name
+    prefix: Annotated[str, Field(pattern=r"^\[(data|headers)\]/.+/$")]
     reason: Reason
 
 
@@ -85,7 +105,7 @@ class Policy(_Document):
             the package.
         licence_exceptions: package -> reason.
         startup: files that may run or be read at interpreter start.
-        outside: package -> reason; packages that may install data outside their own folder.
+        outside: places outside its own folder that a package may install to.
         bytecode: package -> reason; packages that may carry compiled Python.
         yanked: package -> reason; withdrawn releases that may enter all the same.
         ripening: see `Ripening`.
@@ -97,7 +117,7 @@ class Policy(_Document):
     refused_licences: tuple[Annotated[str, Field(min_length=2)], ...] = ()
     licence_exceptions: dict[Name, Reason] = {}
     startup: tuple[AllowedStartup, ...] = ()
-    outside: dict[Name, Reason] = {}
+    outside: tuple[AllowedOutside, ...] = ()
     bytecode: dict[Name, Reason] = {}
     yanked: dict[Name, Reason] = {}
     ripening: Ripening
@@ -115,3 +135,7 @@ class Policy(_Document):
     def allows_startup(self, package: str, path: str, sha256: str) -> bool:
         """Whether a start-up file was allowed, to the byte."""
         return any((rule.package, rule.path, rule.sha256) == (package, path, sha256) for rule in self.startup)
+
+    def allows_outside(self, package: str, installed: str) -> bool:
+        """Whether a package may install a file outside its folder, at this installed path."""
+        return any(rule.package == package and installed.startswith(rule.prefix) for rule in self.outside)

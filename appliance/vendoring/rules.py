@@ -75,16 +75,16 @@ def startup(wheel: Inspection, at: Circumstances) -> Iterator[Finding]:
 
 def outside(wheel: Inspection, at: Circumstances) -> Iterator[Finding]:
     """Files that land outside the package's own folder."""
-    allowed = at.policy.outside.get(wheel.name)
-    if wheel.outside and allowed is None:
+    refused = [path for path in wheel.outside if not at.policy.allows_outside(wheel.name, path)]
+    if refused:
         yield VendorError(
             "VENDOR_INSTALLS_OUTSIDE",
-            f"{wheel.filename}: {wheel.outside[0]} lands outside the package's folder",
+            f"{wheel.filename}: {refused[0]} lands outside the package's folder",
             wheel=wheel.filename,
-            files=wheel.outside[:10],
+            files=refused[:10],
         )
     elif wheel.outside:
-        yield Notice(wheel.filename, f"{len(wheel.outside)} files land outside its folder; allowed: {allowed}")
+        yield Notice(wheel.filename, f"{len(wheel.outside)} files outside its folder, all where the policy allows them")
 
 
 def hidden_code(wheel: Inspection, at: Circumstances) -> Iterator[Finding]:

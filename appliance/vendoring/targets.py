@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from packaging.tags import Tag, compatible_tags, cpython_tags
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from appliance import documents
 from appliance.errors import VendorError
@@ -39,6 +39,10 @@ class Target:
     python: tuple[int, int]
     architecture: str
     glibc: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        if self.glibc < (2, _OLDEST_GLIBC[self.architecture]):
+            raise ValueError(f"no wheel is built for glibc {self.glibc} on {self.architecture}")
 
     @cached_property
     def tags(self) -> dict[Tag, int]:
@@ -95,6 +99,12 @@ class _TargetEntry(_Document):
     architecture: Literal["x86_64", "aarch64"]
     glibc: Annotated[str, Field(pattern=r"^2\.\d{1,2}$")]
     profiles: dict[str, list[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*\.lock$")]]]
+
+    @model_validator(mode="after")
+    def _known_glibc(self) -> Self:
+        if _pair(self.glibc) < (2, _OLDEST_GLIBC[self.architecture]):
+            raise ValueError(f"no wheel is built for glibc {self.glibc} on {self.architecture}")
+        return self
 
 
 class _Targets(_Document):

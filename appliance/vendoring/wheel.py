@@ -30,6 +30,7 @@ from appliance.vendoring.selection import WheelName, wheel_name
 
 _SCHEMES = frozenset({"purelib", "platlib", "headers", "scripts", "data"})
 _STARTUP = frozenset({"sitecustomize", "usercustomize"})
+_OUTSIDE = ("[data]/", "[headers]/")
 _BYTECODE = (".pyc", ".pyo")
 _ENTRY = re.compile(r"[A-Za-z_][\w.]*(\s*:\s*[A-Za-z_][\w.]*)?(\s*\[[\w\s,.-]*\])?\Z")
 _PROGRAM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*\Z")
@@ -82,7 +83,7 @@ class Inspection(_Document):
         startup: what runs, or is read, at every interpreter start.
         programs: commands it puts on the path, name -> entry point or file.
         plugins: other entry points, `group: name` -> reference.
-        outside: files that land outside the package folder (`.data/data`, headers).
+        outside: installed paths outside the package folder (`[data]/...`, `[headers]/...`).
         bytecode: compiled Python, which may differ from the source beside it.
         pickles: files that unpickling would execute if anything loads them.
         native: ELF files.
@@ -159,7 +160,7 @@ def inspect_wheel(data: bytes, filename: str) -> Inspection:
         startup=tuple(startup),
         programs=dict(sorted(programs.items())),
         plugins={f"{g}: {n}": t for (g, n), t in sorted(entries.items()) if g not in _PROGRAM_GROUPS},
-        outside=tuple(sorted(path for path in contents if _outside(path))),
+        outside=tuple(sorted(path for path in map(installed_path, contents) if path.startswith(_OUTSIDE))),
         bytecode=tuple(sorted(path for path in contents if path.lower().endswith(_BYTECODE))),
         pickles=tuple(
             sorted(path for path in contents if path.lower().endswith((".pkl", ".pickle", ".joblib", ".pt")))
@@ -193,10 +194,6 @@ def _at_start(path: str) -> bool:
 def _runs_code(pth: bytes) -> bool:
     """Whether `site.addpackage` would execute a line of a `.pth` file."""
     return any(line.startswith(("import ", "import\t")) for line in pth.decode("utf-8-sig", "replace").splitlines())
-
-
-def _outside(member: str) -> bool:
-    return installed_path(member).startswith(("[data]/", "[headers]/"))
 
 
 def _info_folder(archive: Archive, named: WheelName, filename: str) -> str:

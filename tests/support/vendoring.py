@@ -99,7 +99,7 @@ def pack(members: Mapping[str, bytes] | list[tuple[str, bytes]], *, compression:
         for name, content in members.items() if isinstance(members, Mapping) else members:
             entry = zipfile.ZipInfo(name, FIXED_TIME)
             entry.compress_type = compression
-            entry.external_attr = 0o100644 << 16
+            entry.external_attr = (0o40755 if name.endswith("/") else 0o100644) << 16
             archive.writestr(entry, content)
     return buffer.getvalue()
 

@@ -21,11 +21,12 @@ def refused(text: str) -> str:
 
 
 def test_a_lock_as_pip_tools_writes_it_is_read():
-    lock = parse_lock(
+    text = (
         f"# header\nFoo.Bar==1.0 ; python_version < '3.12' \\\n    --hash=sha256:{A} \\\n    --hash=sha256:{B}\n"
-        f"    # via -r x.in\ntorch==2.13.0+cpu \\\n    --hash=sha256:{A}\n    # via\n    #   foo\n\n# WARNING: text\n# torch\n".encode(),
-        name="x.lock",
+        f"    # via -r x.in\ntorch==2.13.0+cpu \\\n    --hash=sha256:{A}\n    # via\n    #   foo\n\n"
+        "# WARNING: text\n# torch\n"
     )
+    lock = parse_lock(text.encode(), name="x.lock")
     assert [str(pin) for pin in lock.pins] == ["foo-bar==1.0", "torch==2.13.0+cpu"]
     assert lock.pins[0].hashes == {A, B}
     assert lock.pins[0].applies({"python_version": "3.11"})
