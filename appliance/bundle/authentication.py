@@ -50,8 +50,13 @@ class Authenticator:
             store = self._store(head, Path(work))
             return self._judge(head, store.material(now=self._now), store.checked_time(self._now))
 
-    def commit(self, head: Head, state: Path) -> None:
+    def commit(self, head: Head, state: Path, *, witness: datetime) -> None:
         """Make the head's trust metadata the host's, after it was authenticated.
+
+        Args:
+            head: as it was authenticated.
+            state: `PREFIX/state/trust`.
+            witness: the verified time of the release; no later clock may be before it.
 
         Raises:
             TrustError: as `__call__`.
@@ -59,9 +64,11 @@ class Authenticator:
         with tempfile.TemporaryDirectory(prefix="appliance-trust-") as work:
             source = _written(head, Path(work))
             if state.is_dir():
-                _refresh(TrustStore.open(state), source, self._now)
+                store = TrustStore.open(state)
+                _refresh(store, source, self._now)
             else:
-                TrustStore.initialise(state, self._required_anchor(), source, now=self._now)
+                store = TrustStore.initialise(state, self._required_anchor(), source, now=self._now)
+            store.witness(witness)
 
     def _store(self, head: Head, work: Path) -> TrustStore:
         """A throw-away trust state that has seen the media's metadata."""

@@ -116,7 +116,14 @@ def build(
     """
     with appliance_errors():
         members, segments = _measured(payload, segment_bytes, progress)
-        document = manifest_document(identity, members, trust, segment_bytes, segments, unpacked(payload))
+        document = manifest_document(
+            identity,
+            members=members,
+            trust=trust,
+            segment_bytes=segment_bytes,
+            segments=segments,
+            installed=unpacked(payload),
+        )
         manifest_bytes = documents.write_json(document)
         manifest = read_manifest(manifest_bytes)  # what no reader would accept is not built
         head = {
@@ -132,6 +139,7 @@ def build(
 
 def manifest_document(
     identity: Identity,
+    *,
     members: Sequence[Member],
     trust: dict[str, bytes],
     segment_bytes: int,

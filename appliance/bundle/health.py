@@ -38,9 +38,7 @@ MODULES["full"] = MODULES["gateway"] + MODULES["training"]
 def main(arguments: Sequence[str]) -> int:
     """Run the checks and print their findings as JSON."""
     payload, profile = Path(arguments[0]), arguments[1]
-    findings: list[dict[str, Any]] = []
-    for check in (_versions, _imports, _encoder):
-        findings.append(_finding(check, payload, profile))
+    findings = [_finding(check, payload, profile) for check in (_versions, _imports, _encoder)]
     print(json.dumps(findings))
     return 0 if all(finding["healthy"] for finding in findings) else 1
 

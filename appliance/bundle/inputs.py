@@ -89,9 +89,9 @@ def collect(
     router: Path | None,
     configuration: Path | None,
     evidence: list[Path],
-    units: Path | None = None,
+    units: Path | None,
 ) -> list[Payload]:
-    """Everything of the payload in its fixed order: stage 0, requirements, wheels, locks, models, configuration, evidence.
+    """The whole payload in its fixed order: stage 0, requirements, wheels, locks, models, configuration, evidence.
 
     Raises:
         BundleError: BUNDLE_INPUT. ArtifactError, FileError: a model that is not a whole, signed artifact.
@@ -109,11 +109,10 @@ def collect(
     for kind, folder in (("encoder", encoder), ("router", router)):
         if folder is not None:
             payload += _artifact(kind, folder)
-    if configuration is not None:
-        payload.append(Payload("config/appliance.yaml", configuration))
-    if units is not None and units.is_dir():
-        files = read_tree(units, max_files=64, max_bytes=MAX_EXTRA_BYTES)
-        payload += [Payload(f"systemd/{name}", data) for name, data in sorted(files.items())]
+    for place, folder in (("config", configuration), ("systemd", units)):
+        if folder is not None:
+            files = read_tree(folder, max_files=64, max_bytes=MAX_EXTRA_BYTES)
+            payload += [Payload(f"{place}/{name}", data) for name, data in sorted(files.items())]
     return payload + [Payload(f"evidence/{path.name}", path) for path in sorted(evidence)]
 
 

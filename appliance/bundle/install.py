@@ -6,7 +6,6 @@ and the next run of the same command takes up where this one stood.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,16 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from appliance.bundle.authentication import Authenticator, FullVerdict
-from appliance.bundle.health import check_health
+from appliance.bundle.completing import Completion
 from appliance.bundle.refusals import appliance_errors
-from appliance.bundle.releases import check_state, collect_garbage, installed_releases, state_version, write_marker
-from appliance.bundle.stage0.extract import check_members, check_tree
-from appliance.bundle.stage0.journal import Prefix, Transaction
+from appliance.bundle.releases import check_state, collect_garbage, installed_releases
+from appliance.bundle.stage0.extract import check_members
+from appliance.bundle.stage0.journal import Prefix
 from appliance.bundle.stage0.main import release_region
+from appliance.bundle.stage0.manifest import Manifest
 from appliance.bundle.stage0.media import Head, choose, open_sources
 from appliance.bundle.stage0.preflight import Finding, preflight_findings, read_host, refuse_unfit
-from appliance.bundle.stage0.preparing import Conduct, advance, find_base, prepare, reached
-from appliance.errors import ApplianceError, BundleError, InstallError
+from appliance.bundle.stage0.preparing import Conduct, find_base, prepare
+from appliance.errors import BundleError, InstallError
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,7 @@ def install(
     conduct: Conduct | None = None,
     dry_run: bool = False,
     ports: Sequence[int] = (),
+    allow_downgrade: bool = False,
     inherited_lock: int | None = None,
 ) -> Report:
     """Install a release below a prefix.
@@ -104,6 +105,7 @@ def install(
         conduct: how to speak, and the interpreter for the environment.
         dry_run: check the media and the host, write nothing.
         ports: ports that the gateway will want.
+        allow_downgrade: take a release with a lower epoch than the current one.
         inherited_lock: the lock's descriptor where stage 0 holds it already.
 
     Returns:
@@ -141,6 +143,8 @@ def install(
             )
         findings = _preflight(prefix, verdict, conduct, now, ports)
         check_state(prefix, manifest)
+        if not allow_downgrade:
+            _check_epoch(prefix, manifest)
         region = release_region(chosen, release, set_aside + unreadable, report_repair)
         if dry_run:
             carried = set(release.carried) if release.carried is not None else None
@@ -154,8 +158,8 @@ def install(
             if prefix.active() == manifest.release_id and prefix.transaction() is None:
                 return Report(verdict, findings, "already installed", prefix.active())
             transaction = prepare(prefix, release, region, conduct)
-            health, transaction = _admit(prefix, transaction, verdict, authenticator, heads, conduct, now)
-            _switch(prefix, transaction, verdict, conduct, now)
+            completion = Completion(prefix, verdict, authenticator, heads[manifest.digest], conduct, now)
+            health = completion.run(transaction)
             removed = collect_garbage(prefix)
     return Report(verdict, findings, "installed", transaction.previous, tuple(health), tuple(removed), tuple(repaired))
 
@@ -176,82 +180,13 @@ def _preflight(
     return tuple(findings)
 
 
-def _admit(
-    prefix: Prefix,
-    transaction: Transaction,
-    verdict: FullVerdict,
-    authenticator: Authenticator,
-    heads: dict[str, Head],
-    conduct: Conduct,
-    now: datetime,
-) -> tuple[list[dict[str, Any]], Transaction]:
-    """Verify what lies on the disk, take over the trust metadata, check health: only then may anything point here."""
-    manifest = verdict.release.manifest
-    release_id = manifest.release_id
-    if not reached(transaction, "verified"):
-        conduct.say("verifying what was staged")
-        descriptor = os.open(prefix.payload(release_id), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            check_tree(manifest.members, descriptor)
-        finally:
-            os.close(descriptor)
-        conduct.checkpoint("verified: before the trust state")
-        authenticator.commit(heads[manifest.digest], prefix.state / "trust")
-        transaction = advance(prefix, transaction, "verified", conduct)
-    health: list[dict[str, Any]] = []
-    if not reached(transaction, "healthy"):
-        conduct.say("checking health")
-        python = prefix.environment(release_id) / "bin" / "python"
-        try:
-            health = check_health(python, prefix.payload(release_id), manifest.profile)
-        except ApplianceError:
-            prefix.discard(release_id)
-            prefix.close()
-            raise
-        write_marker(prefix, release_id, signer=verdict.verdict.identity, now=now)
-        transaction = advance(prefix, transaction, "healthy", conduct)
-    return health, transaction
-
-
-def _switch(prefix: Prefix, transaction: Transaction, verdict: FullVerdict, conduct: Conduct, now: datetime) -> None:
-    """Place the configuration if there is none, point `current` here, and go back if the release fails in place."""
-    manifest = verdict.release.manifest
-    release_id = manifest.release_id
-    if not reached(transaction, "activated"):
-        _place_configuration(prefix, release_id, conduct)
-        if state_version(prefix) < manifest.state_version:
-            prefix.write(prefix.state / "version.json", f'{{"state_version": {manifest.state_version}}}\n')
-            conduct.checkpoint("state version written")
-        conduct.say(f"activating {release_id}")
-        conduct.checkpoint("activating: before the switch")
-        if prefix.active() != release_id:
-            prefix.point_to(release_id, reason="install", now=now)
-        transaction = advance(prefix, transaction, "activated", conduct)
-    if not reached(transaction, "confirmed"):
-        try:
-            check_health(prefix.current / "env" / "bin" / "python", prefix.payload(release_id), "in place")
-        except InstallError:
-            _return(prefix, transaction, now)
-            raise
-        transaction = advance(prefix, transaction, "confirmed", conduct)
-    prefix.close()
-
-
-def _return(prefix: Prefix, transaction: Transaction, now: datetime) -> None:
-    """Back to what ran before."""
-    if transaction.previous is not None:
-        prefix.point_to(transaction.previous, reason="automatic return", now=now)
-    else:
-        prefix.point_to_nothing()
-    prefix.discard(transaction.release)
-    prefix.close()
-
-
-def _place_configuration(prefix: Prefix, release_id: str, conduct: Conduct) -> None:
-    """The default configuration where the operator has none; his own is never touched."""
-    target = prefix.configuration / "appliance.yaml"
-    source = prefix.payload(release_id) / "config" / "appliance.yaml"
-    if not target.exists() and source.is_file():
-        prefix.write(target, source.read_text("utf-8").replace("@PREFIX@", str(prefix.root)))
-        conduct.say(f"wrote {target}")
-        conduct.checkpoint("configuration written")
+def _check_epoch(prefix: Prefix, manifest: Manifest) -> None:
+    """An old release, genuine but replaced for a reason, does not come back by being carried in again."""
+    current = next((release for release in installed_releases(prefix) if release.current), None)
+    if current is not None and current.manifest.name == manifest.name and manifest.epoch < current.manifest.epoch:
+        raise InstallError(
+            "INSTALL_DOWNGRADE",
+            f"the release is older (epoch {manifest.epoch}) than the current one (epoch {current.manifest.epoch})",
+            current=current.id,
+            offered=manifest.release_id,
+        )

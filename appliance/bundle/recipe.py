@@ -1,4 +1,4 @@
-"""From a recipe to a release on a folder: locks, wheels, models, signer, archive, and what goes by the second channel."""
+"""From a recipe to a release in a folder: locks, wheels, models, signer, archive, and the second channel's files."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ class Recipe:
         profile, target: names in `vendor/targets.yaml`.
         authority: folder of the authority that signs.
         vendor: folder of targets, locks and wheelhouse.
-        wheelhouse: folder of wheels; default `vendor/wheelhouse/<profile>-<target>`.
+        wheelhouse: folder of wheels; default `vendor/wheelhouse/<target>`.
         locks: lock files instead of the profile's.
         encoder, router: signed artifacts, or None.
-        configuration: the default configuration, or None.
+        configuration: folder of the default configuration; `bundle/defaults` where that is None and exists.
         evidence: SBOM, provenance and VEX files to carry along.
         version: None for the appliance's own.
         epoch: rises with every release.
         created: the release's time.
         volume_bytes: cut into volumes of at most so many bytes, with parity; None for one file only.
-        units: folder of systemd units, or None.
+        units: folder of systemd units; `bundle/systemd` where that is None and exists.
     """
 
     profile: str
@@ -76,13 +76,13 @@ def build_release(recipe: Recipe, out: Path, *, progress: Progress = lambda _tex
     target = targets.target(recipe.target)
     if recipe.locks:
         lock_files = list(recipe.locks)
-        pins = [pin for pin in merged(map(read_lock, lock_files)) if pin.applies(target.environment)]
+        pins = [pin for pin in merged(map(read_lock, lock_files)) if any(map(pin.applies, target.environments))]
     else:
         lock_files = [
             recipe.vendor / "requirements" / lock.name for lock in targets.locks(recipe.profile, recipe.target)
         ]
         pins = list(targets.pins(recipe.profile, recipe.target))
-    wheelhouse = recipe.wheelhouse or recipe.vendor / "wheelhouse" / f"{recipe.profile}-{recipe.target}"
+    wheelhouse = recipe.wheelhouse or recipe.vendor / "wheelhouse" / recipe.target
     if not wheelhouse.is_dir():
         raise BundleError("BUNDLE_INPUT", f"there is no wheelhouse at {wheelhouse}", wheelhouse=str(wheelhouse))
     wheels, requirements = select_wheels(pins, wheelhouse)
@@ -92,9 +92,9 @@ def build_release(recipe: Recipe, out: Path, *, progress: Progress = lambda _tex
         locks=lock_files,
         encoder=recipe.encoder,
         router=recipe.router,
-        configuration=recipe.configuration or _default_configuration(),
+        configuration=recipe.configuration or _folder(Path("bundle/defaults")),
         evidence=list(recipe.evidence),
-        units=recipe.units,
+        units=recipe.units or _folder(Path("bundle/systemd")),
     )
     identity = Identity(
         name=NAME,
@@ -134,6 +134,5 @@ def write_second_channel(built: Built, anchor: bytes, out: Path) -> None:
     write_atomic(out / f"{built.path.name}.sha256", "".join(lines).encode())
 
 
-def _default_configuration() -> Path | None:
-    path = Path("bundle/config/appliance.yaml")
-    return path if path.is_file() else None
+def _folder(path: Path) -> Path | None:
+    return path if path.is_dir() else None

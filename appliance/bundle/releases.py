@@ -72,15 +72,18 @@ def write_marker(prefix: Prefix, release_id: str, *, signer: str, now: datetime)
     prefix.write(prefix.release(release_id) / MARKER, json.dumps(marker, sort_keys=True) + "\n")
 
 
+def is_complete(prefix: Prefix, release_id: str) -> bool:
+    """Whether a folder is a whole, once healthy release."""
+    return (prefix.release(release_id) / MARKER).is_file()
+
+
 def previous_release(prefix: Prefix) -> str | None:
     """The complete release that ran before the current one, by the history."""
     active = prefix.active()
     for entry in reversed(prefix.activations()):
         before = entry.get("from")
         if entry.get("to") == active and before and before != active:
-            if (prefix.release(before) / MARKER).is_file():
-                return before
-            return None
+            return before if is_complete(prefix, before) else None
     return None
 
 
@@ -118,6 +121,12 @@ def state_version(prefix: Prefix) -> int:
         return 0
     except (ValueError, KeyError, TypeError):
         raise InstallError("INSTALL_JOURNAL", "state/version.json is unreadable", path=str(prefix.state)) from None
+
+
+def raise_state_version(prefix: Prefix, version: int) -> None:
+    """Mark the state as being of this layout, if it was of an older one."""
+    if state_version(prefix) < version:
+        prefix.write(prefix.state / "version.json", json.dumps({"state_version": version}) + "\n")
 
 
 def check_state(prefix: Prefix, manifest: Manifest) -> None:

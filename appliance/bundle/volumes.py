@@ -13,6 +13,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -61,19 +62,20 @@ def split(
                 f"{len(sizes)} volumes would be needed, {MAX_VOLUMES} are the most",
                 volume_bytes=volume_bytes,
             )
-        names = [f"{archive.name}.v{number:03d}" for number in range(1, len(sizes) + 1)]
-        labels = [f"volume/{number:03d}-of-{len(sizes):03d}" for number in range(1, len(sizes) + 1)]
+        count = len(sizes)
+        volumes = [
+            _Volume(out / f"{archive.name}.v{number:03d}", f"volume/{number:03d}-of-{count:03d}", size)
+            for number, size in enumerate(sizes, 1)
+        ]
         if parity:
-            names.append(f"{archive.name}.parity")
-            labels.append(f"volume/parity-of-{len(sizes):03d}")
-        lengths = [*sizes, slice_bytes if len(sizes) > 1 else sizes[0]] if parity else sizes
+            volumes.append(_Volume(out / f"{archive.name}.parity", f"volume/parity-of-{count:03d}", sizes[0]))
         out.mkdir(parents=True, exist_ok=True)
         with translated(out):
-            paths, lines = _write(stream, head, out, names, labels, lengths, len(sizes), progress)
-            _remove_others(out, archive.name, set(names))
+            lines = _write(stream, head, volumes, count=count, progress=progress)
+            _remove_others(out, archive.name, {volume.path.name for volume in volumes})
             sync_directory(out)
     write_atomic(out / f"{archive.name}.volumes.sha256", "".join(lines).encode())
-    return tuple(paths)
+    return tuple(volume.path for volume in volumes)
 
 
 def _slice_bytes(head: Head, volume_bytes: int) -> int:
@@ -90,21 +92,22 @@ def _slice_bytes(head: Head, volume_bytes: int) -> int:
     return slice_bytes
 
 
-def _write(
-    stream: BinaryIO,
-    head: Head,
-    out: Path,
-    names: Sequence[str],
-    labels: Sequence[str],
-    lengths: Sequence[int],
-    count: int,
-    progress: Progress,
-) -> tuple[list[Path], list[str]]:
+@dataclass(frozen=True)
+class _Volume:
+    """One volume to be written: its file, the name of its slice, and the slice's length."""
+
+    path: Path
+    label: str
+    size_bytes: int
+
+
+def _write(stream: BinaryIO, head: Head, volumes: Sequence[_Volume], *, count: int, progress: Progress) -> list[str]:
     """Write all volumes side by side, stripe by stripe, so that parity needs no second reading."""
     step = 4 * 1024 * 1024
     start = os.pread(stream.fileno(), head.size_bytes, 0)
-    temporaries = [out / f".{name}.{os.getpid()}.tmp" for name in names]
-    digests = [hashlib.sha256() for _ in names]
+    temporaries = [volume.path.with_name(f".{volume.path.name}.{os.getpid()}.tmp") for volume in volumes]
+    digests = [hashlib.sha256() for _ in volumes]
+    slice_bytes = volumes[0].size_bytes
     try:
         with contextlib.ExitStack() as stack:
             files = [stack.enter_context(path.open("xb")) for path in temporaries]
@@ -113,26 +116,27 @@ def _write(
                 files[number].write(data)
                 digests[number].update(data)
 
-            for number, label in enumerate(labels):
-                put(number, start + tar_header(label, lengths[number]))
-            for within in range(0, lengths[0], step):
+            for number, volume in enumerate(volumes):
+                put(number, start + tar_header(volume.label, volume.size_bytes))
+            for within in range(0, slice_bytes, step):
                 stripe = []
                 for number in range(count):
-                    length = max(0, min(step, lengths[number] - within))
-                    stripe.append(os.pread(stream.fileno(), length, head.size_bytes + number * lengths[0] + within))
+                    length = max(0, min(step, volumes[number].size_bytes - within))
+                    stripe.append(os.pread(stream.fileno(), length, head.size_bytes + number * slice_bytes + within))
                     put(number, stripe[-1])
-                if len(names) > count:
-                    put(count, xor_of(stripe, min(step, lengths[0] - within)))
-                progress("writing volumes", min(within + step, lengths[0]), lengths[0])
-            for number, length in enumerate(lengths):
-                put(number, bytes(padded(length) - length) + END_BLOCKS)
+                if len(volumes) > count:
+                    put(count, xor_of(stripe, min(step, slice_bytes - within)))
+                progress("writing volumes", min(within + step, slice_bytes), slice_bytes)
+            for number, volume in enumerate(volumes):
+                put(number, bytes(padded(volume.size_bytes) - volume.size_bytes) + END_BLOCKS)
                 files[number].flush()
                 os.fsync(files[number].fileno())
-        paths = [temporary.rename(out / name) for temporary, name in zip(temporaries, names, strict=True)]
+        for temporary, volume in zip(temporaries, volumes, strict=True):
+            temporary.rename(volume.path)
     finally:
         for temporary in temporaries:
             temporary.unlink(missing_ok=True)
-    return paths, [f"{digest.hexdigest()}  {name}\n" for digest, name in zip(digests, names, strict=True)]
+    return [f"{digest.hexdigest()}  {volume.path.name}\n" for digest, volume in zip(digests, volumes, strict=True)]
 
 
 def _remove_others(out: Path, archive: str, names: set[str]) -> None:

@@ -22,7 +22,7 @@ from appliance.files import read_regular
 
 MAX_ANCHOR_BYTES = 1024 * 1024
 Prefix = Annotated[Path, typer.Option("--prefix", help="Where the appliance lives.", show_default=True)]
-DEFAULT_PREFIX = Path("/srv/appliance")
+DEFAULT_PREFIX = Path("/opt/appliance")
 
 
 def install(
@@ -36,6 +36,9 @@ def install(
         list[int] | None, typer.Option("--port", help="A port the gateway will use; warn if it is taken.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check media and host; write nothing.")] = False,
+    allow_downgrade: Annotated[
+        bool, typer.Option("--allow-downgrade", help="Take a release older than the current one.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Install a release from media, atomically: the old release or the new one runs, never neither."""
@@ -50,6 +53,7 @@ def install(
             conduct=Conduct(say=say, progress=Rate(quiet=as_json), python=_base_python()),
             dry_run=dry_run,
             ports=port or (),
+            allow_downgrade=allow_downgrade,
             inherited_lock=int(lock) if lock.isdigit() else None,
         )
         manifest = report.verdict.release.manifest

@@ -29,7 +29,7 @@ def check_members(region: Region, members: Sequence[Member], *, progress: Progre
     Raises:
         Refused: as `extract_members`, without those of the file system.
     """
-    _walk(region, members, None, {}, progress)
+    _walk(region, members, None, present={}, progress=progress, checkpoint=lambda _: None)
 
 
 def extract_members(
@@ -55,7 +55,7 @@ def extract_members(
             INSTALL_PERMISSION, and what the region refuses.
     """
     with space_refusals("extracting the release"):
-        _walk(region, members, folder, present or {}, progress, checkpoint)
+        _walk(region, members, folder, present=present or {}, progress=progress, checkpoint=checkpoint)
         checkpoint("extracted")
         _sync_tree(folder)
 
@@ -97,9 +97,10 @@ def _walk(
     region: Region,
     members: Sequence[Member],
     folder: int | None,
+    *,
     present: dict[str, int],
     progress: Progress,
-    checkpoint: Callable[[str], None] = lambda _: None,
+    checkpoint: Callable[[str], None],
 ) -> None:
     total = region.size_bytes
     offset = 0

@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog="stage0.py", description="Check a release with openssl and install it below a prefix."
     )
     parser.add_argument("media", nargs="+", help="the archive, its volumes, or folders that hold them")
-    parser.add_argument("--prefix", required=True, type=Path, help="where the appliance lives, e.g. /srv/appliance")
+    parser.add_argument("--prefix", required=True, type=Path, help="where the appliance lives, e.g. /opt/appliance")
     trust = parser.add_mutually_exclusive_group(required=True)
     trust.add_argument("--trust", type=Path, help="anchor.json as it reached you by the second channel")
     trust.add_argument("--trust-sha256", metavar="HEX", help="its SHA-256; the copy on the media is then taken")
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def authenticate_with_openssl(head: Head, anchor_bytes: bytes) -> tuple[Authenticated, Anchor, FirstVerdict]:
-    """Stage 0's verdict on a head: the signature first, then the manifest's own text, then the trust metadata's digests.
+    """Stage 0's verdict on a head: the signature, then the manifest's own text, then the trust metadata's digests.
 
     Raises:
         Refused: what `verify_with_openssl`, `read_manifest` and `check_head` refuse.

@@ -122,7 +122,7 @@ def choose(
         What `authenticate` made of the head, the files with that head, and the paths set aside.
 
     Raises:
-        Refused: BUNDLE_MIXED_MEDIA where two genuine releases lie side by side; what `authenticate` raises where none is.
+        Refused: BUNDLE_MIXED_MEDIA where two genuine releases lie side by side; where none is, what it says.
     """
     groups: dict[tuple[tuple[str, bytes], ...], list[Source]] = {}
     for source in sources:

@@ -155,7 +155,7 @@ def _c_library(manifest: Manifest, host: Host) -> Finding:
         return Finding("glibc", "ok", f"glibc {host.glibc[0]}.{host.glibc[1]}")
     have = f"glibc {host.glibc[0]}.{host.glibc[1]}" if host.glibc else "no glibc"
     return Finding(
-        "glibc", "refused", f"the release needs glibc {manifest.target['glibc']}, this host has {have}", "INSTALL_GLIBC",
+        "glibc", "refused", f"the release needs glibc {manifest.target['glibc']}, here is {have}", "INSTALL_GLIBC",
         "Use a distribution with a newer glibc, see `ldd --version`",
     )  # fmt: skip
 
@@ -221,7 +221,7 @@ def _clock(manifest: Manifest, host: Host) -> Finding:
     if host.now >= created - CLOCK_TOLERANCE:
         return Finding("clock", "ok", host.now.strftime("%Y-%m-%d %H:%M UTC"))
     return Finding(
-        "clock", "refused", f"the clock says {host.now:%Y-%m-%d}, the release was made {created:%Y-%m-%d}", "INSTALL_CLOCK",
+        "clock", "refused", f"clock {host.now:%Y-%m-%d}, but the release is of {created:%Y-%m-%d}", "INSTALL_CLOCK",
         f"Set the clock: date -u -s '{created:%Y-%m-%d %H:%M}' or later",
     )  # fmt: skip
 

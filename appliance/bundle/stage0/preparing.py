@@ -105,7 +105,9 @@ def _begin(prefix: Prefix, release: Authenticated, conduct: Conduct) -> Transact
         if prefix.active() != found.release:
             prefix.discard(found.release)
         conduct.checkpoint("other transaction undone")
-    transaction = Transaction(release.manifest.release_id, release.manifest.digest, "begun", prefix.active())
+    # a release that was complete before needs no new environment: it is verified, asked for its health and activated
+    step = "environment" if find_base(prefix, release.manifest.digest) else "begun"
+    transaction = Transaction(release.manifest.release_id, release.manifest.digest, step, prefix.active())
     prefix.record(transaction)
     conduct.checkpoint("begun: written down")
     return transaction

@@ -35,4 +35,6 @@ def space_refusals(doing: str) -> Iterator[None]:
             raise Refused("INSTALL_NO_SPACE", f"no space left while {doing}", path=where) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise Refused("INSTALL_PERMISSION", f"not permitted while {doing}: {error.strerror}", path=where) from error
+        if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.ELOOP, errno.EISDIR):
+            raise Refused("INSTALL_PREFIX", f"something is in the way while {doing}", path=where) from error
         raise

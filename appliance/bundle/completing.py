@@ -1,0 +1,125 @@
+"""The second half of an installation: verify what lies on the disk, check health, switch, confirm or return.
+
+Runs in the installed appliance only, never in stage 0: here the full verifier has the last word before anything points
+to the new release.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from appliance.bundle.authentication import Authenticator, FullVerdict
+from appliance.bundle.health import check_health
+from appliance.bundle.releases import is_complete, raise_state_version, write_marker
+from appliance.bundle.stage0.extract import check_tree
+from appliance.bundle.stage0.journal import Prefix, Transaction
+from appliance.bundle.stage0.media import Head
+from appliance.bundle.stage0.preparing import Conduct, advance, reached
+from appliance.errors import InstallError
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What the steps after `environment` need.
+
+    Attributes:
+        prefix: where.
+        verdict: the authenticated release.
+        authenticator: to take over the trust metadata.
+        head: the media's, as it was authenticated.
+        conduct: how to speak.
+        now: the clock.
+    """
+
+    prefix: Prefix
+    verdict: FullVerdict
+    authenticator: Authenticator
+    head: Head
+    conduct: Conduct
+    now: datetime
+
+    def run(self, transaction: Transaction) -> list[dict[str, Any]]:
+        """Finish a transaction; returns the health check's findings.
+
+        Raises:
+            Refused: INSTALL_STAGED_ALTERED. TrustError: the trust metadata.
+            InstallError: INSTALL_UNHEALTHY; the old release runs.
+        """
+        if not reached(transaction, "verified"):
+            self._verify()
+            transaction = advance(self.prefix, transaction, "verified", self.conduct)
+        health: list[dict[str, Any]] = []
+        if not reached(transaction, "healthy"):
+            health = self._check_health(transaction)
+            transaction = advance(self.prefix, transaction, "healthy", self.conduct)
+        if not reached(transaction, "activated"):
+            self._activate(transaction)
+            transaction = advance(self.prefix, transaction, "activated", self.conduct)
+        if not reached(transaction, "confirmed"):
+            self._confirm(transaction)
+            transaction = advance(self.prefix, transaction, "confirmed", self.conduct)
+        self.prefix.close()
+        return health
+
+    def _verify(self) -> None:
+        """Hash the payload once more from the disk, then take over the trust metadata it came with."""
+        self.conduct.say("verifying what was staged")
+        manifest = self.verdict.release.manifest
+        payload = self.prefix.payload(manifest.release_id)
+        descriptor = os.open(payload, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            check_tree(manifest.members, descriptor)
+        finally:
+            os.close(descriptor)
+        self.conduct.checkpoint("verified: before the trust state")
+        self.authenticator.commit(self.head, self.prefix.state / "trust", witness=self.verdict.verdict.signed_at)
+
+    def _check_health(self, transaction: Transaction) -> list[dict[str, Any]]:
+        """Gate the activation; a release that was never whole is cleared away if it does not work."""
+        self.conduct.say("checking health")
+        release_id = transaction.release
+        python = self.prefix.environment(release_id) / "bin" / "python"
+        try:
+            health = check_health(python, self.prefix.payload(release_id), self.verdict.release.manifest.profile)
+        except InstallError:
+            if not is_complete(self.prefix, release_id):
+                self.prefix.discard(release_id)
+            self.prefix.close()
+            raise
+        write_marker(self.prefix, release_id, signer=self.verdict.verdict.identity, now=self.now)
+        return health
+
+    def _activate(self, transaction: Transaction) -> None:
+        """Place the configuration where there is none, raise the state's mark, and switch."""
+        self._place_configuration(transaction.release)
+        raise_state_version(self.prefix, self.verdict.release.manifest.state_version)
+        self.conduct.say(f"activating {transaction.release}")
+        self.conduct.checkpoint("activating: before the switch")
+        if self.prefix.active() != transaction.release:
+            self.prefix.point_to(transaction.release, reason="install", now=self.now)
+
+    def _confirm(self, transaction: Transaction) -> None:
+        """Check once more through `current`, as the services will use it; go back if it fails there."""
+        try:
+            check_health(self.prefix.current / "env" / "bin" / "python", self.prefix.current / "payload", "in place")
+        except InstallError:
+            if transaction.previous is not None:
+                self.prefix.point_to(transaction.previous, reason="automatic return", now=self.now)
+            else:
+                self.prefix.point_to_nothing()
+            self.prefix.discard(transaction.release)
+            self.prefix.close()
+            raise
+
+    def _place_configuration(self, release_id: str) -> None:
+        """The default configuration, file by file, where the operator has none; his own is never touched."""
+        source = self.prefix.payload(release_id) / "config"
+        for file in sorted(source.iterdir()) if source.is_dir() else ():
+            target = self.prefix.configuration / file.name
+            if not target.exists():
+                self.prefix.write(target, file.read_text("utf-8"))
+                self.conduct.say(f"wrote {target}")
+                self.conduct.checkpoint("configuration written")

@@ -1,0 +1,224 @@
+"""Kills, full disks and rivals at every step of an installation: the old release or the new one, never neither."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from appliance.bundle.health import check_health
+from appliance.bundle.install import install
+from appliance.bundle.releases import installed_releases
+from appliance.bundle.stage0.journal import Prefix
+from appliance.bundle.stage0.preparing import Conduct
+from tests.support import bundle as support
+from tests.support import children
+from tests.support.trust import make_authority
+
+pytestmark = pytest.mark.slow
+NOW = datetime.now(UTC)
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory):
+    return make_authority(tmp_path_factory.mktemp("authority") / "ca")
+
+
+@pytest.fixture(scope="module")
+def old(authority, tmp_path_factory):
+    return support.small_release(tmp_path_factory.mktemp("old"), authority, "1.0.0", epoch=1)
+
+
+@pytest.fixture(scope="module")
+def new(authority, tmp_path_factory):
+    return support.small_release(tmp_path_factory.mktemp("new"), authority, "1.1.0", epoch=2)
+
+
+@pytest.fixture(scope="module")
+def host(old, tmp_path_factory) -> Path:
+    """A prefix on which the old release runs."""
+    prefix = tmp_path_factory.mktemp("host") / "prefix"
+    bring(old, prefix)
+    return prefix
+
+
+def bring(release, prefix: Path, checkpoint=lambda _name: None):
+    conduct = Conduct(checkpoint=checkpoint, python="/usr/bin/env python3" if False else _python())
+    return install([release.media], prefix, release.anchor, now=NOW, conduct=conduct)
+
+
+def _python() -> str:
+    import sys
+
+    return sys._base_executable
+
+
+def copy_of(host: Path, target: Path) -> Path:
+    subprocess.run(["cp", "-a", "--reflink=auto", str(host), str(target)], check=True)
+    return target
+
+
+def running(prefix: Path) -> str:
+    """The release that `current` names, proven to work."""
+    home = Prefix(prefix)
+    name = home.active()
+    assert name is not None
+    check_health(home.current / "env" / "bin" / "python", home.current / "payload", "small")
+    return name
+
+
+def checkpoints_of(host: Path, release, prefix: Path) -> list[str]:
+    names: list[str] = []
+    copy_of(host, prefix)
+    bring(release, prefix, names.append)
+    return names
+
+
+@pytest.fixture(scope="module")
+def steps(host, new, tmp_path_factory) -> list[str]:
+    """Every point at which a kill leaves another state behind, enumerated by a run that records them."""
+    names = checkpoints_of(host, new, tmp_path_factory.mktemp("steps") / "prefix")
+    assert {"begun: written down", "extracted", "staged: written down", "environment: written down"} <= set(names)
+    assert {"verified: written down", "healthy: written down", "activated: written down"} <= set(names)
+    assert names[-1] == "confirmed: written down"
+    return names
+
+
+def test_an_upgrade_killed_at_any_step_leaves_old_or_new_and_is_taken_up_again(host, old, new, steps, tmp_path):
+    seen = set()
+    for number, step in enumerate(steps):
+        prefix = copy_of(host, tmp_path / f"kill-{number}")
+        assert children.run(lambda p=prefix, n=number: bring(new, p, children.kill_at(n))) == "killed", step
+        seen.add(running(prefix))
+        assert running(prefix) in (old.built.manifest.release_id, new.built.manifest.release_id), step
+        report = bring(new, prefix)
+        assert report.outcome == "installed", step
+        assert running(prefix) == new.built.manifest.release_id
+        assert Prefix(prefix).transaction() is None
+        names = {release.id for release in installed_releases(Prefix(prefix))}
+        assert names == {old.built.manifest.release_id, new.built.manifest.release_id}
+        shutil.rmtree(prefix)
+    assert len(seen) == 2, "the steps reach from the old release to the new one"
+
+
+def test_a_first_installation_killed_at_any_step_is_taken_up_again(new, steps, tmp_path):
+    number = 0
+    while True:
+        prefix = tmp_path / f"first-{number}"
+        outcome = children.run(lambda p=prefix, n=number: bring(new, p, children.kill_at(n)))
+        if outcome == "done":
+            break
+        assert outcome == "killed"
+        home = Prefix(prefix)
+        assert home.active() in (None, new.built.manifest.release_id)
+        assert bring(new, prefix).outcome == "installed"
+        assert running(prefix) == new.built.manifest.release_id
+        shutil.rmtree(prefix)
+        number += 2  # every other step here: the upgrade above walks them all
+    assert number >= len(steps) - 1
+
+
+def test_an_upgrade_killed_again_and_again_still_arrives(host, new, steps, tmp_path):
+    prefix = copy_of(host, tmp_path / "prefix")
+    kills = 0
+    while children.run(lambda: bring(new, prefix, children.kill_at(2))) == "killed":
+        running(prefix)
+        kills += 1
+        assert kills < len(steps)
+    assert kills > 2
+    assert running(prefix) == new.built.manifest.release_id
+
+
+def test_a_kill_does_not_make_the_next_run_start_over(host, new, steps, tmp_path):
+    prefix = copy_of(host, tmp_path / "prefix")
+    at = steps.index("environment: written down")
+    assert children.run(lambda: bring(new, prefix, children.kill_at(at))) == "killed"
+    before = (Prefix(prefix).environment(new.built.manifest.release_id) / "pyvenv.cfg").stat().st_ino
+    names: list[str] = []
+    bring(new, prefix, names.append)
+    assert "extracted" not in names
+    assert (Prefix(prefix).environment(new.built.manifest.release_id) / "pyvenv.cfg").stat().st_ino == before
+
+
+def test_another_release_may_follow_an_unfinished_one(host, authority, new, steps, tmp_path):
+    newest = support.small_release(tmp_path / "newest", authority, "1.2.0", epoch=3)
+    for step in ("extracted", "environment: written down", "activated: done, not written down"):
+        prefix = copy_of(host, tmp_path / f"after-{steps.index(step)}")
+        assert children.run(lambda p=prefix, s=step: bring(new, p, children.kill_at(steps.index(s)))) == "killed"
+        assert bring(newest, prefix).outcome == "installed"
+        assert running(prefix) == newest.built.manifest.release_id
+
+
+def test_a_full_disk_at_any_step_leaves_old_or_new_and_goes_on_with_space(host, old, new, steps, tmp_path):
+    refused = []
+
+    def scenario(number: int) -> None:
+        disk = tmp_path / "disk"
+        disk.mkdir(exist_ok=True)
+        children.on_small_disk(disk, 600 * 1024 * 1024)
+        prefix = copy_of(host, disk / "prefix")
+        count = 0
+
+        def checkpoint(_name: str) -> None:
+            nonlocal count
+            if count == number:
+                children.fill(disk)
+            count += 1
+
+        try:
+            bring(new, prefix, checkpoint)
+        finally:
+            assert running(prefix) in (old.built.manifest.release_id, new.built.manifest.release_id)
+            (disk / "filler").unlink(missing_ok=True)
+            outcome = bring(new, prefix).outcome
+            assert outcome in ("installed", "already installed")
+            assert running(prefix) == new.built.manifest.release_id
+
+    for number in range(len(steps)):
+        refused.append(children.run(lambda n=number: scenario(n)))
+    assert set(refused) <= {"done", "INSTALL_NO_SPACE", "FILE_NO_SPACE"}
+    assert refused.count("INSTALL_NO_SPACE") > len(steps) // 2
+
+
+def test_a_disk_too_small_is_refused_before_anything_is_written(host, old, new, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+
+    def scenario() -> None:
+        children.on_small_disk(disk, 600 * 1024 * 1024)
+        prefix = copy_of(host, disk / "prefix")
+        children.fill(disk)
+        before = sorted(str(path) for path in prefix.rglob("*"))
+        try:
+            bring(new, prefix)
+        finally:
+            assert sorted(str(path) for path in prefix.rglob("*")) == before
+            assert running(prefix) == old.built.manifest.release_id
+
+    assert children.run(scenario) == "INSTALL_NO_SPACE"
+
+
+def test_of_rivals_one_installs_and_the_others_are_told_to_wait(host, new, tmp_path):
+    prefix = copy_of(host, tmp_path / "prefix")
+    holding, go = os.pipe(), os.pipe()
+
+    def first(_name: str) -> None:
+        os.write(holding[1], b"x")
+        os.read(go[0], 1)
+
+    pid = os.fork()
+    if pid == 0:
+        try:
+            bring(new, prefix, first)
+        finally:
+            os._exit(0)
+    os.read(holding[0], 1)
+    for _ in range(5):
+        assert children.run(lambda: bring(new, prefix)) == "INSTALL_LOCKED"
+    os.write(go[1], b"x" * 100)
+    os.waitpid(pid, 0)
+    assert running(prefix) == new.built.manifest.release_id
