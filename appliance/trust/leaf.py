@@ -71,7 +71,8 @@ def read_leaf(der: bytes, anchors: Anchors) -> Leaf:
     """Read and check a signing certificate.
 
     Raises:
-        TrustError: TRUST_CERTIFICATE_MALFORMED, TRUST_CERTIFICATE_AUTHORITY, TRUST_CERTIFICATE_PROFILE, TRUST_SCT.
+        TrustError: TRUST_CERTIFICATE_MALFORMED, TRUST_CERTIFICATE_AUTHORITY, TRUST_CERTIFICATE_PROFILE,
+            TRUST_CERTIFICATE_ISSUER, TRUST_SCT.
     """
     try:
         certificate = x509.load_der_x509_certificate(der)
@@ -90,6 +91,13 @@ def read_leaf(der: bytes, anchors: Anchors) -> Leaf:
             "it has other extensions, or a subject", extensions=sorted(oid.dotted_string for oid in extensions)
         )
     identity, issuer = _names(certificate)
+    if issuer != authority.uri:
+        raise TrustError(
+            "TRUST_CERTIFICATE_ISSUER",
+            f"the authority may not vouch in the name of {issuer[:200]}",
+            authority=authority.uri,
+            issuer=issuer[:200],
+        )
     log, time = _check_sct(certificate, authority.certificates[0], anchors)
     return Leaf(certificate, key, identity, issuer, authority, log, time)
 

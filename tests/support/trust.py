@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import cache
 from pathlib import Path
 
 from appliance.trust.authority import Authority
@@ -65,7 +64,12 @@ def make_authority(path: Path, *, now: datetime | None = None) -> DevelopmentAut
     return DevelopmentAuthority(path)
 
 
-@cache
+_made: dict[Path, DevelopmentAuthority] = {}
+
+
 def development_authority(tmp_path_factory) -> DevelopmentAuthority:
     """One authority for the whole test session. Tests that change it make their own with `make_authority`."""
-    return make_authority(tmp_path_factory.mktemp("authority") / "ca")
+    base = tmp_path_factory.getbasetemp()
+    if base not in _made:
+        _made[base] = make_authority(tmp_path_factory.mktemp("authority") / "ca")
+    return _made[base]

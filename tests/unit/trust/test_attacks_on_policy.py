@@ -9,7 +9,7 @@ from appliance import documents
 from appliance.errors import TrustError
 from appliance.trust import keys
 from appliance.trust.names import statement_type
-from appliance.trust.policy import Denied, LogIndex, Policy, read_policy, write_policy
+from appliance.trust.policy import Denied, Identity, LogIndex, Policy, read_policy, write_policy
 from appliance.trust.verification import verify_statement
 from tests.support.forgery import LeafPlan
 
@@ -101,8 +101,10 @@ def test_an_identity_that_left_its_role_is_refused(forger, zone, now):
 
 
 def test_the_issuer_must_fit_as_well_as_the_identity(forger, zone, now):
-    plan = LeafPlan(identity="import-officer@appliance.internal", issuer_v1="https://login.example.com")
-    refused("TRUST_ROLE", CHANNEL, forger.statement(CHANNEL, leaf=plan), zone.material, now)
+    role = zone.material.policy.roles["import-officer"]
+    elsewhere = Identity(identity="import-officer@appliance.internal", issuer="https://login.example.com")
+    roles = {"import-officer": role.model_copy(update={"identities": (elsewhere,)})}
+    refused("TRUST_ROLE", CHANNEL, forger.statement(CHANNEL, **OFFICER), with_policy(zone, roles=roles), now)
 
 
 def denials(bundle_verdict, log):
