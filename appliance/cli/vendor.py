@@ -159,6 +159,60 @@ def audit(
             raise typer.Exit(1)
 
 
+@app.command()
+def sbom(
+    directory: Annotated[
+        Path | None, typer.Argument(help="The folder of wheels; vendor/wheelhouse/TARGET by default.")
+    ] = None,
+    *,
+    profile: Profile = "gateway",
+    target: TargetName = DEFAULT_TARGET,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the papers.")] = Path("dist/papers"),
+    epoch: Annotated[
+        int, typer.Option(envvar="SOURCE_DATE_EPOCH", min=0, help="The release's time, seconds since 1970.")
+    ] = 0,
+    vendor: VendorFolder = Path("vendor"),
+    as_json: Json = False,
+) -> None:
+    """Write the papers of a set of wheels: CycloneDX SBOM, admission report, licences, VEX."""
+    from appliance import __version__
+    from appliance.files import write_atomic
+    from appliance.vendoring.admission import admit
+    from appliance.vendoring.evidence import evidence
+    from appliance.vendoring.models import read_models
+    from appliance.vendoring.policy import Policy
+    from appliance.vendoring.sbom import licences
+    from appliance.vendoring.targets import Targets
+
+    with refusals(as_json):
+        targets = Targets.read(vendor)
+        host = targets.target(target)
+        wheels = admit(
+            directory or vendor / "wheelhouse" / target,
+            Policy.read(vendor),
+            now=datetime.now(UTC),
+            target=host,
+            pins=targets.pins(profile, target),
+            progress=Steps(as_json),
+        ).require()
+        models = read_models(vendor)
+        moment = datetime.fromtimestamp(epoch, UTC)
+        papers = evidence(vendor, wheels, models, version=__version__, target=host, at=moment)
+        for name, data in papers.items():
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(out / name, data)
+        groups = licences(wheels, models)
+
+        def text(console: Console) -> None:
+            for licence, packages in sorted(groups.items(), key=lambda item: -len(item[1])):
+                shown = f"{', '.join(packages[:4])}{', ...' if len(packages) > 4 else ''}"
+                console.print(f"{len(packages):4} {licence}: {shown}", markup=False)
+            console.print(f"{len(wheels)} wheels, {len(models)} models; papers in {out}: {', '.join(papers)}")
+
+        report = {"directory": str(out), "papers": list(papers), "wheels": len(wheels), "licences": groups}
+        show(report, as_json, text)
+
+
 def _print_audit(out: Console, result: Audit) -> None:
     from appliance.vendoring.difference import summary
 

@@ -72,7 +72,7 @@ def check_closure(roots: Iterable[Requirement], wheels: Iterable[Inspection], ta
         for extra in ("", *sorted(str(canonicalize_name(extra)) for extra in requirement.extras)):
             if (name, extra) not in done:
                 done.add((name, extra))
-                queue += [(needed, f"{wheel.name} {wheel.version}") for needed in _needs(wheel, extra, target)]
+                queue += [(needed, f"{wheel.name} {wheel.version}") for needed in needs(wheel, extra, target)]
     if unmet:
         raise VendorError(
             "VENDOR_DEPENDENCY",
@@ -96,7 +96,12 @@ def _problem(requirement: Requirement, wheel: Inspection | None, target: Target)
     return None
 
 
-def _needs(wheel: Inspection, extra: str, target: Target) -> Iterable[Requirement]:
+def needs(wheel: Inspection, extra: str, target: Target) -> Iterable[Requirement]:
+    """What a wheel asks for on a target; with an extra's name, what that extra adds.
+
+    Raises:
+        VendorError: VENDOR_METADATA where a requirement cannot be read.
+    """
     for text in wheel.requires:
         try:
             requirement = Requirement(text)

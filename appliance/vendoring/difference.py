@@ -141,5 +141,4 @@ def _requires(wheel: Inspection | None) -> set[str]:
 
 
 def _licence(wheel: Inspection) -> set[str]:
-    told = wheel.licence
-    return {told.expression or told.text or "; ".join(told.classifiers) or "none named"}
+    return {" / ".join(wheel.licence.names) or "none named"}

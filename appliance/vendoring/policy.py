@@ -104,6 +104,7 @@ class Policy(_Document):
         refused_licences: SPDX identifiers or words; a licence naming one is refused unless `licence_exceptions` has
             the package.
         licence_exceptions: package -> reason.
+        reported_licences: words that the approver should see each time.
         startup: files that may run or be read at interpreter start.
         outside: places outside its own folder that a package may install to.
         bytecode: package -> reason; packages that may carry compiled Python.
@@ -116,6 +117,7 @@ class Policy(_Document):
     refused_packages: dict[Name, Reason] = {}
     refused_licences: tuple[Annotated[str, Field(min_length=2)], ...] = ()
     licence_exceptions: dict[Name, Reason] = {}
+    reported_licences: tuple[Annotated[str, Field(min_length=2)], ...] = ()
     startup: tuple[AllowedStartup, ...] = ()
     outside: tuple[AllowedOutside, ...] = ()
     bytecode: dict[Name, Reason] = {}

@@ -104,7 +104,7 @@ def hidden_code(wheel: Inspection, at: Circumstances) -> Iterator[Finding]:
 
 
 def licence(wheel: Inspection, at: Circumstances) -> Iterator[Finding]:
-    """Licences that the owners do not take."""
+    """Licences that the owners do not take, and those they want to see."""
     told = wheel.licence
     words = " ".join(filter(None, (told.expression, told.text, *told.classifiers))).lower()
     if not words and not told.files:
@@ -113,12 +113,10 @@ def licence(wheel: Inspection, at: Circumstances) -> Iterator[Finding]:
         return
     for refused in at.policy.refused_licences:
         if refused.lower() in words:
-            yield VendorError(
-                "VENDOR_LICENCE",
-                f"{wheel.filename}: its licence names {refused}",
-                wheel=wheel.filename,
-                licence=told.expression or told.text or ", ".join(told.classifiers),
-            )
+            cause = f"{wheel.filename}: its licence names {refused}"
+            yield VendorError("VENDOR_LICENCE", cause, wheel=wheel.filename, licence=" / ".join(told.names))
+    if any(reported.lower() in words for reported in at.policy.reported_licences):
+        yield Notice(wheel.filename, f"licence {' / '.join(told.names)}")
 
 
 def withdrawn(wheel: Inspection, at: Circumstances) -> Iterator[Finding]:

@@ -69,6 +69,16 @@ class Licence(_Document):
     classifiers: tuple[str, ...]
     files: tuple[str, ...]
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The licence in the distribution's own words, the most precise it gives; empty where it gives none."""
+        if self.expression:
+            return (self.expression,)
+        leaves = {text.rpartition(" :: ")[2] for text in self.classifiers} - {"OSI Approved"}
+        if leaves:
+            return tuple(sorted(leaves))
+        return (self.text,) if self.text and not self.text.lower().startswith("copyright") else ()
+
 
 class Inspection(_Document):
     """The report on one wheel; the same bytes give the same report.
