@@ -14,11 +14,11 @@ from appliance.errors import DocumentError, TrustError
 from appliance.files import read_regular
 from appliance.trust.policy import Policy
 
-TUF_ROLES = ("root", "targets", "snapshot", "timestamp")
 CertificateProfile = Literal[
     "root", "signing-authority", "time-stamping", "tls-authority", "signer", "tls-server", "tls-client"
 ]
 MetadataRole = Literal["root", "targets", "snapshot", "timestamp"]
+TUF_ROLES: tuple[MetadataRole, ...] = ("root", "targets", "snapshot", "timestamp")
 Count = Annotated[int, Field(ge=1, le=20000)]
 
 

@@ -7,13 +7,12 @@ fix which versions belong together. Consistent snapshots: a repository is never 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from securesystemslib.signer import CryptoSigner, SSlibKey
 from tuf.api.metadata import (
-    Key,
     Metadata,
     MetaFile,
     Root,
@@ -29,11 +28,11 @@ from appliance.errors import FileError, TrustError
 from appliance.files import read_regular, write_atomic
 from appliance.trust import trusted_root
 from appliance.trust.authority import Authority
-from appliance.trust.keys import PrivateKey
 from appliance.trust.policy import Policy, read_policy, write_policy
 from appliance.trust.profiles import TUF_ROLES, MetadataRole
 
 ISSUED_FIELD: Final = "x-appliance-issued"  # in timestamp.json: when it was signed; raises a host's time floor
+NAME_FIELD: Final = "x-appliance-name"  # in a root's keys: the key ring's name of the key
 TRUSTED_ROOT: Final = "trusted_root.json"
 POLICY: Final = "policy.json"
 REVOCATIONS: Final = "tls-crl.pem"
@@ -55,12 +54,61 @@ class Repository:
         self._targets.mkdir(exist_ok=True)
         root = Root(expires=self._expiry("root", now), consistent_snapshot=True)
         for role in TUF_ROLES:
-            profile = self._authority.state.profiles.metadata[role]  # type: ignore[index]
+            profile = self._authority.state.profiles.metadata[role]
             for number in range(1, profile.keys + 1):
-                root.add_key(_public(self._key(f"tuf-{role}-{number}")), role)
+                self._add_key(root, role, f"tuf-{role}-{number}")
             root.roles[role].threshold = profile.threshold
-        self._write_root(root, signers=self.root_signers(root))
+        self._write_root(root)
         self.publish({POLICY: write_policy(policy)}, now=now)
+
+    def rotate_key(self, name: str, *, now: datetime) -> str:
+        """Replace a role's key by a new one in a new root; the old key need not be here (it may be lost).
+
+        Args:
+            name: the key to retire, e.g. `tuf-root-2`.
+            now: the time of signing.
+
+        Returns:
+            The new key's name.
+
+        Raises:
+            TrustError: TRUST_KEY_UNKNOWN, TRUST_THRESHOLD (too few root keys are here), TRUST_KEY_EXISTS.
+        """
+        root = Root.from_dict(self.root().signed.to_dict())
+        named = {str(key.unrecognized_fields[NAME_FIELD]): (key_id, key) for key_id, key in root.keys.items()}
+        if name not in named:
+            raise TrustError("TRUST_KEY_UNKNOWN", f"the root names no key {name}", keys=sorted(named))
+        role = name.split("-")[1]
+        self.check_root_signers()
+        numbers = [int(each.rsplit("-", 1)[1]) for each in self._names_ever(role)]
+        successor = f"tuf-{role}-{max(numbers) + 1}"
+        root.revoke_key(named[name][0], role)
+        self._add_key(root, role, successor)
+        self._advance(root, now)
+        if role != "root":
+            self.publish(now=now)
+        return successor
+
+    def renew_root(self, *, now: datetime) -> None:
+        """Sign a new root with the same keys: extends its life.
+
+        Raises:
+            TrustError: TRUST_THRESHOLD.
+        """
+        self._advance(Root.from_dict(self.root().signed.to_dict()), now)
+
+    def check_root_signers(self) -> None:
+        """Refuse a ceremony before it changes anything if too few root keys are here.
+
+        Raises:
+            TrustError: TRUST_THRESHOLD.
+        """
+        present = self._at_hand(self.root().signed, "root")
+        needed = self.root().signed.roles["root"].threshold
+        if len(present) < needed:
+            raise TrustError(
+                "TRUST_THRESHOLD", f"{needed} root keys are needed, {len(present)} are here", present=present
+            )
 
     def publish(self, changed: Mapping[str, bytes] | None = None, *, now: datetime) -> None:
         """Sign a new version of targets, snapshot and timestamp.
@@ -94,16 +142,17 @@ class Repository:
         )
         self._write(self._sign(timestamp, "timestamp"), "timestamp.json")
 
-    def root_signers(self, *roots: Root) -> list[str]:
-        """The names of the root keys at hand that any of these roots lists."""
-        wanted = {key_id for root in roots for key_id in root.roles["root"].keyids}
-        return [name for name in self._known_keys("root") if _public(self._key(name)).keyid in wanted]
+    def _advance(self, root: Root, now: datetime) -> None:
+        root.version += 1
+        root.expires = self._expiry("root", now)
+        self._write_root(root)
 
-    def _write_root(self, root: Root, *, signers: Iterable[str]) -> None:
+    def _write_root(self, root: Root) -> None:
+        """Sign a root with every key at hand that it or its predecessor names; both thresholds must be met."""
         metadata: Metadata[Root] = Metadata(root)
-        for name in signers:
-            metadata.sign(CryptoSigner(self._key(name)), append=True)
         previous = self.root() if root.version > 1 else metadata
+        for name in dict.fromkeys([*self._at_hand(previous.signed, "root"), *self._at_hand(root, "root")]):
+            metadata.sign(CryptoSigner(self._authority.keys.load(name)), append=True)
         for delegator in (previous, metadata):
             verified = delegator.signed.get_verification_result("root", metadata.signed_bytes, metadata.signatures)
             if not verified:
@@ -165,20 +214,30 @@ class Repository:
         """Sign with every key of the role at hand that the current root names; refuse below its threshold."""
         metadata: Metadata[Any] = Metadata(signed)
         root = self.root().signed
-        for name in self._known_keys(role):
-            if _public(self._key(name)).keyid in root.roles[role].keyids:
-                metadata.sign(CryptoSigner(self._key(name)), append=True)
-        verified = root.get_verification_result(role, metadata.signed_bytes, metadata.signatures)
-        if not verified:
+        for name in self._at_hand(root, role):
+            metadata.sign(CryptoSigner(self._authority.keys.load(name)), append=True)
+        if not root.get_verification_result(role, metadata.signed_bytes, metadata.signatures):
             raise TrustError("TRUST_THRESHOLD", f"too few keys of the role {role} are here", role=role)
         return metadata
 
-    def _known_keys(self, role: str) -> list[str]:
-        return [name for n in range(1, 100) if self._authority.keys.has(name := f"tuf-{role}-{n}")]
+    def key_names(self, role: MetadataRole) -> list[str]:
+        """The names of a role's keys, as the newest root has them."""
+        return _names(self.root().signed, role)
 
-    def _key(self, name: str) -> PrivateKey:
+    def _at_hand(self, root: Root, role: str) -> list[str]:
+        return [name for name in _names(root, role) if self._authority.keys.has(name)]
+
+    def _names_ever(self, role: str) -> set[str]:
+        versions = range(1, self.version("root") + 1)
+        roots = [Metadata[Root].from_bytes(self._read(f"{version}.root.json")).signed for version in versions]
+        return {name for root in roots for name in _names(root, role)}
+
+    def _add_key(self, root: Root, role: str, name: str) -> None:
         ring = self._authority.keys
-        return ring.load(name) if ring.has(name) else ring.make(name)
+        private = ring.load(name) if ring.has(name) else ring.make(name)
+        key = SSlibKey.from_crypto(private.public_key())
+        key.unrecognized_fields[NAME_FIELD] = name
+        root.add_key(key, role)
 
     def _expiry(self, role: MetadataRole, now: datetime) -> datetime:
         days = self._authority.state.profiles.metadata[role].days
@@ -194,5 +253,5 @@ class Repository:
             raise TrustError("TRUST_AUTHORITY_DAMAGED", f"the repository has no {name} ({error.cause})") from None
 
 
-def _public(key: PrivateKey) -> Key:
-    return SSlibKey.from_crypto(key.public_key())
+def _names(root: Root, role: str) -> list[str]:
+    return [str(root.keys[key_id].unrecognized_fields[NAME_FIELD]) for key_id in root.roles[role].keyids]
