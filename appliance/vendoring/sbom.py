@@ -12,25 +12,16 @@ from packaging.utils import canonicalize_name
 from appliance.errors import VendorError
 from appliance.files import sha256_hex
 from appliance.vendoring.closure import needs
+from appliance.vendoring.licences import Licence
 from appliance.vendoring.models import ModelPin
 from appliance.vendoring.targets import Target
-from appliance.vendoring.wheel import Inspection, Licence
+from appliance.vendoring.wheel import Inspection
 
 if TYPE_CHECKING:
     from cyclonedx.model.bom import Bom
     from cyclonedx.model.component import Component
     from cyclonedx.model.license import DisjunctiveLicense, LicenseExpression
 
-# the older free texts that mean one licence and no other; "BSD" or "Apache Software License" do not
-_SPDX = {
-    "apache 2": "Apache-2.0", "apache 2.0": "Apache-2.0", "apache license 2.0": "Apache-2.0",
-    "apache license, version 2.0": "Apache-2.0", "apache-2": "Apache-2.0",
-    "mit license": "MIT", "the mit license (mit)": "MIT", "the mit license": "MIT",
-    "isc license": "ISC", "isc license (iscl)": "ISC",
-    "3-clause bsd license": "BSD-3-Clause", "bsd 3-clause license": "BSD-3-Clause", "bsd 3-clause": "BSD-3-Clause",
-    "bsd 2-clause license": "BSD-2-Clause", "mozilla public license 2.0 (mpl 2.0)": "MPL-2.0",
-    "the unlicense (unlicense)": "Unlicense",
-}  # fmt: skip
 _NAMESPACE = uuid.UUID("6f2a3c1e-5d0b-5b8e-9a55-0c7d3f5e1a42")  # of our serial numbers
 
 
@@ -179,7 +170,7 @@ def _licences(licence: Licence) -> list[LicenseExpression | DisjunctiveLicense]:
     from cyclonedx.spdx import fixup_id, is_expression
 
     if len(licence.names) == 1:
-        text = _SPDX.get(licence.names[0].lower(), licence.names[0])
+        (text,) = licence.names
         if known := fixup_id(text):
             return [DisjunctiveLicense(id=known)]
         if is_expression(text):
@@ -191,8 +182,7 @@ def licences(wheels: Iterable[Inspection], models: Mapping[str, ModelPin]) -> di
     """Licence -> what is under it (`name version`), for a person and for the release."""
     found: dict[str, list[str]] = {}
     for wheel in sorted(wheels, key=lambda wheel: wheel.name):
-        names = (_SPDX.get(name.lower(), name) for name in wheel.licence.names)
-        named = " / ".join(names) or ("see its licence file" if wheel.licence.files else "none named")
+        named = " / ".join(wheel.licence.names) or ("see its licence file" if wheel.licence.files else "none named")
         found.setdefault(named, []).append(f"{wheel.name} {wheel.version}")
     for name, pin in sorted(models.items()):
         found.setdefault(pin.licence, []).append(f"{name} (model)")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import configparser
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from email.errors import MessageError
 from email.message import Message
 from email.parser import HeaderParser
@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from appliance.errors import VendorError
 from appliance.files import sha256_hex
 from appliance.vendoring.archive import Archive
+from appliance.vendoring.licences import Licence, read_licence
 from appliance.vendoring.native import MAGIC, NativeLibrary, read_native
 from appliance.vendoring.record import algorithms, check_record, digests
 from appliance.vendoring.selection import WheelName, wheel_name
@@ -52,32 +53,6 @@ class StartupFile(_Document):
     path: str
     sha256: str
     executes: bool
-
-
-class Licence(_Document):
-    """What a distribution says of its licence.
-
-    Attributes:
-        expression: SPDX expression (PEP 639), or None.
-        text: the older free-text field's first line, or None.
-        classifiers: the trove classifiers under `License`.
-        files: paths of licence files in the wheel.
-    """
-
-    expression: str | None
-    text: str | None
-    classifiers: tuple[str, ...]
-    files: tuple[str, ...]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The licence in the distribution's own words, the most precise it gives; empty where it gives none."""
-        if self.expression:
-            return (self.expression,)
-        leaves = {text.rpartition(" :: ")[2] for text in self.classifiers} - {"OSI Approved"}
-        if leaves:
-            return tuple(sorted(leaves))
-        return (self.text,) if self.text and not self.text.lower().startswith("copyright") else ()
 
 
 class Inspection(_Document):
@@ -164,7 +139,7 @@ def inspect_wheel(data: bytes, filename: str) -> Inspection:
         summary=str(metadata.get("Summary", ""))[:500],
         requires_python=_text(metadata, "Requires-Python"),
         requires=tuple(str(value) for value in metadata.get_all("Requires-Dist", [])),
-        licence=_licence(metadata, contents, info),
+        licence=read_licence(metadata, contents, info=info),
         files=len(contents),
         unpacked_bytes=archive.size_bytes,
         startup=tuple(startup),
@@ -277,23 +252,6 @@ def _entry_points(archive: Archive, path: str, filename: str) -> Iterator[tuple[
                     group=group,
                 )
             yield (group, name), target
-
-
-def _licence(metadata: Message, contents: Mapping[str, Any], info: str) -> Licence:
-    text = str(metadata.get("License", "")).strip().splitlines()
-    return Licence(
-        expression=_text(metadata, "License-Expression"),
-        text=text[0][:200] if text else None,
-        classifiers=tuple(str(c) for c in metadata.get_all("Classifier", []) if str(c).startswith("License ::")),
-        files=tuple(
-            sorted(
-                path
-                for path in contents
-                if path.startswith(f"{info}/")
-                and re.search(r"licen[cs]e|copying|notice", path.lower().split("/", 1)[1])
-            )
-        ),
-    )
 
 
 def _text(metadata: Message, header: str) -> str | None:

@@ -75,7 +75,7 @@ def test_the_sbom_tells_who_needs_whom_on_this_target_and_under_which_licence():
     assert licence["old"] == [{"license": {"id": "MIT"}}]
     assert licence["mute"] is None
     assert licences(wheels(), MODELS)["none named"] == ["mute 1.0"]
-    assert licences(wheels(), MODELS)["Apache-2.0"] == ["all-MiniLM-L6-v2 (model)"]
+    assert licences(wheels(), MODELS)["Apache-2.0"] == ["app 1.0", "all-MiniLM-L6-v2 (model)"]
 
 
 def test_the_sbom_is_the_same_for_the_same_wheels_and_another_for_others():
