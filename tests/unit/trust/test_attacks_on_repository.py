@@ -1,5 +1,6 @@
 """Attacks on the trust repository, through our client path: each refused with its code, the state left as it was."""
 
+import json
 import shutil
 from datetime import timedelta
 
@@ -95,8 +96,6 @@ def twice_by_one(media):
     metadata = media.load("root")
     media.sign("root", lambda _: None, keys=("tuf-root-1",))
     path = media.newest("root")
-    import json
-
     document = json.loads(path.read_text())
     other = metadata.signed.roles["root"].keyids[1]
     document["signatures"].append({**document["signatures"][0], "keyid": other})
@@ -206,6 +205,10 @@ def linked(name):
     return apply
 
 
+def _unsigned(document):
+    return json.dumps({**json.loads(document), "signatures": []}).encode()
+
+
 ATTACKS = {
     # rollback
     "an older timestamp": ("TRUST_OLDER", older("timestamp")),
@@ -290,12 +293,6 @@ ATTACKS = {
     ),
     "nothing at all": ("TRUST_REPOSITORY_INCOMPLETE", lambda m: shutil.rmtree(m.path)),
 }
-
-
-def _unsigned(document):
-    import json
-
-    return json.dumps({**json.loads(document), "signatures": []}).encode()
 
 
 @pytest.mark.parametrize("name", ATTACKS)
