@@ -115,7 +115,7 @@ def build(
         FileError: FILE_NO_SPACE, FILE_PERMISSION.
     """
     with appliance_errors():
-        members, segments = _measured(payload, segment_bytes, progress)
+        members, segments = measured(payload, segment_bytes, progress)
         document = manifest_document(
             identity,
             members=members,
@@ -234,9 +234,9 @@ class SegmentDigests:
         self._current, self._filled = hashlib.sha256(), 0
 
 
-def _measured(payload: Sequence[Payload], segment_bytes: int, progress: Progress) -> tuple[list[Member], list[str]]:
+def measured(payload: Sequence[Payload], segment_bytes: int, progress: Progress) -> tuple[list[Member], list[str]]:
     """Length and digest of every file, and the digests of the region they will fill."""
-    sizes = [len(file.content) if isinstance(file.content, bytes) else file.content.stat().st_size for file in payload]
+    sizes = [file.size_bytes for file in payload]
     segments, members, done = SegmentDigests(segment_bytes), [], 0
     for file, size in zip(payload, sizes, strict=True):
         digest, seen = hashlib.sha256(), 0

@@ -32,6 +32,11 @@ class Payload:
     content: bytes | Path
     executable: bool = False
 
+    @property
+    def size_bytes(self) -> int:
+        """Length of the content."""
+        return len(self.content) if isinstance(self.content, bytes) else self.content.stat().st_size
+
     def chunks(self, chunk_bytes: int = 1024 * 1024) -> Iterator[bytes]:
         """The content, piece by piece."""
         if isinstance(self.content, bytes):

@@ -23,8 +23,8 @@ from appliance.bundle.stage0.main import release_region
 from appliance.bundle.stage0.manifest import Manifest
 from appliance.bundle.stage0.media import Head, choose, open_sources
 from appliance.bundle.stage0.preflight import Finding, preflight_findings, read_host, refuse_unfit
-from appliance.bundle.stage0.preparing import Conduct, find_base, prepare
-from appliance.errors import BundleError, InstallError
+from appliance.bundle.stage0.preparing import Conduct, prepare, require_base
+from appliance.errors import InstallError
 
 
 @dataclass(frozen=True)
@@ -135,12 +135,7 @@ def install(
         release = verdict.release
         manifest = release.manifest
         conduct.say(f"{manifest.name} {manifest.version}, signed by {verdict.verdict.identity}")
-        if release.delta is not None and find_base(prefix, release.delta.base) is None:
-            raise BundleError(
-                "BUNDLE_DELTA_BASE",
-                f"this delta builds upon release {release.delta.base[:12]}, which is not installed here",
-                installed=[entry.id for entry in installed_releases(prefix)],
-            )
+        require_base(prefix, release)
         findings = _preflight(prefix, verdict, conduct, now, ports)
         check_state(prefix, manifest)
         if not allow_downgrade:

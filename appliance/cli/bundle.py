@@ -1,4 +1,4 @@
-"""`appliance bundle`: build, inspect and verify a release."""
+"""`appliance bundle`: build, inspect and verify a release, and build a delta of it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def build(
     vendor: Annotated[Path, typer.Option("--vendor", help="Folder of locks, targets and wheelhouse.")] = Path("vendor"),
     wheelhouse: Annotated[Path | None, typer.Option("--wheelhouse", help="Folder of wheels.")] = None,
     lock: Annotated[list[Path] | None, typer.Option("--lock", help="Lock file instead of the profile's.")] = None,
-    config: Annotated[Path | None, typer.Option("--config", help="Default configuration.")] = None,
+    config: Annotated[Path | None, typer.Option("--config", help="Folder of the default configuration.")] = None,
     evidence: Annotated[
         list[Path] | None, typer.Option("--evidence", help="SBOM, provenance, VEX to carry along.")
     ] = None,
@@ -164,6 +164,65 @@ def verify(
                 markup=False,
             )
             out.print(f"manifest {manifest.digest}", markup=False)
+
+        show(value, as_json, text)
+
+
+@app.command()
+def delta(
+    media: Media,
+    base: Annotated[Path, typer.Option("--base", help="The zone's signed inventory.json.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the delta.")],
+    authority: Annotated[Path, typer.Option("--authority", help="Folder of the authority.")] = Path("ca/authority"),
+    volume_size: Annotated[str | None, typer.Option("--volume-size", help="Cut into volumes, e.g. 3900M.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Build a delta: only what a zone, by its inventory, does not have of a full release."""
+    import tempfile
+
+    from appliance.bundle.delta import build_delta
+    from appliance.bundle.inventory import read_inventory
+    from appliance.bundle.volumes import split
+    from appliance.files import read_regular
+    from appliance.trust.signing import open_signer
+    from appliance.trust.store import TrustStore
+
+    with refusals(as_json):
+        now, steps = datetime.now(UTC), Steps(quiet=as_json)
+        anchor = read_regular(authority / "anchor.json", max_bytes=1024 * 1024)
+        with tempfile.TemporaryDirectory(prefix="appliance-trust-") as work:
+            store = TrustStore.initialise(Path(work) / "state", anchor, authority / "repository", now=now)
+            inventory = read_inventory(base, material=store.material(now=now), at=store.checked_time(now)).inventory
+        built = build_delta(
+            media,
+            inventory,
+            open_signer(authority, "release-signer"),
+            out,
+            anchor=anchor,
+            now=now,
+            progress=steps,
+        )
+        volumes = split(built.path, out, volume_bytes=parse_size(volume_size), progress=steps) if volume_size else ()
+        value = {
+            "path": built.path,
+            "sha256": built.sha256,
+            "bytes": built.size_bytes,
+            "full_bytes": built.full_bytes,
+            "base": built.base,
+            "manifest_digest": built.manifest.digest,
+            "carried": len(built.carried),
+            "members": len(built.manifest.members),
+            "volumes": volumes,
+        }
+
+        def text(out: Console) -> None:
+            out.print(
+                f"{built.path}  {built.size_bytes / 1e6:.1f} MB instead of {built.full_bytes / 1e6:.0f} MB, "
+                f"{len(built.carried)} of {len(built.manifest.members)} files",
+                markup=False,
+            )
+            out.print(f"from {inventory.version} ({built.base[:12]}) to {built.manifest.version}", markup=False)
+            out.print(f"manifest   {built.manifest.digest}", markup=False)
 
         show(value, as_json, text)
 

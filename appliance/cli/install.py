@@ -112,7 +112,8 @@ def releases(
             for release in found:
                 mark = "*" if release.current else " "
                 out.print(
-                    f"{mark} {release.id:28} {release.manifest.profile:9} installed {release.installed} by {release.signer}",
+                    f"{mark} {release.id:28} {release.manifest.profile:9} installed {release.installed}"
+                    f" by {release.signer}",
                     markup=False,
                 )
             if pending:
@@ -125,6 +126,37 @@ def releases(
             "unfinished": {"release": pending.release, "step": pending.step} if pending else None,
         }
         show(value, as_json, text)
+
+
+def inventory(
+    prefix: Prefix = DEFAULT_PREFIX,
+    out: Annotated[Path | None, typer.Option("--out", help="Where to write inventory.json; needs --authority.")] = None,
+    authority: Annotated[Path | None, typer.Option("--authority", help="The zone's authority, which signs it.")] = None,
+    role: Annotated[str, typer.Option("--role", help="The role that signs.")] = "zone-host",
+    as_json: Json = False,
+) -> None:
+    """Export what is installed, for a delta bundle; signed where it is written to a file."""
+    from appliance.bundle.inventory import SIGNATURE_SUFFIX, take_inventory, write_inventory
+
+    with refusals(as_json), appliance_errors():
+        if (out is None) != (authority is None):
+            raise typer.BadParameter("--out and --authority belong together: an inventory on media is always signed")
+        statement = take_inventory(installed.require_prefix(prefix), now=datetime.now(UTC))
+        if out is not None and authority is not None:
+            from appliance.trust.signing import open_signer
+
+            write_inventory(statement, open_signer(authority, role), out)
+
+        def text(console: Console) -> None:
+            console.print(
+                f"{statement['name']} {statement['version']} ({statement['profile']}), {len(statement['members'])} files",
+                markup=False,
+            )
+            console.print(f"digest {statement['digest']}", markup=False)
+            if out is not None:
+                console.print(f"wrote {out} and {out}{SIGNATURE_SUFFIX}", markup=False)
+
+        show(statement, as_json, text)
 
 
 def _base_python() -> str:

@@ -67,6 +67,7 @@ def prepare(prefix: Prefix, release: Authenticated, region: Region, conduct: Con
     Raises:
         Refused: whatever makes a step impossible; what was done so far stays for the next run to take up.
     """
+    require_base(prefix, release)
     transaction = _begin(prefix, release, conduct)
     folder = prefix.release(transaction.release)
     if not reached(transaction, "staged"):
@@ -145,7 +146,7 @@ def _link_base(prefix: Prefix, base: str, wanted: list[Member], descriptor: int)
     source = find_base(prefix, base)
     if source is None:
         raise Refused(
-            "BUNDLE_DELTA_BASE", "this delta builds upon a release that is not installed here", base=base[:12]
+            "BUNDLE_DELTA_BASE", "the release that this delta builds upon has just been removed", base=base[:12]
         )
     handle = os.open(source / "payload", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
@@ -157,6 +158,21 @@ def _link_base(prefix: Prefix, base: str, wanted: list[Member], descriptor: int)
             "BUNDLE_DELTA_BASE",
             f"{len(lacking)} files of the installed base are damaged or gone",
             files=[member.path for member in lacking[:5]],
+        )
+
+
+def require_base(prefix: Prefix, release: Authenticated) -> None:
+    """Refuse a delta whose base is not here, before anything is written.
+
+    Raises:
+        Refused: BUNDLE_DELTA_BASE.
+    """
+    if release.delta is not None and find_base(prefix, release.delta.base) is None:
+        installed = sorted(path.name for path in prefix.releases.iterdir()) if prefix.releases.is_dir() else []
+        raise Refused(
+            "BUNDLE_DELTA_BASE",
+            f"this delta builds upon release {release.delta.base[:12]}, which is not installed here",
+            installed=installed,
         )
 
 

@@ -98,7 +98,7 @@ class VolumeRegion:
             )
         self._slice_bytes = self._one_slice_bytes()
         for index in missing:
-            self._tell(index, "missing")
+            self._tell(index, "unusable" if self._set_aside else "missing")
         self._cached: tuple[int, memoryview] = (-1, memoryview(b""))
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
@@ -168,7 +168,8 @@ class VolumeRegion:
     def _tell(self, index: int, how: str) -> None:
         if index not in self._reported:
             self._reported.add(index)
-            where = f" ({self._slices[index].path})" if index in self._slices else ""
+            paths = [str(self._slices[index].path)] if index in self._slices else self._set_aside
+            where = f" ({', '.join(paths)})" if paths else ""
             self._report(f"{_volume_names([index], self._total)} {how}{where}: rebuilt from parity")
 
 
@@ -194,12 +195,15 @@ def open_region(
     Raises:
         Refused: BUNDLE_TRUNCATED, BUNDLE_TRAILING, BUNDLE_MIXED_MEDIA, BUNDLE_VOLUME_MISSING.
     """
-    for source in sources:
-        if source.index is None:
+    whole = [source for source in sources if source.index is None]
+    volumes = [source for source in sources if source.index is not None]
+    for source in whole:
+        if source.size_bytes == size_bytes or not volumes:
             return WholeRegion(source, size_bytes)
-    for source in sources:
+    for source in volumes:
         _check_volume_end(source)
-    return VolumeRegion(sources, size_bytes, segment_bytes, segments, set_aside=set_aside, report=report)
+    unusable = [*set_aside, *(str(source.path) for source in whole)]  # a volume whose label is damaged looks whole
+    return VolumeRegion(volumes, size_bytes, segment_bytes, segments, set_aside=unusable, report=report)
 
 
 def _check_volume_end(source: Source) -> None:

@@ -1,0 +1,213 @@
+"""Volumes: any order, any place; the bad one named; one lost or damaged rebuilt, with signed bytes only."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from appliance.bundle.inputs import Payload
+from appliance.bundle.stage0.refusal import Refused
+from appliance.bundle.volumes import split
+from appliance.errors import BundleError
+from tests.support import bundle as support
+
+VOLUME_BYTES = 30_000
+
+
+@pytest.fixture
+def built(tmp_path):
+    content = random.Random(7)
+    payload = [Payload(f"data/{n}.bin", content.randbytes(11_000 + n)) for n in range(9)]
+    return support.archive(tmp_path / "archive", payload)
+
+
+@pytest.fixture
+def volumes(built, tmp_path) -> list[Path]:
+    paths = split(built.path, tmp_path / "volumes", volume_bytes=VOLUME_BYTES)
+    assert len(paths) >= 5
+    return list(paths)
+
+
+@pytest.fixture
+def honest(built, tmp_path) -> dict[str, bytes]:
+    support.unpack([built.path], tmp_path / "honest")
+    return support.tree(tmp_path / "honest")
+
+
+def flip(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+def test_no_volume_is_larger_than_asked_for_and_nothing_of_the_archive_is_lost(built, volumes):
+    assert all(path.stat().st_size <= VOLUME_BYTES for path in volumes)
+    assert built.path.exists()
+
+
+def test_volumes_are_read_in_any_order_and_from_any_place(volumes, honest, tmp_path):
+    places = []
+    for number, path in enumerate(reversed(volumes)):
+        place = tmp_path / f"mount-{number}"
+        place.mkdir()
+        shutil.move(path, place / path.name)
+        places.append(place if number % 2 else place / path.name)
+    before = [support.tree(path) if path.is_dir() else path.read_bytes() for path in places]
+    _, repaired = support.unpack(places, tmp_path / "target")
+    assert support.tree(tmp_path / "target") == honest
+    assert repaired == []
+    assert [support.tree(path) if path.is_dir() else path.read_bytes() for path in places] == before, (
+        "media are never changed"
+    )
+
+
+def test_any_one_missing_volume_is_rebuilt_and_named(volumes, honest, tmp_path):
+    for number, path in enumerate(volumes[:-1]):
+        rest = [other for other in volumes if other != path]
+        _, repaired = support.unpack(rest, tmp_path / f"target-{number}")
+        assert support.tree(tmp_path / f"target-{number}") == honest
+        assert len(repaired) == 1
+        assert f"volume {number + 1} of {len(volumes) - 1} is missing" in repaired[0]
+
+
+def test_any_one_damaged_volume_is_rebuilt_and_named(volumes, honest, tmp_path):
+    for number, path in enumerate(volumes[:-1]):
+        good = path.read_bytes()
+        flip(path, len(good) - 1500)
+        _, repaired = support.unpack(volumes, tmp_path / f"target-{number}")
+        assert support.tree(tmp_path / f"target-{number}") == honest
+        assert len(repaired) == 1
+        assert str(path) in repaired[0]
+        path.write_bytes(good)
+
+
+def test_a_volume_cut_short_is_rebuilt(volumes, honest, tmp_path):
+    for number, path in enumerate(volumes[:-1]):
+        good = path.read_bytes()
+        path.write_bytes(good[: len(good) * 2 // 3])
+        _, repaired = support.unpack(volumes, tmp_path / f"target-{number}")
+        assert support.tree(tmp_path / f"target-{number}") == honest
+        assert len(repaired) == 1
+        path.write_bytes(good)
+
+
+def test_a_volume_whose_head_is_damaged_is_rebuilt(volumes, honest, tmp_path):
+    head = volumes[0].read_bytes().index(b"volume/001")
+    for number, at in enumerate((3, 700, head - 2000, head - 1, head + 5, head + 130)):
+        good = volumes[1].read_bytes()
+        flip(volumes[1], at)
+        _, repaired = support.unpack(volumes, tmp_path / f"target-{number}")
+        assert support.tree(tmp_path / f"target-{number}") == honest
+        assert len(repaired) == 1
+        assert str(volumes[1]) in repaired[0]
+        volumes[1].write_bytes(good)
+
+
+def test_volumes_each_damaged_at_another_place_are_all_rebuilt(volumes, honest, tmp_path):
+    """Parity mends one piece in every stripe, whichever volume it lies on."""
+    size = volumes[0].stat().st_size
+    flip(volumes[0], size - 1024 - 1)
+    flip(volumes[1], size - 1024 - 2 * support.SEGMENT_BYTES)
+    _, repaired = support.unpack(volumes, tmp_path / "target")
+    assert support.tree(tmp_path / "target") == honest
+    assert len(repaired) == 2
+
+
+def test_without_parity_a_damaged_volume_is_named(volumes, tmp_path):
+    flip(volumes[2], volumes[2].stat().st_size - 2000)
+    with pytest.raises(Refused) as caught:
+        support.unpack(volumes[:-1], tmp_path / "target")
+    assert caught.value.code == "BUNDLE_VOLUME_DAMAGED"
+    assert caught.value.evidence["volume"] == 3
+    assert caught.value.evidence["file"] == str(volumes[2])
+
+
+def test_missing_volumes_are_named_when_parity_cannot_help(volumes, tmp_path):
+    for kept, missing in ((volumes[:-1][1:], [1]), (volumes[2:], [1, 2]), (volumes[-1:], None)):
+        with pytest.raises(Refused) as caught:
+            support.unpack(kept, tmp_path / "target")
+        assert caught.value.code == "BUNDLE_VOLUME_MISSING"
+        assert missing is None or caught.value.evidence["missing"] == missing
+
+
+def test_a_damaged_volume_and_a_damaged_parity_are_refused(volumes, tmp_path):
+    at = volumes[0].stat().st_size - 1024 - 100
+    flip(volumes[0], at)
+    flip(volumes[-1], at)
+    with pytest.raises(Refused) as caught:
+        support.unpack(volumes, tmp_path / "target")
+    assert caught.value.code == "BUNDLE_VOLUME_DAMAGED"
+
+
+def test_a_forged_parity_cannot_bring_in_unsigned_bytes(volumes, tmp_path):
+    forged = bytearray(volumes[-1].read_bytes())
+    forged[-20_000:-1024] = random.Random(1).randbytes(18_976)
+    volumes[-1].write_bytes(forged)
+    with pytest.raises(Refused) as caught:
+        support.unpack(volumes[1:], tmp_path / "target")
+    assert caught.value.code == "BUNDLE_VOLUME_DAMAGED"
+
+
+def test_volumes_of_another_release_beside_are_refused(volumes, tmp_path):
+    other = support.archive(tmp_path / "other", [Payload("data/x.bin", b"y" * 90_000)], version="2.0.0")
+    others = split(other.path, tmp_path / "volumes", volume_bytes=VOLUME_BYTES)
+    with pytest.raises(Refused) as caught:
+        support.unpack([*volumes, *others], tmp_path / "target")
+    assert caught.value.code == "BUNDLE_MIXED_MEDIA"
+
+
+def test_volumes_of_two_cuts_of_one_release_are_refused(built, volumes, tmp_path):
+    others = split(built.path, tmp_path / "others", volume_bytes=2 * VOLUME_BYTES)
+    with pytest.raises(Refused) as caught:
+        support.unpack([volumes[0], *others], tmp_path / "target")
+    assert caught.value.code == "BUNDLE_MIXED_MEDIA"
+
+
+def test_cutting_again_replaces_the_older_set(built, volumes, honest, tmp_path):
+    again = split(built.path, tmp_path / "volumes", volume_bytes=3 * VOLUME_BYTES)
+    assert {path.name for path in (tmp_path / "volumes").iterdir() if path.suffix != ".sha256"} == {
+        path.name for path in again
+    }
+    support.unpack([tmp_path / "volumes"], tmp_path / "target")
+    assert support.tree(tmp_path / "target") == honest
+
+
+def test_bytes_behind_a_slice_are_refused(volumes, tmp_path):
+    good = volumes[0].read_bytes()
+    for altered in (good + b"x" * 512, good[:-512] + b"x" * 512):
+        volumes[0].write_bytes(altered)
+        with pytest.raises(Refused) as caught:
+            support.unpack(volumes, tmp_path / "target")
+        assert caught.value.code == "BUNDLE_TRAILING"
+
+
+def test_every_subset_of_volumes_ends_whole_or_refused(volumes, honest, tmp_path):
+    for count in range(1, len(volumes) + 1):
+        for number, subset in enumerate(itertools.combinations(volumes, count)):
+            target = tmp_path / f"target-{count}-{number}"
+            try:
+                support.unpack(subset, target)
+            except Refused as refused:
+                assert refused.code == "BUNDLE_VOLUME_MISSING"
+                assert count < len(volumes) - 1
+            else:
+                assert support.tree(target) == honest
+                assert count >= len(volumes) - 1
+
+
+@pytest.mark.parametrize("size", [1, 512, 5_000])
+def test_a_volume_size_without_room_is_refused(built, tmp_path, size):
+    with pytest.raises(BundleError) as caught:
+        split(built.path, tmp_path / "volumes", volume_bytes=size)
+    assert caught.value.code == "BUNDLE_VOLUME_SIZE"
+
+
+def test_a_release_that_fits_into_one_volume_is_one(built, honest, tmp_path):
+    paths = split(built.path, tmp_path / "volumes", volume_bytes=10**7, parity=False)
+    assert len(paths) == 1
+    support.unpack(paths, tmp_path / "target")
+    assert support.tree(tmp_path / "target") == honest
