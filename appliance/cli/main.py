@@ -28,10 +28,10 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "serve": ("appliance.cli.serve", "serve", "Run the gateway."),
     "sync": ("appliance.cli.sync", "sync", "Sidecar: bring verified routers from the registry to a shared folder."),
     "status": ("appliance.cli.operations", "status", "What the gateway serves, on one screen."),
-    "doctor": ("appliance.cli.operations", "doctor", "Check the host and the appliance; say what to do."),
-    "validate": ("appliance.cli.operations", "validate", "Run the acceptance of an installed appliance."),
+    "doctor": ("appliance.cli.doctor", "doctor", "Check the host and the appliance; say what to do."),
+    "validate": ("appliance.cli.validate", "validate", "Run the acceptance of an installed appliance."),
     "explain": ("appliance.cli.explain", "explain", "What an error code means and what to do."),
-    "support-bundle": ("appliance.cli.operations", "support_bundle", "Collect what support needs, without secrets."),
+    "support-bundle": ("appliance.cli.support_bundle", "support_bundle", "Collect what support needs, without secrets."),
 }
 
 
@@ -46,9 +46,10 @@ class _Verbs(typer.core.TyperGroup):
         module, attribute, _ = VERBS[cmd_name]
         target = getattr(importlib.import_module(module), attribute)
         if isinstance(target, typer.Typer):
+            target.rich_markup_mode, target._add_completion = None, False  # noqa: SLF001 (one look for every group)
             command = typer.main.get_command(target)
         else:
-            single = typer.Typer(add_completion=False)
+            single = typer.Typer(add_completion=False, rich_markup_mode=None)
             single.command(name=cmd_name)(target)
             command = typer.main.get_command(single)
         command.name = cmd_name

@@ -1,0 +1,116 @@
+"""The gateway, its routers and breakers, its model servers, its registry."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+from appliance.errors import ApplianceError
+from appliance.operations.doctor.finding import Finding, critical, fine, unknown, warning
+from appliance.operations.doctor.snapshot import Snapshot
+
+REGISTRY_WARNING = timedelta(minutes=15)
+REGISTRY_CRITICAL = timedelta(days=1)
+CHANNEL_WARNING = timedelta(days=14)
+
+
+def gateway(snapshot: Snapshot) -> Iterator[Finding]:
+    """Does it answer, is it ready?"""
+    name = "gateway"
+    status = snapshot.gateway
+    if isinstance(status, ApplianceError):
+        yield critical(name, "OPERATION_GATEWAY_DOWN", status.cause, remedy=status.remedy, refusal=status.code)
+    elif not status["ready"]:
+        waiting = [worker["worker"] for worker in status["workers"] if not worker["ready"]]
+        yield warning(name, "OPERATION_GATEWAY_NOT_READY", f"workers {waiting} are not ready", workers=waiting)
+    else:
+        version = status["workers"][0]["version"]
+        yield fine(name, f"version {version} serves with {len(status['workers'])} worker(s)", version=version)
+
+
+def routers(snapshot: Snapshot) -> Iterator[Finding]:
+    """Do the routers serve, everywhere the same one?"""
+    name = "routers"
+    status = snapshot.gateway
+    if isinstance(status, ApplianceError):
+        return
+    for router, view in status["routers"].items():
+        problem = view.get("problem") or {}
+        evidence: dict[str, Any] = {"router": router, "refusal": problem.get("code"), "cause": problem.get("cause")}
+        if not view["serving"]:
+            text = f"router {router} serves nothing: requests are routed by weight"
+            yield critical(name, "OPERATION_ROUTER_STATIC", text, remedy=problem.get("remedy"), **evidence)
+        elif problem:
+            text = f"router {router} goes on with {view['serving']['artifact']}: the newer one was refused"
+            yield warning(name, "OPERATION_ROUTER_REFUSED", text, remedy=problem.get("remedy"), **evidence)
+        elif not view["converged"]:
+            text = f"the workers serve different versions of router {router}"
+            yield warning(name, "OPERATION_ROUTER_DIFFERS", text, digests=view["digests"])
+        else:
+            yield fine(name, f"router {router} serves {view['serving']['artifact']}", digests=view["digests"])
+
+
+def breaker(snapshot: Snapshot) -> Iterator[Finding]:
+    """Is the ML path open for requests?"""
+    name = "breaker"
+    if isinstance(snapshot.gateway, ApplianceError):
+        return
+    for worker in snapshot.gateway["workers"]:
+        view = worker["ml_path"]["breaker"]
+        label = f"worker {worker['worker']}: the ML path's breaker is {view['state']}"
+        if view["state"] == "closed":
+            yield fine(name, label, opened=view["opened_count"])
+        else:
+            yield warning(
+                name, "OPERATION_BREAKER_OPEN", label, reason=view["last_reason"], retry_in_s=view["retry_in_s"]
+            )
+
+
+def deployments(snapshot: Snapshot) -> Iterator[Finding]:
+    """Does every group have a model server that lives?"""
+    name = "deployments"
+    if isinstance(snapshot.gateway, ApplianceError):
+        return
+    for group, view in snapshot.gateway["groups"].items():
+        members = view["deployments"]
+        cooling = [member["id"] for member in members if member["cooldown"]]
+        if cooling and len(cooling) == len(members):
+            yield critical(name, "OPERATION_COOLDOWN", f"every deployment of {group} is cooling down", ids=cooling)
+        elif cooling:
+            text = f"{len(cooling)} of {len(members)} deployments of {group} are cooling down"
+            yield warning(name, "OPERATION_COOLDOWN", text, ids=cooling)
+        else:
+            yield fine(name, f"all {len(members)} deployments of {group} are in use")
+
+
+def registry(snapshot: Snapshot) -> Iterator[Finding]:
+    """When did the registry last answer, and do its pointers end?"""
+    name = "registry"
+    if isinstance(snapshot.channels, ApplianceError):
+        yield unknown(name, snapshot.channels)
+        return
+    for channel in snapshot.channels:
+        age = None if channel.contact is None else snapshot.at - channel.contact
+        evidence: dict[str, Any] = {
+            "channel": channel.name,
+            "version": channel.version,
+            "epoch": channel.epoch,
+            "contact": channel.contact,
+        }
+        if age is None or age > REGISTRY_CRITICAL:
+            since = "was never reached" if age is None else f"last answered {_hours(age)} ago"
+            yield critical(name, "OPERATION_REGISTRY_AGE", f"the registry of {channel.name} {since}", **evidence)
+        elif age > REGISTRY_WARNING:
+            text = f"the registry of {channel.name} last answered {_hours(age)} ago"
+            yield warning(name, "OPERATION_REGISTRY_AGE", text, **evidence)
+        else:
+            yield fine(name, f"channel {channel.name} stands at version {channel.version}", **evidence)
+        if channel.expires is not None and channel.expires - snapshot.at < CHANNEL_WARNING:
+            text = f"the pointer of channel {channel.name} ends at {channel.expires:%Y-%m-%d %H:%M}"
+            yield warning(name, "OPERATION_CHANNEL_EXPIRES", text, channel=channel.name, expires=channel.expires)
+
+
+def _hours(age: timedelta) -> str:
+    hours = age.total_seconds() / 3600
+    return f"{hours / 24:.1f} days" if hours >= 48 else f"{hours:.1f} hours"

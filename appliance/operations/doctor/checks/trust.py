@@ -1,0 +1,125 @@
+"""Trust metadata, signing keys, the clock, TLS certificates: everything that ends on a known day."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from typing import Any
+
+from appliance.errors import ApplianceError, TrustError
+from appliance.operations.doctor.finding import Finding, critical, fine, unknown, warning
+from appliance.operations.doctor.snapshot import Snapshot
+from appliance.trust import clock as trusted_clock
+
+METADATA_WARNING = timedelta(days=30)  # media come seldom
+KEY_WARNING = timedelta(days=90)  # a root ceremony needs people
+CERTIFICATE_WARNING = timedelta(days=21)
+CERTIFICATE_CRITICAL = timedelta(days=3)
+
+
+def metadata(snapshot: Snapshot) -> Iterator[Finding]:
+    """Does the trust metadata end soon?"""
+    name = "trust-metadata"
+    if isinstance(snapshot.trust, ApplianceError):
+        yield unknown(name, snapshot.trust)
+        return
+    role, end = min(snapshot.trust.expires.items(), key=lambda item: item[1])
+    left = end - snapshot.at
+    evidence: dict[str, Any] = {"role": role, "expires": end, "version": snapshot.trust.versions.get(role)}
+    if left <= timedelta(0):
+        yield critical(name, "OPERATION_TRUST_EXPIRED", f"trust metadata {role} ended {_ago(left)}", **evidence)
+    elif left < METADATA_WARNING:
+        yield warning(name, "OPERATION_TRUST_EXPIRES", f"trust metadata {role} ends in {_days(left)}", **evidence)
+    else:
+        yield fine(name, f"trust metadata is good for {_days(left)} ({role} ends first)", **evidence)
+
+
+def keys(snapshot: Snapshot) -> Iterator[Finding]:
+    """Does a CA, log or time-stamping key end soon?"""
+    name = "trust-keys"
+    if isinstance(snapshot.trust, ApplianceError):
+        return
+    ending = {key: end for key, end in snapshot.trust.keys_expire.items() if end is not None}
+    if not ending:
+        yield fine(name, f"{len(snapshot.trust.keys_expire)} signing keys, none with an end")
+        return
+    key, end = min(ending.items(), key=lambda item: item[1])
+    left = end - snapshot.at
+    if left < KEY_WARNING:
+        said = f"ended {_ago(left)}" if left <= timedelta(0) else f"ends in {_days(left)}"
+        yield warning(name, "OPERATION_KEY_EXPIRES", f"{key} {said}", key=key, expires=end)
+    else:
+        yield fine(name, f"signing keys are good for {_days(left)} ({key} ends first)", key=key, expires=end)
+
+
+def clock(snapshot: Snapshot) -> Iterator[Finding]:
+    """Can the clock be right?"""
+    name = "clock"
+    if isinstance(snapshot.trust, ApplianceError):
+        return
+    floor = snapshot.trust.floor
+    try:
+        trusted_clock.checked(snapshot.at, floor)
+    except TrustError as error:
+        yield critical(name, "OPERATION_CLOCK", error.cause, clock=snapshot.at, proven=floor)
+        return
+    behind = floor - snapshot.at
+    if behind > timedelta(minutes=5):
+        text = f"the clock is {_span(behind)} behind a time that is proven"
+        yield warning(name, "OPERATION_CLOCK", text, clock=snapshot.at, proven=floor)
+    else:
+        yield fine(name, "the clock is not before any proven time", clock=snapshot.at, proven=floor)
+
+
+def certificates(snapshot: Snapshot) -> Iterator[Finding]:
+    """Are the TLS certificates whole, of our chain and not about to end?"""
+    name = "certificates"
+    if isinstance(snapshot.certificates, ApplianceError):
+        yield unknown(name, snapshot.certificates)
+        return
+    for found in snapshot.certificates:
+        left = found.not_after - snapshot.at
+        evidence: dict[str, Any] = {
+            "file": found.path,
+            "subject": found.subject,
+            "issuer": found.issuer,
+            "ends": found.not_after,
+        }
+        label = f"{found.use} certificate"
+        if found.problem:
+            yield critical(name, "OPERATION_CERTIFICATE_CHAIN", f"{label}: {found.problem}", **evidence)
+        elif left <= timedelta(0):
+            yield critical(name, "OPERATION_CERTIFICATE_EXPIRED", f"{label} ended {_ago(left)}", **evidence)
+        elif found.not_before > snapshot.at + timedelta(minutes=5):
+            yield critical(
+                name, "OPERATION_CERTIFICATE_CHAIN", f"{label} is not valid before {found.not_before}", **evidence
+            )
+        elif left < CERTIFICATE_CRITICAL:
+            yield critical(name, "OPERATION_CERTIFICATE_EXPIRES", f"{label} ends in {_days(left)}", **evidence)
+        elif left < min(CERTIFICATE_WARNING, _third_of_life(found.not_before, found.not_after)):
+            yield warning(name, "OPERATION_CERTIFICATE_EXPIRES", f"{label} ends in {_days(left)}", **evidence)
+        else:
+            yield fine(name, f"{label} is good for {_days(left)}", **evidence)
+    if not snapshot.certificates:
+        yield fine(name, "no TLS certificates are configured (the gateway listens on loopback only)")
+
+
+def _third_of_life(begin: datetime, end: datetime) -> timedelta:
+    return (end - begin) / 3
+
+
+def _days(span: timedelta) -> str:
+    return _span(span)
+
+
+def _ago(span: timedelta) -> str:
+    return f"{_span(-span)} ago"
+
+
+def _span(span: timedelta) -> str:
+    seconds = int(span.total_seconds())
+    if seconds >= 2 * 86400:
+        return f"{seconds // 86400} days"
+    if seconds >= 2 * 3600:
+        return f"{seconds // 3600} hours"
+    return f"{max(seconds // 60, 0)} minutes"

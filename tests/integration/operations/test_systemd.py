@@ -1,0 +1,126 @@
+"""The units we ship, run by a real systemd, with the real gateway and a real embedding in them."""
+
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.support import systemd as manager
+from tests.support.gateway import deployment, write_config
+from tests.support.routing import zone
+from tests.support.trust import make_authority
+from tests.support.upstream import Upstream
+
+pytestmark = [pytest.mark.slow, pytest.mark.server]
+
+ROOT = Path(__file__).parents[3]
+GATEWAY = "appliance-gateway.service"
+ASK = """
+import json, sys, urllib.request
+body = {{"model": "chat", "messages": [{{"role": "user", "content": sys.argv[1]}}]}}
+request = urllib.request.Request("http://127.0.0.1:{port}/v1/chat/completions", json.dumps(body).encode(),
+    {{"content-type": "application/json", "authorization": "Bearer {key}"}})
+with urllib.request.urlopen(request, timeout=20) as answer:
+    print(json.dumps({{"deployment": answer.headers["x-appliance-deployment"], "routing": answer.headers["x-appliance-routing"]}}))
+"""
+
+
+@pytest.fixture(scope="module")
+def room():
+    if os.geteuid() != 0:
+        pytest.skip("a systemd of its own needs root")
+    # not below /tmp or /var/tmp: the units have their own
+    with tempfile.TemporaryDirectory(prefix="appliance-room-", dir="/var/lib") as name:
+        home = Path(name)
+        home.chmod(0o755)
+        upstreams = [Upstream("small", port=9001), Upstream("large", port=9002)]
+        units = {
+            f"{upstream.name}.service": f"[Service]\nWorkingDirectory={ROOT}\n"
+            f"ExecStart={sys.executable} -m tests.support.upstream --name {upstream.name} --port {upstream.port}\n"
+            for upstream in upstreams
+        }
+        units["appliance-gateway.service.d/impatient.conf"] = "[Service]\nWatchdogSec=6\nTimeoutAbortSec=2\n"
+        prefix = manager.prepare(home, extra=units)
+        here = zone(home / "zone", make_authority(home / "ca"), labels={"small": "small", "large": "large"})
+        here.put()
+        _, key = write_config(
+            prefix / "etc", [deployment("chat", u) for u in upstreams], port=8443, tls=False, **here.sections()
+        )
+        config = yaml.safe_load((prefix / "etc" / "appliance.yaml").read_text())
+        (prefix / "etc" / "appliance.yaml").write_text(
+            yaml.safe_dump({**config, "state_dir": "/opt/appliance/state/gateway"}).replace(
+                str(home / "zone"), "/opt/appliance/state"
+            )
+        )
+        for made in ("trust", "router", "encoder"):
+            (home / "zone" / made).rename(prefix / "state" / made)
+        manager.hand_over(prefix)
+        with manager.systemd(home) as running:
+            for upstream in upstreams:
+                assert running.systemctl("start", f"{upstream.name}.service").returncode == 0, running.log()
+            started = running.systemctl("start", GATEWAY)
+            assert started.returncode == 0, f"{running.systemctl('status', GATEWAY).stdout}\n{running.log()}"
+            running.ask = lambda prompt: ask(running, key, prompt)
+            yield running
+
+
+def ask(running, key: str, prompt: str) -> dict:
+    done = running.run(sys.executable, "-c", ASK.format(port=8443, key=key), prompt)
+    assert done.returncode == 0, f"{done.stderr}\n{running.log()}"
+    return json.loads(done.stdout)
+
+
+def process(running) -> dict[str, str]:
+    """/proc/PID/status of the gateway."""
+    pid = running.property(GATEWAY, "MainPID")
+    lines = running.run("cat", f"/proc/{pid}/status").stdout.splitlines()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def test_a_real_prompt_is_embedded_and_routed_inside_the_hardened_unit(room):
+    assert room.ask("easy what is the capital")["deployment"] == "small"
+    answer = room.ask("hard prove the theorem")
+    assert answer["deployment"] == "large"
+    assert answer["routing"].startswith("ml:knn; success")
+
+
+def test_the_unit_became_active_by_its_own_word(room):
+    assert room.property(GATEWAY, "Type") == "notify"
+    assert room.property(GATEWAY, "ActiveState") == "active"
+
+
+def test_it_runs_as_its_own_user_without_a_single_capability(room):
+    found = process(room)
+    assert found["Uid"].split()[0] != "0"
+    assert {int(found[name], 16) for name in ("CapPrm", "CapEff", "CapBnd", "CapAmb")} == {0}
+    assert found["NoNewPrivs"] == "1"
+    assert found["Seccomp"] == "2"
+
+
+def test_memory_and_tasks_are_limited(room):
+    assert room.property(GATEWAY, "MemoryMax") == str(4 * 1024**3)
+    assert room.property(GATEWAY, "TasksMax") == "256"
+
+
+def test_a_gateway_that_hangs_is_killed_by_the_watchdog_and_comes_back(room):
+    pid = room.property(GATEWAY, "MainPID")
+    restarts = int(room.property(GATEWAY, "NRestarts"))
+    room.run("kill", "-STOP", pid)
+    end = time.monotonic() + 75
+    while int(room.property(GATEWAY, "NRestarts")) == restarts:
+        assert time.monotonic() < end, "the watchdog did not bite"
+        time.sleep(1)
+    room.wait(GATEWAY, "active")
+    assert room.property(GATEWAY, "MainPID") != pid
+    assert room.ask("hard prove the theorem")["deployment"] == "large"
+
+
+def test_it_stops_within_its_drain_and_not_by_force(room):
+    assert room.systemctl("stop", GATEWAY).returncode == 0
+    assert room.property(GATEWAY, "Result") == "success"
+    assert room.systemctl("start", GATEWAY).returncode == 0, room.log()
