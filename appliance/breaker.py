@@ -31,7 +31,7 @@ class BreakerView:
 
 
 class Breaker:
-    """Opens after `failures` failures in a row; after `open_s` lets one probe pass at a time; `probes` good ones close it.
+    """Opens after `failures` in a row; after `open_s` lets one probe pass at a time; `probes` good ones close it.
 
     Args:
         failures: failures in a row that open it.
@@ -82,6 +82,16 @@ class Breaker:
                 if self._probing_since is not None and now - self._probing_since < self._open_s:
                     return False
                 self._probing_since = now
+            return True
+
+    def would_allow(self) -> bool:
+        """What `allow` would say, without taking a probe's place."""
+        with self._lock:
+            now = self._clock()
+            if self._state == "open":
+                return now - self._opened_at >= self._wait_s
+            if self._state == "half-open":
+                return self._probing_since is None or now - self._probing_since >= self._open_s
             return True
 
     def success(self) -> None:

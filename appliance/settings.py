@@ -82,7 +82,8 @@ class Key(_Section):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] = Field(
         description='SHA-256 of the key: `printf %s "$KEY" | sha256sum`; the key itself never stands here.'
     )
-    groups: tuple[Name, ...] = Field(min_length=1, description="Model groups it may ask for.")
+    groups: tuple[Name, ...] = Field((), description="Model groups it may ask for.")
+    reports: bool = Field(False, description="Whether it may read status, metrics and decisions.")
 
     @model_validator(mode="after")
     def _not_master(self) -> Key:
@@ -118,12 +119,24 @@ class Router(_Section):
     directory: FilePath = Field(description="Folder of the signed router artifact; watched for changes.")
     on_bad_update: Literal["keep-last-good", "static"] = Field(
         "keep-last-good",
-        description="When the folder turns bad: go on with the verified router in memory (or on disk), or route statically.",
+        description="When the folder turns bad: go on with the last verified router, or route statically.",
     )
     required: bool = Field(False, description="Refuse to start without it, instead of starting with round-robin.")
     poll_interval_s: float = Field(1.0, ge=0.05, le=3600, description="How often the folder is looked at, seconds.")
     canaries: tuple[Canary, ...] = Field((), max_length=256, description="Replayed before a new version takes over.")
     canary_agreement: Share = Field(1.0, description="Share of the labelled canaries a new version must get right.")
+
+
+class Candidate(_Section):
+    """A router that tries itself in a group: in shadow, for a share, for all; back at once where a bound breaks."""
+
+    router: RouterName = Field(description="Name below `routing.routers`.")
+    shadow_decisions: int = Field(200, ge=1, le=10_000_000, description="Decisions watched before it decides any.")
+    share: Share = Field(0.0, description="Share of users it decides for after that; 0 stays in shadow.")
+    canary_decisions: int = Field(0, ge=0, le=10_000_000, description="So many good ones and it takes over; 0: never.")
+    min_decisions: int = Field(50, ge=1, le=10_000_000, description="No bound is judged on fewer.")
+    max_failure_share: Share = Field(0.02, description="Share of its decisions that may fail or be late.")
+    min_agreement: Share = Field(0.0, description="Share of decisions in shadow it must agree with.")
 
 
 class Group(_Section):
@@ -134,11 +147,25 @@ class Group(_Section):
     weights: dict[Name, Annotated[int, Field(ge=0, le=1_000_000)]] = Field(
         default_factory=dict, description="Deployment id -> weight for round-robin; default LiteLLM's weight, else 1."
     )
+    candidate: Candidate | None = Field(None, description="A new router that tries itself here.")
+    costs: dict[Name, Annotated[float, Field(ge=0, le=1e9)]] = Field(
+        default_factory=dict, description="Deployment id -> cost in any one unit (USD a million tokens, watt hours)."
+    )
+    cost_weight: Share = Field(
+        0.0,
+        description="0: quality alone; 1: the dearest must score a whole point better than a free one. "
+        "A request may ask for another with the header `x-appliance-cost-weight`.",
+    )
+    last_resort: Name | None = Field(
+        None, description="Deployment id that answers only where no other can, cooling down or not."
+    )
 
     @model_validator(mode="after")
     def _router_for_ml(self) -> Group:
         if (self.strategy == "ml") != (self.router is not None):
             raise ValueError("strategy ml needs a router, round-robin takes none")
+        if self.candidate is not None and self.router is None:
+            raise ValueError("a candidate needs a router to be compared with")
         return self
 
 
@@ -150,6 +177,14 @@ class Breaker(_Section):
     probes: int = Field(3, ge=1, le=100, description="So many successful probes in a row close it.")
 
 
+class Upstreams(_Section):
+    """When a deployment that fails is left alone; a refused connection is enough at once."""
+
+    failures: int = Field(3, ge=1, le=1000, description="Failures of the server in a row that keep it out.")
+    open_s: float = Field(3.0, gt=0, le=3600, description="Seconds until the first probe; doubles up to 30.")
+    probes: int = Field(2, ge=1, le=100, description="Good probes that bring it back whole.")
+
+
 class Routing(_Section):
     """The routing decision: limits, encoders, routers, groups."""
 
@@ -158,6 +193,7 @@ class Routing(_Section):
     threads: int = Field(1, ge=1, le=32, description="Encoder threads a process.")
     cache_entries: int = Field(4096, ge=0, le=1_000_000, description="Decisions remembered by content digest.")
     breaker: Breaker = Field(default_factory=Breaker)
+    upstreams: Upstreams = Field(default_factory=Upstreams)
     encoders: tuple[FilePath, ...] = Field((), description="Folders of signed encoder artifacts.")
     routers: dict[RouterName, Router] = Field(default_factory=dict, description="Name -> routing model.")
     groups: dict[Name, Group] = Field(default_factory=dict, description="Model group -> how it is routed.")
@@ -165,11 +201,32 @@ class Routing(_Section):
     @model_validator(mode="after")
     def _names_resolve(self) -> Routing:
         for name, group in self.groups.items():
-            if group.router is not None and group.router not in self.routers:
-                raise ValueError(f"group {name} names router {group.router}, which is not below routers")
+            for router in (group.router, group.candidate.router if group.candidate else None):
+                if router is not None and router not in self.routers:
+                    raise ValueError(f"group {name} names router {router}, which is not below routers")
         if self.routers and not self.encoders:
             raise ValueError("routers need at least one folder below encoders")
         return self
+
+
+def _destination(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ValueError(f"{text!r} is not host:port")
+    return text
+
+
+class Lockdown(_Section):
+    """What a gateway process gives up before it serves."""
+
+    egress: Literal["enforce", "report"] = Field(
+        "enforce", description="Refuse connections to destinations that no configuration names, or only count them."
+    )
+    allow: tuple[Annotated[str, AfterValidator(_destination)], ...] = Field(
+        (), description="Further destinations as `host:port`, beside those of LiteLLM's configuration."
+    )
+    landlock: bool = Field(True, description="Kernel rule: TCP connections to the configured ports only.")
+    seccomp: bool = Field(True, description="Kernel rule: no programs run, no raw sockets, no tracing.")
 
 
 class Drain(_Section):
@@ -189,6 +246,7 @@ class Settings(_Section):
     access: Access = Field(default_factory=Access)
     trust: Trust | None = Field(None, description="Required as soon as there is a router.")
     routing: Routing = Field(default_factory=Routing)
+    lockdown: Lockdown = Field(default_factory=Lockdown)
     drain: Drain = Field(default_factory=Drain)
 
     @model_validator(mode="after")

@@ -27,25 +27,50 @@ def _print_status(out: Console, report: dict[str, Any]) -> None:
     for name, group in report["groups"].items():
         out.print(f"group {name}: {group['routing']}" + (f" by {group['router']}" if group["router"] else ""))
         for deployment in group["deployments"]:
-            cooling = deployment["cooldown"]
-            note = f"  cooling down, {cooling['status_code']}, until {cooling['until']:.0f}" if cooling else ""
+            name_and_model = f"  {deployment['id']:24} {deployment['model']:32}"
+            out.print(f"{name_and_model} weight {deployment['weight']}{_resting(deployment)}", markup=False)
+        if group["candidate"]:
+            tried = group["candidate"]
             out.print(
-                f"  {deployment['id']:24} {deployment['model']:32} weight {deployment['weight']}{note}", markup=False
+                f"  candidate {tried['router']}: {tried['stage']}, {tried['decisions']} decisions, "
+                f"{tried['failures']} failed, agreement {tried['agreement']}",
+                markup=False,
             )
     for name, router in report["routers"].items():
         serving = router["serving"]
         if serving:
             spread = "" if router["converged"] else "  workers differ!"
-            out.print(f"router {name}: {serving['artifact']} ({serving['strategy']}) {serving['digest'][:12]} "
-                      f"from {serving['origin']}, signed by {serving['signed_by']}{spread}", markup=False)  # fmt: skip
+            out.print(
+                f"router {name}: {serving['artifact']} ({serving['strategy']}) {serving['digest'][:12]} "
+                f"from {serving['origin']}, signed by {serving['signed_by']}{spread}",
+                markup=False,
+            )
         else:
             out.print(f"router {name}: none; weighted round-robin serves", markup=False)
         if router["problem"]:
             problem = router["problem"]
             out.print(f"  refused {problem['code']}: {problem['cause']}\n  next: {problem['remedy']}", markup=False)
+    locks = workers[0]["lockdown"]
+    out.print(
+        f"connections to unknown destinations: {report['egress_refused']} "
+        f"(self-test {locks['self_test']}, landlock {locks['landlock']}, seccomp {locks['seccomp']})"
+    )
     for worker in workers:
         total = sum(item["count"] for item in worker["decisions"])
         by_model = sum(item["count"] for item in worker["decisions"] if item["reason"] == "best_score")
         breaker = worker["ml_path"]["breaker"]
-        out.print(f"worker {worker['worker']}: pid {worker['pid']}, {total} decisions, {by_model} by a router, "
-                  f"breaker {breaker['state']}, {worker['ml_path']['mean_service_ms']} ms a prompt", markup=False)  # fmt: skip
+        out.print(
+            f"worker {worker['worker']}: pid {worker['pid']}, {total} decisions, {by_model} by a router, "
+            f"breaker {breaker['state']}, {worker['ml_path']['mean_service_ms']} ms a prompt",
+            markup=False,
+        )
+
+
+def _resting(deployment: dict[str, Any]) -> str:
+    """Why a deployment gets no requests now, and until when."""
+    cooling, health = deployment["cooldown"], deployment["health"]
+    if cooling:
+        return f"  cooling down after status {cooling['status_code']}, {cooling['left_s']} s left"
+    if health and health["state"] != "closed":
+        return f"  {health['state']}: {health['last_reason']}, next try in {health['retry_in_s']} s"
+    return ""

@@ -36,4 +36,5 @@ def serve(
         from appliance.gateway.worker import boot
 
         logs.configure()
-        boot(chosen)
+        status = boot(chosen)
+    raise typer.Exit(status)

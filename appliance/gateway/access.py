@@ -31,14 +31,16 @@ class Principal:
     Attributes:
         name: of the key, for records and limits.
         groups: model groups it may ask for; None for all.
+        reports: whether it may read what the gateway tells of itself.
     """
 
     name: str
     groups: frozenset[str] | None = None
+    reports: bool = False
 
     @property
     def is_master(self) -> bool:
-        """Whether it may read status and change things."""
+        """Whether it may change things."""
         return self.name == MASTER
 
     def may_use(self, group: str) -> bool:
@@ -56,8 +58,10 @@ class KeyRing:
 
     def __init__(self, master_key: str, keys: Sequence[Key] = ()) -> None:
         self._master = master_key.encode()
-        self._by_digest = {bytes.fromhex(key.sha256): Principal(key.name, frozenset(key.groups)) for key in keys}
-        self._by_digest[hashlib.sha256(self._master).digest()] = Principal(MASTER)
+        self._by_digest = {
+            bytes.fromhex(key.sha256): Principal(key.name, frozenset(key.groups), key.reports) for key in keys
+        }
+        self._by_digest[hashlib.sha256(self._master).digest()] = Principal(MASTER, None, reports=True)
 
     def authenticate(self, headers: Headers) -> Principal | None:
         """Whose key the headers carry; None where none, several different or an unknown one is there."""

@@ -7,30 +7,19 @@ LiteLLM, whose own handling of it needs a database engine.
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs
 
-import orjson
+from appliance.gateway import context, edge
+from appliance.gateway.access import KeyRing
+from appliance.gateway.edge import Message, Receive, Refused, Scope, Send
+from appliance.gateway.metrics import Metrics
 
-from appliance.gateway import context
-from appliance.gateway.access import KeyRing, Principal
-
-Message = MutableMapping[str, Any]
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
 Query = Mapping[str, list[str]]
 Answer = Callable[[Query], Awaitable[tuple[int, Any]]]
-
-WITH_BODY = re.compile(
-    r"/(?:v1/)?(?:chat/completions|completions|embeddings|responses|messages|messages/count_tokens|rerank)"
-)
-WITHOUT_BODY = re.compile(r"/(?:v1/)?models(?:/[A-Za-z0-9._:@+-]{1,256})?")
-HEALTH = re.compile(r"/health/(?:liveliness|liveness|readiness)")
 
 
 @dataclass(frozen=True)
@@ -58,6 +47,7 @@ class Application:
         reports: path -> report of ours.
         keys: who may ask.
         max_body_bytes: longest request body.
+        metrics: counts answers.
     """
 
     def __init__(
@@ -69,9 +59,11 @@ class Application:
         reports: Mapping[str, Report],
         keys: KeyRing,
         max_body_bytes: int,
+        metrics: Metrics,
     ) -> None:
         self._inner, self._started, self._ready = inner, started, ready
         self._reports, self._keys, self._max_body_bytes = reports, keys, max_body_bytes
+        self._metrics = metrics
         self.startup_failure: str | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -83,42 +75,48 @@ class Application:
         elif scope["path"].startswith("/appliance/"):
             await self._report(scope, send)
         else:
-            await self._request(scope, receive, send)
+            await self._counted(scope, receive, send)
+
+    async def _counted(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._metrics.answered(message["status"])
+            await send(message)
+
+        self._metrics.running += 1
+        try:
+            await self._request(scope, receive, counted)
+        except Refused as refused:
+            await _refuse(counted, refused.status, refused.code, str(refused))
+        finally:
+            self._metrics.running -= 1
 
     async def _request(self, scope: Scope, receive: Receive, send: Send) -> None:
         path, method = scope["path"], scope["method"]
-        with_body = bool(WITH_BODY.fullmatch(path))
-        if HEALTH.fullmatch(path) and method == "GET":
+        with_body = bool(edge.WITH_BODY.fullmatch(path))
+        if edge.HEALTH.fullmatch(path) and method == "GET":
             ready = self._ready() or not path.endswith("readiness")
             await _json(send, 200 if ready else 503, {"status": "healthy" if ready else "draining"})
             return
-        if not with_body and not WITHOUT_BODY.fullmatch(path):
-            await _refuse(send, 404, "not_found", "this path does not exist on the appliance")
-            return
+        if not with_body and not edge.WITHOUT_BODY.fullmatch(path):
+            raise Refused(404, "not_found", "this path does not exist on the appliance")
         if method != ("POST" if with_body else "GET"):
-            await _refuse(send, 405, "method_not_allowed", f"use {'POST' if with_body else 'GET'}")
-            return
+            raise Refused(405, "method_not_allowed", f"use {'POST' if with_body else 'GET'}")
         principal = self._keys.authenticate(scope["headers"])
         if principal is None:
-            await _refuse(send, 401, "invalid_api_key", "no valid key was given")
-            return
+            raise Refused(401, "invalid_api_key", "no valid key was given")
+        document: dict[str, Any] = {}
         if with_body:
-            body = await _read(receive, self._max_body_bytes)
-            if body is None:
-                await _refuse(send, 413, "too_large", f"the body is longer than {self._max_body_bytes} bytes")
-                return
-            problem = _problem(body, principal)
-            if problem is not None:
-                await _refuse(send, *problem)
-                return
-            receive = _replay(body, receive)
+            body = await edge.read_body(receive, self._max_body_bytes)
+            document = edge.checked(body, principal)
+            receive = edge.replay(body, receive)
         elif not principal.is_master:
-            await self._models(path, principal, send)
+            await _json(send, 200, edge.models(path, principal))
             return
-        await self._forward({**scope, "headers": self._keys.as_master(scope["headers"])}, receive, send, principal)
+        request = context.RequestContext(principal, *edge.wishes(scope["headers"], document, principal))
+        await self._forward({**scope, "headers": self._keys.as_master(scope["headers"])}, receive, send, request)
 
-    async def _forward(self, scope: Scope, receive: Receive, send: Send, principal: Principal) -> None:
-        request = context.RequestContext(principal)
+    async def _forward(self, scope: Scope, receive: Receive, send: Send, request: context.RequestContext) -> None:
         token = context.current.set(request)
 
         async def annotated(message: Message) -> None:
@@ -138,26 +136,16 @@ class Application:
         finally:
             context.current.reset(token)
 
-    async def _models(self, path: str, principal: Principal, send: Send) -> None:
-        """The model list of an application's key: its groups and nothing else."""
-        groups = sorted(principal.groups or ())
-        entries = [{"id": group, "object": "model", "created": 0, "owned_by": "appliance"} for group in groups]
-        asked = path.partition("models/")[2]
-        if not asked:
-            await _json(send, 200, {"object": "list", "data": entries})
-        elif asked in groups:
-            await _json(send, 200, entries[groups.index(asked)])
-        else:
-            await _refuse(send, 404, "model_not_found", "no such model for this key")
-
     async def _report(self, scope: Scope, send: Send) -> None:
         report = self._reports.get(scope["path"])
         if report is None:
             await _refuse(send, 404, "not_found", "this path does not exist on the appliance")
             return
         principal = None if report.open else self._keys.authenticate(scope["headers"])
-        if not report.open and (principal is None or not principal.is_master):
-            await _refuse(send, 401, "invalid_api_key", "the master key is needed")
+        if not report.open and principal is None:
+            await _refuse(send, 401, "invalid_api_key", "a key that may read reports is needed")
+        elif principal is not None and not (principal.is_master or (principal.reports and report.method == "GET")):
+            await _refuse(send, 403, "forbidden", "this key may not do that")
         elif scope["method"] != report.method:
             await _refuse(send, 405, "method_not_allowed", f"use {report.method}")
         else:
@@ -183,55 +171,6 @@ class Application:
             await send(message)
 
         await self._inner(scope, receive, observed)
-
-
-async def _read(receive: Receive, limit: int) -> bytes | None:
-    """The whole body; None where it is longer than `limit` bytes."""
-    parts: list[bytes] = []
-    length = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return b""
-        parts.append(message.get("body", b""))
-        length += len(parts[-1])
-        if length > limit:
-            return None
-        if not message.get("more_body", False):
-            return b"".join(parts)
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """Give the body once more, then whatever the connection says."""
-    given = False
-
-    async def again() -> Message:
-        nonlocal given
-        if given:
-            return await receive()
-        given = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return again
-
-
-def _problem(body: bytes, principal: Principal) -> tuple[int, str, str] | None:
-    """What is wrong with a body before anybody acts on it: status, code, message."""
-    try:
-        document = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        return 400, "invalid_json", f"the body is not JSON: {error}"[:200]
-    if not isinstance(document, dict):
-        return 400, "invalid_request_error", "the body is not a JSON object"
-    model = document.get("model")
-    if not isinstance(model, str) or not model:
-        return 400, "invalid_request_error", "model must name a model group"
-    if not principal.may_use(model):
-        return 403, "model_not_allowed", "this key does not reach that model group"
-    messages = document.get("messages", [])
-    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        return 400, "invalid_request_error", "messages must be a list of objects"
-    return None
 
 
 async def _json(send: Send, status: int, body: Any) -> None:

@@ -17,10 +17,14 @@ class RequestContext:
     Attributes:
         id: ours; clients cannot choose it.
         principal: whose key it came with, None where nothing was authenticated.
+        sticky: what the caller is known by for shares of traffic; empty where it does not say.
+        cost_weight: what the caller wants of cost and quality, None for the group's own.
         decisions: in order; more than one where LiteLLM retried or fell back.
     """
 
     principal: Principal | None = None
+    sticky: str = ""
+    cost_weight: float | None = None
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     decisions: list[Decision] = field(default_factory=list)
 

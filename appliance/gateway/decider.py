@@ -6,42 +6,21 @@ with the reason in the record.
 
 from __future__ import annotations
 
-import hashlib
+import asyncio
 import logging
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
-
-from appliance.breaker import Breaker
 from appliance.gateway import decision as why
 from appliance.gateway.active import Serving, Slot, utc_now
 from appliance.gateway.decision import Decision, DecisionLog, Deployment, Outcome
-from appliance.gateway.pool import DeadlineExceeded, Overloaded, Pool
+from appliance.gateway.health import UpstreamHealth
+from appliance.gateway.rollout import Rollout
+from appliance.gateway.scoring import Request, Scored, Scorer, Static
 from appliance.routers.round_robin import SmoothWeightedRoundRobin
 
 log = logging.getLogger("appliance.routing")
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A prompt's scores by one router.
-
-    Attributes:
-        router_digest: the router that scored.
-        prompt_digest: SHA-256 of the cleaned prompt.
-        embedding: shape (1, d), of the router's encoder.
-        scores: shape (labels,).
-    """
-
-    router_digest: str
-    encoder_digest: str
-    prompt_digest: str
-    embedding: NDArray[np.float32]
-    scores: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -50,49 +29,32 @@ class Plan:
 
     Attributes:
         slot: where its router serves from; None for round-robin.
+        rollout: a candidate that tries itself.
+        weights: deployment id -> weight, as round-robin knows them.
+        costs: deployment id -> cost, any one unit.
+        cost_weight: from 0 (quality alone) to 1 (a full step of cost outweighs a full step of score).
+        last_resort: deployment that answers only where no other can.
     """
 
-    slot: Slot | None
+    slot: Slot | None = None
+    rollout: Rollout | None = None
+    weights: Mapping[str, int] = field(default_factory=dict)
+    costs: Mapping[str, float] = field(default_factory=dict)
+    cost_weight: float = 0.0
+    last_resort: str | None = None
 
 
-@dataclass(frozen=True)
-class Request:
-    """What is known of a request when it is routed; `prompt` is called at most once, on a worker thread if long."""
+@dataclass
+class _Draft:
+    """A decision in the making."""
 
-    request_id: str
-    call_id: str
-    prompt: Callable[[], str]
-
-
-class ScoreCache:
-    """Least recently used scores by content digest; touched on the event loop only."""
-
-    def __init__(self, entries: int) -> None:
-        self._entries = entries
-        self._items: OrderedDict[str, Scored] = OrderedDict()
-        self.hits = 0
-        self.misses = 0
-
-    def get(self, digest: str) -> Scored | None:
-        """The scores remembered for a prompt, of whichever router."""
-        item = self._items.get(digest)
-        if item is not None:
-            self._items.move_to_end(digest)
-        return item
-
-    def put(self, digest: str, item: Scored) -> None:
-        """Remember scores."""
-        if self._entries:
-            self._items[digest] = item
-            self._items.move_to_end(digest)
-            if len(self._items) > self._entries:
-                self._items.popitem(last=False)
-
-
-class _Static(Exception):  # noqa: N818 (carries a verdict to one place)
-    def __init__(self, outcome: Outcome, reason: str) -> None:
-        super().__init__(reason)
-        self.outcome, self.reason = outcome, reason
+    pool: Sequence[Deployment]
+    excluded: dict[str, str]
+    outcome: Outcome = "success"
+    reason: str = why.CONFIGURED
+    serving: Serving | None = None
+    scored: Scored | None = None
+    best: Sequence[str] = ()
 
 
 class Decider:
@@ -101,10 +63,9 @@ class Decider:
     Args:
         plans: group -> plan; a group without one is routed by round-robin.
         round_robin: the static choice, with the operator's weights.
-        pool: worker threads for encoder and router.
-        breaker: around the ML path.
+        scorer: scores prompts in time or not at all.
+        health: of the upstreams.
         deadline_s: hard limit of an ML decision.
-        cache_entries: prompts whose scores are remembered.
         decisions: where records go.
         clock: seconds, for measuring.
     """
@@ -114,18 +75,15 @@ class Decider:
         *,
         plans: Mapping[str, Plan],
         round_robin: SmoothWeightedRoundRobin,
-        weights: Mapping[str, Mapping[str, int]],
-        pool: Pool,
-        breaker: Breaker,
+        scorer: Scorer,
+        health: UpstreamHealth,
         deadline_s: float,
-        cache_entries: int,
         decisions: DecisionLog,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self.plans, self.decisions, self.breaker, self.pool = plans, decisions, breaker, pool
-        self.cache = ScoreCache(cache_entries)
-        self._round_robin, self._weights = round_robin, weights
-        self._deadline_s, self._clock = deadline_s, clock
+        self.plans, self.scorer, self.health, self.decisions = plans, scorer, health, decisions
+        self._round_robin, self._deadline_s, self._clock = round_robin, deadline_s, clock
+        self._shadows: set[asyncio.Task[None]] = set()
 
     async def decide(
         self, group: str, candidates: Sequence[Deployment], request: Request, *, excluded: Mapping[str, str]
@@ -135,153 +93,144 @@ class Decider:
         Args:
             group: requested model group.
             candidates: the deployments LiteLLM would admit now (of the group, healthy, allowed).
-            request: ids and the prompt.
-            excluded: id -> reason, for deployments of the group that LiteLLM does not admit now.
+            request: ids, prompt, wishes.
+            excluded: id -> reason, for deployments of the group that are no candidates now.
         """
         started = self._clock()
-        ids = tuple(candidate.id for candidate in candidates)
-        outcome: Outcome = "success"
-        reason = why.CONFIGURED
-        serving: Serving | None = None
-        scored: Scored | None = None
-        best: Sequence[str] = ids
-        not_scored: dict[str, str] = dict(excluded)
-        plan = self.plans.get(group)
-        if not ids:
-            outcome, reason = "no_candidates", why.NONE_HEALTHY
-        elif len(ids) == 1:
-            reason = why.ONLY_CANDIDATE
-        elif plan is not None and plan.slot is not None:
-            try:
-                serving = plan.slot.current
-                if serving is None:
-                    raise _Static("fallback", why.NO_ROUTER)
-                scored = await self._score(serving, request, started)
-                best, unknown = _best(serving, scored, candidates)
-                not_scored.update(unknown)
-                reason = why.BEST_SCORE
-            except _Static as static:
-                outcome, reason, serving, best = static.outcome, static.reason, None, ids
-            except Exception as error:  # routing never costs a request
-                log.warning("routing failed", extra={"error": type(error).__name__}, exc_info=error)
-                outcome, reason, serving, best = "error", why.ROUTER_FAILED, None, ids
-        selected = self._round_robin.choose(group, best) if best else None
-        scores = {} if scored is None or serving is None else _named(serving, scored)
-        record = Decision(
-            request_id=request.request_id,
-            call_id=request.call_id,
-            at=utc_now(),
-            group=group,
-            selected=selected,
-            strategy=f"ml:{serving.router.metadata.strategy}" if serving else "round-robin",
-            outcome=outcome,
-            reason=reason,
-            score=_score_of(serving, scores, candidates, selected),
-            scores=scores,
-            candidates=ids,
-            excluded=not_scored,
-            propensity=self._propensity(group, best, selected),
-            router=serving.name if serving else None,
-            router_digest=serving.digest if serving else None,
-            prompt_digest=scored.prompt_digest if scored else None,
-            latency_ms=round((self._clock() - started) * 1000, 3),
-        )
+        plan = self.plans.get(group, Plan())
+        draft = self._draft(plan, candidates, excluded)
+        draft.best = tuple(candidate.id for candidate in draft.pool)
+        if not draft.best:
+            draft.outcome, draft.reason = "no_candidates", why.NONE_HEALTHY
+        elif len(draft.best) == 1:
+            draft.reason = why.LAST_RESORT if draft.best[0] == plan.last_resort else why.ONLY_CANDIDATE
+        elif plan.slot is not None:
+            await self._by_model(plan, plan.slot, draft, request, started)
+        selected = self._round_robin.choose(group, draft.best) if draft.best else None
+        if selected is not None:
+            self.health.chosen(selected)
+        latency_ms = round((self._clock() - started) * 1000, 3)
+        record = _record(group, plan, draft, request, selected=selected, latency_ms=latency_ms)
         self.decisions.add(record)
+        if plan.rollout is not None and draft.scored is not None and plan.rollout.observes():
+            self._shadow(plan.rollout, draft, request)
         return record
 
-    async def _score(self, serving: Serving, request: Request, started: float) -> Scored:
-        text = request.prompt()
-        if not text:
-            raise _Static("fallback", why.NO_PROMPT)
-        digest = hashlib.sha256(text.encode()).hexdigest()
-        known = self.cache.get(digest)
-        if known is not None and known.router_digest == serving.digest:
-            self.cache.hits += 1
-            return known
-        self.cache.misses += 1
-        if not self.breaker.allow():
-            raise _Static("fallback", why.BREAKER_OPEN)
-        embedding = known.embedding if known is not None and known.encoder_digest == serving.encoder.digest else None
+    def _draft(self, plan: Plan, candidates: Sequence[Deployment], excluded: Mapping[str, str]) -> _Draft:
+        """Hold back what is unreachable and the last resort, but never everything."""
+        reasons = dict(excluded)
+        admitted = self.health.admitted(candidate.id for candidate in candidates)
+        pool = [c for c in candidates if c.id in admitted and c.id != plan.last_resort]
+        pool = pool or [c for c in candidates if c.id == plan.last_resort] or list(candidates)
+        kept = {c.id for c in pool}
+        for candidate in candidates:
+            if candidate.id not in kept:
+                reasons[candidate.id] = "last_resort" if candidate.id == plan.last_resort else "unreachable"
+        return _Draft(pool, reasons)
+
+    async def _by_model(self, plan: Plan, slot: Slot, draft: _Draft, request: Request, started: float) -> None:
+        rollout = plan.rollout if plan.rollout is not None and plan.rollout.decides(request.sticky) else None
+        serving = rollout.slot.current if rollout is not None else slot.current
         try:
-            scored = await self.pool.run(
-                lambda: score(serving, text, digest, embedding),
-                deadline_s=self._deadline_s - (self._clock() - started),
-            )
-        except Overloaded:
-            self.breaker.unused()
-            raise _Static("fallback", why.QUEUE_FULL) from None
-        except DeadlineExceeded:
-            self.breaker.failure(why.DEADLINE)
-            raise _Static("timeout", why.DEADLINE) from None
-        except Exception as error:
-            self.breaker.failure(f"{why.ROUTER_FAILED}: {type(error).__name__}")
-            raise
-        except BaseException:  # the client went away
-            self.breaker.unused()
-            raise
-        self.breaker.success()
-        self.cache.put(digest, scored)
-        return scored
+            if serving is None:
+                raise Static("fallback", why.NO_ROUTER)
+            scored = await self.scorer.score(serving, request, deadline_s=self._deadline_s - (self._clock() - started))
+            best, unknown = choose(scored, draft.pool, plan, request.cost_weight)
+            draft.excluded.update(unknown)
+            draft.serving, draft.scored, draft.best, draft.reason = serving, scored, best, why.BEST_SCORE
+        except Static as static:
+            draft.outcome, draft.reason = static.outcome, static.reason
+        except Exception as error:  # routing never costs a request
+            log.warning("routing failed", extra={"error": type(error).__name__}, exc_info=error)
+            draft.outcome, draft.reason = "error", why.ROUTER_FAILED
+        if rollout is not None:
+            rollout.report(ok=draft.outcome == "success" or draft.reason in why.NOT_THE_ROUTERS_FAULT)
 
-    def _propensity(self, group: str, best: Sequence[str], selected: str | None) -> float:
-        if selected is None or len(best) == 1:
-            return 1.0
-        weights = self._weights.get(group, {})
-        effective = {id_: weights.get(id_, 1) for id_ in best}
-        whole = sum(effective.values())
-        return round(effective[selected] / whole, 6) if whole else round(1 / len(best), 6)
+    def _shadow(self, rollout: Rollout, draft: _Draft, request: Request) -> None:
+        serving = rollout.slot.current
+        if serving is None or self.scorer.pool.waiting:
+            return  # shadows never make a request wait
+
+        async def look() -> None:
+            try:
+                scored = await self.scorer.score(serving, request, deadline_s=1.0)
+                best, _ = choose(scored, draft.pool, Plan(), None)
+                rollout.report(ok=True, agreed=bool(set(best) & set(draft.best)))
+            except Static as static:
+                if static.reason not in why.NOT_THE_ROUTERS_FAULT:
+                    rollout.report(ok=False)
+            except Exception:  # noqa: BLE001 (a shadow's failure is a number)
+                rollout.report(ok=False)
+
+        task = asyncio.get_running_loop().create_task(look())
+        self._shadows.add(task)
+        task.add_done_callback(self._shadows.discard)
 
 
-def score(serving: Serving, text: str, digest: str, embedding: NDArray[np.float32] | None = None) -> Scored:
-    """Encode and score one prompt: what a worker thread does.
+def _record(
+    group: str, plan: Plan, draft: _Draft, request: Request, *, selected: str | None, latency_ms: float
+) -> Decision:
+    serving, scored = draft.serving, draft.scored
+    score = None
+    if scored is not None and selected is not None:
+        score = _score_of(scored, next(c for c in draft.pool if c.id == selected))
+    return Decision(
+        request_id=request.request_id,
+        call_id=request.call_id,
+        at=utc_now(),
+        group=group,
+        selected=selected,
+        strategy=f"ml:{serving.router.metadata.strategy}" if serving else "round-robin",
+        outcome=draft.outcome,
+        reason=draft.reason,
+        score=None if score is None else round(score, 6),
+        scores={label: round(value, 6) for label, value in scored.by_label.items()} if scored else {},
+        candidates=tuple(candidate.id for candidate in draft.pool),
+        excluded=draft.excluded,
+        propensity=_propensity(plan.weights, draft.best, selected),
+        router=serving.name if serving else None,
+        router_digest=serving.digest if serving else None,
+        prompt_digest=scored.prompt_digest if scored else None,
+        latency_ms=latency_ms,
+        key=request.key,
+    )
 
-    Args:
-        serving: router and encoder.
-        text: cleaned prompt.
-        digest: SHA-256 of `text`.
-        embedding: shape (1, d), where the encoder's vector is known already.
+
+def choose(
+    scored: Scored, pool: Sequence[Deployment], plan: Plan, cost_weight: float | None
+) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The best deployments of a pool (several where a model has replicas), and why others could not be weighed.
+
+    Utility is score minus `cost_weight` times the cost as a share of the dearest.
+
+    Raises:
+        Static: where no label of the router names any of them.
     """
-    from appliance.routers.strategies import Prompts
-
-    prompts = serving.encoder.prompts([text]) if embedding is None else Prompts((text,), embedding)
-    scores = serving.router.scores(prompts)[0]
-    return Scored(serving.digest, serving.encoder.digest, digest, prompts.embeddings, scores)
-
-
-def _best(serving: Serving, scored: Scored, candidates: Sequence[Deployment]) -> tuple[list[str], dict[str, str]]:
-    """The candidates of the best-scored model (several where it has replicas), and those no label names."""
-    by_name = _score_by_target(serving, scored)
-    points: dict[str, float] = {}
+    weight = plan.cost_weight if cost_weight is None else cost_weight
+    dearest = max(plan.costs.values(), default=0.0)
+    utility: dict[str, float] = {}
     unknown: dict[str, str] = {}
-    for candidate in candidates:
-        value = by_name.get(candidate.id, by_name.get(candidate.model))
+    for candidate in pool:
+        value = _score_of(scored, candidate)
         if value is None:
-            unknown[candidate.id] = "no label of the router names it"
-        else:
-            points[candidate.id] = value
-    if not points:
-        raise _Static("fallback", why.NO_LABEL)
-    top = max(points.values())
-    return [id_ for id_, value in points.items() if value == top], unknown
+            unknown[candidate.id] = "no_label"
+            continue
+        utility[candidate.id] = value - (weight * plan.costs.get(candidate.id, 0.0) / dearest if dearest else 0.0)
+    if not utility:
+        raise Static("fallback", why.NO_LABEL)
+    top = max(utility.values())
+    return tuple(id_ for id_, value in utility.items() if value == top), unknown
 
 
-def _score_by_target(serving: Serving, scored: Scored) -> dict[str, float]:
-    targets = serving.router.metadata.labels
-    return {targets[label]: float(value) for label, value in zip(targets, scored.scores, strict=True)}
+def _score_of(scored: Scored, candidate: Deployment) -> float | None:
+    value = scored.by_target.get(candidate.id)
+    return scored.by_target.get(candidate.model) if value is None else value
 
 
-def _named(serving: Serving, scored: Scored) -> dict[str, float]:
-    return {
-        label: round(float(value), 6)
-        for label, value in zip(serving.router.metadata.labels, scored.scores, strict=True)
-    }
-
-
-def _score_of(
-    serving: Serving | None, scores: Mapping[str, float], candidates: Sequence[Deployment], selected: str | None
-) -> float | None:
-    if serving is None or selected is None:
-        return None
-    targets = {target: scores[label] for label, target in serving.router.metadata.labels.items() if label in scores}
-    chosen = next(candidate for candidate in candidates if candidate.id == selected)
-    return targets.get(chosen.id, targets.get(chosen.model))
+def _propensity(weights: Mapping[str, int], best: Sequence[str], selected: str | None) -> float:
+    """The share of requests like this one that go where this one went."""
+    if selected is None or len(best) == 1:
+        return 1.0
+    effective = {id_: weights.get(id_, 1) for id_ in best}
+    whole = sum(effective.values())
+    return round(effective[selected] / whole, 6) if whole else round(1 / len(best), 6)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
+
+MAX_REMEMBERED = 2000  # decisions a process
 
 Outcome = Literal["success", "fallback", "timeout", "error", "no_candidates"]
 
@@ -22,6 +24,8 @@ BREAKER_OPEN = "breaker_open"
 ROUTER_FAILED = "router_error"
 NO_LABEL = "no_label_for_candidates"
 NONE_HEALTHY = "no_healthy_deployment"
+LAST_RESORT = "last_resort"
+NOT_THE_ROUTERS_FAULT = frozenset({NO_PROMPT, QUEUE_FULL, BREAKER_OPEN})
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class Decision:
         router, router_digest: name and digest of the router that decided.
         prompt_digest: SHA-256 of the cleaned prompt.
         latency_ms: time spent deciding.
+        key: name of the key the request came with.
     """
 
     request_id: str
@@ -77,11 +82,16 @@ class Decision:
     router_digest: str | None = None
     prompt_digest: str | None = None
     latency_ms: float = 0.0
+    key: str = ""
 
     @property
     def by_model(self) -> bool:
         """Whether a routing model chose."""
         return self.strategy.startswith("ml:")
+
+    def concerns(self, request_id: str) -> bool:
+        """Whether it was made for that request, by our id or LiteLLM's."""
+        return request_id in {self.request_id, self.call_id}
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -89,12 +99,18 @@ class Decision:
 
 
 class DecisionLog:
-    """The last decisions of this process, newest first on reading, and counts since the start."""
+    """The last decisions of this process, and counts since the start.
 
-    def __init__(self, capacity: int = 1000) -> None:
+    Args:
+        observer: told of every decision.
+        capacity: how many are remembered.
+    """
+
+    def __init__(self, observer: Callable[[Decision], None] | None = None, capacity: int = MAX_REMEMBERED) -> None:
         self._ring: deque[Decision] = deque(maxlen=capacity)
         self._lock = threading.Lock()
         self._counts: dict[tuple[str, str, str], int] = {}
+        self._observer = observer
 
     def add(self, decision: Decision) -> None:
         """Remember a decision."""
@@ -102,15 +118,13 @@ class DecisionLog:
         with self._lock:
             self._ring.append(decision)
             self._counts[key] = self._counts.get(key, 0) + 1
+        if self._observer is not None:
+            self._observer(decision)
 
     def recent(self, limit: int = 100) -> list[Decision]:
         """The newest decisions, newest first."""
         with self._lock:
             return list(self._ring)[: -limit - 1 : -1]
-
-    def find(self, request_id: str) -> Decision | None:
-        """The newest decision of a request, by our id or LiteLLM's."""
-        return next((d for d in self.recent(len(self._ring)) if request_id in {d.request_id, d.call_id}), None)
 
     def counts(self) -> list[dict[str, Any]]:
         """Decisions since the start by group, outcome and reason."""
@@ -119,8 +133,3 @@ class DecisionLog:
                 {"group": group, "outcome": outcome, "reason": reason, "count": count}
                 for (group, outcome, reason), count in sorted(self._counts.items())
             ]
-
-
-def total(counts: Iterable[Mapping[str, Any]]) -> int:
-    """Sum of `counts`."""
-    return sum(int(item["count"]) for item in counts)

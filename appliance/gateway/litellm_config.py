@@ -66,7 +66,7 @@ def read(settings: Settings) -> LiteLLMConfig:
         if name not in groups:
             raise ConfigError("CONFIG_GROUP", f"no deployment belongs to the group {name!r}", groups=sorted(groups))
         known = {deployment.id for deployment in groups[name]}
-        for id_ in routed.weights:
+        for id_ in (*routed.weights, *routed.costs, *([routed.last_resort] if routed.last_resort else [])):
             if id_ not in known:
                 raise ConfigError("CONFIG_GROUP", f"{name}: no deployment {id_!r}", deployments=sorted(known))
         weights[name].update(routed.weights)

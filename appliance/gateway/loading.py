@@ -1,4 +1,4 @@
-"""From a folder to a router that may serve: read once, verify those bytes, load those bytes, warm up, replay canaries."""
+"""From a folder to a router that may serve: read once, verify those bytes, load them, warm up, replay canaries."""
 
 from __future__ import annotations
 

@@ -7,17 +7,20 @@ import logging
 import sys
 import traceback
 from datetime import UTC, datetime
+from typing import Any
 
-_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message", "litellm_redacted"}
 
 
 class JsonFormatter(logging.Formatter):
-    """A record as one JSON line; extra fields become keys. Tracebacks keep files and lines, not the exception's text
-    where it is not ours, because libraries put request bodies into their messages."""
+    """A record as one JSON line; extra fields become keys.
+
+    Tracebacks keep files and lines, not the exception's text: libraries put request bodies into their messages.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """One line."""
-        event = {
+        event: dict[str, Any] = {
             "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "level": record.levelname.lower(),
             "logger": record.name,

@@ -7,16 +7,12 @@ filters with the healthy deployments of the requested group, and the router uses
 
 from __future__ import annotations
 
-import logging
 import os
+import time
 from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
-from appliance.gateway import context, telemetry
-from appliance.gateway.decider import Decider, Request
-from appliance.gateway.decision import Deployment
-
-log = logging.getLogger("appliance.proxy")
+from appliance.gateway.callback import RoutingCallback
 
 ENVIRONMENT = {
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # without it: three downloads at boot
@@ -38,10 +34,6 @@ FORBIDDEN = (
     "PYTHONSTARTUP", "STORE_MODEL_IN_DB", "LITELLM_LOG", "DEBUG", "DETAILED_DEBUG",
 )  # fmt: skip
 MASTER_KEY = "LITELLM_MASTER_KEY"
-
-
-class NotAllowed(Exception):  # noqa: N818 (a verdict, handled where it is raised)
-    """The request's key does not reach this group."""
 
 
 def prepare_environment(
@@ -74,16 +66,11 @@ def version() -> str:
     return installed("litellm")
 
 
-def attach(decider: Decider, groups: Mapping[str, Sequence[Deployment]]) -> None:
-    """Register the routing callback. Call after LiteLLM's startup, when its configuration has been read.
-
-    Args:
-        decider: chooses.
-        groups: group -> all its deployments, for exclusion reasons.
-    """
+def attach(callback: RoutingCallback) -> None:
+    """Register the routing callback. Call after LiteLLM's startup, when its configuration has been read."""
     import litellm
 
-    litellm.logging_callback_manager.add_litellm_callback(_hook_class()(decider, groups))
+    litellm.logging_callback_manager.add_litellm_callback(_hook_class()(callback))
     os.environ.pop(MASTER_KEY, None)  # kept in LiteLLM's memory; children need not inherit it
 
 
@@ -106,7 +93,7 @@ def cooldowns(ids: Sequence[str]) -> dict[str, dict[str, Any]]:
             "status_code": value.get("status_code"),
             "since": value.get("timestamp"),
             "for_s": value.get("cooldown_time"),
-            "until": (value.get("timestamp") or 0) + (value.get("cooldown_time") or 0),
+            "left_s": round((value.get("timestamp") or 0) + (value.get("cooldown_time") or 0) - time.time(), 1),
         }
         for id_, value in router.cooldown_cache.get_active_cooldowns(list(ids), parent_otel_span=None)
     }
@@ -118,9 +105,9 @@ def _hook_class() -> Any:
     class RoutingHook(CustomLogger):  # type: ignore[misc]
         """LiteLLM asks it for the deployments to choose from; it answers with exactly one."""
 
-        def __init__(self, decider: Decider, groups: Mapping[str, Sequence[Deployment]]) -> None:
+        def __init__(self, callback: RoutingCallback) -> None:
             super().__init__()
-            self._decider, self._groups = decider, groups
+            self._callback = callback
 
         async def async_filter_deployments(
             self,
@@ -130,65 +117,14 @@ def _hook_class() -> Any:
             request_kwargs: dict[str, Any] | None = None,
             parent_otel_span: Any = None,
         ) -> list[Any]:
-            """One deployment out of the healthy ones; all of them where even that goes wrong."""
-            try:
-                return await self._choose(model, healthy_deployments, messages, request_kwargs or {}, parent_otel_span)
-            except NotAllowed:
-                return []
-            except Exception:
-                log.exception("routing callback failed")
-                return healthy_deployments
-
-        async def _choose(
-            self, group: str, healthy: list[Any], messages: list[Any] | None, kwargs: dict[str, Any], span: Any
-        ) -> list[Any]:
-            request = context.current.get() or context.RequestContext()
-            if request.principal is not None and not request.principal.may_use(group):
-                raise NotAllowed(group)  # a fallback named in the request must not lead around the key's list
-            by_id = {deployment["model_info"]["id"]: deployment for deployment in healthy}
-            skipped = request.tried(group) | _skipped_by_litellm(kwargs)
-            if not by_id.keys() - skipped:
-                skipped = set()
-            candidates = [
-                Deployment(id_, deployment["litellm_params"]["model"])
-                for id_, deployment in by_id.items()
-                if id_ not in skipped
-            ]
-            excluded = {d.id: "not_admitted" for d in self._groups.get(group, ()) if d.id not in by_id}
-            excluded.update(dict.fromkeys(skipped & by_id.keys(), "failed_for_this_request"))
-            decision = await self._decider.decide(
-                group,
-                candidates,
-                Request(request.id, str(kwargs.get("litellm_call_id", "")), lambda: _prompt(messages, kwargs)),
-                excluded=excluded,
+            return await self._callback.filter(
+                model, healthy_deployments, messages, request_kwargs or {}, parent_otel_span
             )
-            request.decisions.append(decision)
-            telemetry.annotate(decision, span)
-            return [by_id[decision.selected]] if decision.selected is not None else healthy
+
+        async def async_log_success_event(self, kwargs: dict[str, Any], *_: Any, **__: Any) -> None:
+            self._callback.succeeded(kwargs)
+
+        async def async_log_failure_event(self, kwargs: dict[str, Any], *_: Any, **__: Any) -> None:
+            self._callback.failed(kwargs)
 
     return RoutingHook
-
-
-def _skipped_by_litellm(kwargs: Mapping[str, Any]) -> set[str]:
-    """Deployments that LiteLLM would drop after us for this request."""
-    found: set[str] = set()
-    for key in ("_excluded_deployment_ids", "_retry_skipped_deployment_ids"):
-        value = kwargs.get(key)
-        if isinstance(value, list | tuple | set | frozenset):
-            found.update(str(id_) for id_ in value)
-    return found
-
-
-def _prompt(messages: list[Any] | None, kwargs: Mapping[str, Any]) -> str:
-    from appliance.routers.prompt import prompt_text
-
-    if messages is not None:
-        return prompt_text(messages)
-    given = kwargs.get("input", kwargs.get("prompt"))
-    if isinstance(given, str):
-        return prompt_text([{"role": "user", "content": given}])
-    if isinstance(given, list) and all(isinstance(item, Mapping) for item in given):
-        return prompt_text(given)
-    if isinstance(given, list) and all(isinstance(item, str) for item in given):
-        return prompt_text([{"role": "user", "content": "\n".join(given)}])
-    return ""

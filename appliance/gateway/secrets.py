@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import stat
 from pathlib import Path
 from typing import Literal
@@ -23,7 +22,7 @@ def read_secret(path: Path, *, code: Literal["CONFIG_SECRET", "CONFIG_MASTER_KEY
     """
     try:
         data = read_regular(path, max_bytes=MAX_BYTES)
-        mode = stat.S_IMODE(os.stat(path, follow_symlinks=False).st_mode)
+        mode = stat.S_IMODE(path.lstat().st_mode)
     except FileError as error:
         raise ConfigError("CONFIG_MISSING", error.cause, **error.evidence) from None
     if mode & 0o077:
@@ -47,7 +46,7 @@ def read_master_key(path: Path) -> str:
     if not key.startswith("sk-") or len(key) < MIN_KEY_CHARACTERS or len(set(key)) < MIN_DISTINCT_CHARACTERS:
         raise ConfigError(
             "CONFIG_MASTER_KEY",
-            f"the key must begin with sk- and have at least {MIN_KEY_CHARACTERS} characters, {MIN_DISTINCT_CHARACTERS} distinct",
+            f"it must be sk- and more, {MIN_KEY_CHARACTERS} characters or longer, {MIN_DISTINCT_CHARACTERS} distinct",
             path=str(path),
             characters=len(key),
         )

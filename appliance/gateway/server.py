@@ -1,4 +1,4 @@
-"""uvicorn with an honest end: readiness falls first, then the listener closes, then streams finish; a second signal forces."""
+"""uvicorn with an honest end: readiness falls, the listener closes, streams finish; a second signal forces."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import logging
 import signal
 import socket
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -67,7 +68,7 @@ def check_tls(settings: Listen) -> None:
 
 
 def configuration(application: Any, settings: Listen, drain: Drain) -> uvicorn.Config:
-    """uvicorn's configuration: TLS 1.2 and later, no access log (ours has the decisions), no server header."""
+    """Uvicorn's configuration: TLS 1.2 and later, no access log (ours has the decisions), no server header."""
     import ssl
 
     tls: dict[str, Any] = {}
@@ -100,10 +101,12 @@ class Server(uvicorn.Server):
     Args:
         config: uvicorn's.
         drain: limits.
+        loop_factory: makes the event loop.
     """
 
-    def __init__(self, config: uvicorn.Config, drain: Drain) -> None:
+    def __init__(self, config: uvicorn.Config, drain: Drain, *, loop_factory: Callable[[], Any]) -> None:
         super().__init__(config)
+        self._loop_factory = loop_factory
         self._drain = drain
         self._close_at: float | None = None
         self._sign_interval_s = watchdog_interval_s()
@@ -144,7 +147,7 @@ class Server(uvicorn.Server):
             notify("WATCHDOG=1")
         self._next_sign_at = now + (self._sign_interval_s or 0)
 
-    async def serve_on(self, listener: socket.socket) -> None:
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve until stopped."""
-        await self.serve(sockets=[listener])
-        await asyncio.sleep(0)
+        with asyncio.Runner(loop_factory=self._loop_factory) as runner:
+            runner.run(self.serve(sockets=sockets))

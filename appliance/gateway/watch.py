@@ -1,4 +1,4 @@
-"""Keeping routers current: a folder is looked at, a change is loaded beside the running router, then swapped or refused.
+"""Keeping routers current: a change in a folder is loaded beside the running router, then swapped in or refused.
 
 A thread of its own polls cheap fingerprints (names, sizes, inodes, mtimes): that also works on shared and network
 file systems, where inotify does not. A change must hold still for two looks before it is read, so that a copy in

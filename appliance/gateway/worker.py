@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
 import socket
-import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -15,18 +15,37 @@ from typing import Any
 
 from appliance import __version__, documents
 from appliance.breaker import Breaker
-from appliance.errors import ApplianceError, GatewayError
-from appliance.files import translated, write_atomic
-from appliance.gateway import control, litellm_config, logs, proxy, secrets, server
-from appliance.gateway.active import Slot, utc_now
+from appliance.errors import ApplianceError, FileError, GatewayError
+from appliance.files import locked, translated, write_atomic
+from appliance.gateway import (
+    control,
+    egress,
+    explain,
+    litellm_config,
+    lockdown,
+    logs,
+    metrics,
+    proxy,
+    reports,
+    secrets,
+    server,
+)
 from appliance.gateway.access import KeyRing
-from appliance.gateway.application import Application, Report
+from appliance.gateway.active import Slot, utc_now
+from appliance.gateway.application import Application
+from appliance.gateway.callback import RoutingCallback
 from appliance.gateway.decider import Decider, Plan
-from appliance.gateway.decision import DecisionLog
+from appliance.gateway.decision import MAX_REMEMBERED, DecisionLog
+from appliance.gateway.health import UpstreamHealth
+from appliance.gateway.metrics import Metrics
 from appliance.gateway.pool import Pool
-from appliance.settings import Settings
+from appliance.gateway.rollout import Rollout
+from appliance.gateway.scoring import ScoreCache, Scorer
+from appliance.gateway.supervisor import Supervisor
+from appliance.settings import Group, Settings
 
 log = logging.getLogger("appliance.worker")
+ROUND_ROBIN = Group(strategy="round-robin")  # of a group that the configuration does not name
 
 
 class Worker:
@@ -43,14 +62,12 @@ class Worker:
         self._master_key = secrets.read_master_key(settings.litellm.master_key_file)
         self._secrets = {name: secrets.read_secret(path) for name, path in settings.litellm.secrets.items()}
         self.slots = {name: Slot(name) for name in settings.routing.routers}
-        self.decisions = DecisionLog()
+        self.metrics = Metrics()
+        self.decisions = DecisionLog(self.metrics.decided)
         self._started_at = utc_now()
         self._watches: list[Any] = []
         self._server: server.Server | None = None
-        self._control = control.ControlServer(
-            self.run_dir / f"worker-{number}.sock",
-            {"status": self._verb_status, "reload": self._verb_reload, "decisions": self._verb_decisions},
-        )
+        self._control = control.ControlServer(self.run_dir / f"worker-{number}.sock", reports.verbs(self))
 
     @property
     def run_dir(self) -> Path:
@@ -70,6 +87,7 @@ class Worker:
         proxy.prepare_environment(
             os.environ, config_path=str(config_path), master_key=self._master_key, secrets=self._secrets
         )
+        self.locks = lockdown.before_import(self.settings, self._config)
         self.decider = self._build_decider()
         self._start_routers()
         inner = proxy.application()
@@ -78,14 +96,17 @@ class Worker:
             inner,
             started=self._when_started,
             ready=self.ready,
-            reports=self._reports(),
+            reports=reports.reports(self),
+            metrics=self.metrics,
             keys=KeyRing(self._master_key, self.settings.access.keys),
             max_body_bytes=self.settings.access.max_body_bytes,
         )
         self._server = server.Server(
-            server.configuration(application, self.settings.listen, self.settings.drain), self.settings.drain
+            server.configuration(application, self.settings.listen, self.settings.drain),
+            self.settings.drain,
+            loop_factory=egress.guarded_loop(self.locks.guard),
         )
-        signal.signal(signal.SIGHUP, lambda *_: self.reload())
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the loop takes it; the default would kill
         try:
             self._server.run(sockets=[listener])
         except SystemExit:
@@ -94,7 +115,7 @@ class Worker:
         finally:
             for watch in self._watches:
                 watch.stop()
-            self.decider.pool.close()
+            self.decider.scorer.pool.close()
             self._control.stop()
 
     def ready(self) -> bool:
@@ -108,7 +129,7 @@ class Worker:
 
     def status(self) -> dict[str, Any]:
         """This process, as `appliance status` shows it."""
-        pool, breaker = self.decider.pool, self.decider.breaker
+        scorer = self.decider.scorer
         ids = [deployment.id for members in self._config.groups.values() for deployment in members]
         cooling = proxy.cooldowns(ids) if self.ready() else {}
         return {
@@ -122,13 +143,49 @@ class Worker:
             "routers": {name: slot.describe() for name, slot in self.slots.items()},
             "groups": {name: self._group_status(name, cooling) for name in self._config.groups},
             "ml_path": {
-                "breaker": asdict(breaker.view()),
-                "queue_waiting": pool.waiting,
-                "mean_service_ms": round(pool.mean_service_ms, 3),
-                "cache_hits": self.decider.cache.hits,
-                "cache_misses": self.decider.cache.misses,
+                "breaker": asdict(scorer.breaker.view()),
+                "queue_waiting": scorer.pool.waiting,
+                "mean_service_ms": round(scorer.pool.mean_service_ms, 3),
+                "cache_hits": scorer.cache.hits,
+                "cache_misses": scorer.cache.misses,
             },
             "decisions": self.decisions.counts(),
+            "lockdown": self.locks.describe(),
+        }
+
+    def sample(self) -> metrics.Sample:
+        """This process's numbers for Prometheus."""
+        scorer = self.decider.scorer
+        serving = [
+            (
+                {"router": name, "digest": slot.current.digest[:12] if slot.current else ""},
+                float(slot.current is not None),
+            )
+            for name, slot in self.slots.items()
+        ]
+        return self.metrics.sample(
+            {
+                "appliance_router_serving": serving,
+                "appliance_breaker_open": [({}, float(scorer.breaker.view().state != "closed"))],
+                "appliance_egress_refused_total": [({}, float(self.locks.guard.refused))],
+                "appliance_queue_waiting": [({}, float(scorer.pool.waiting))],
+            }
+        )
+
+    def why(self, request_id: str) -> dict[str, Any] | None:
+        """The decisions of a request with the nearest neighbours; None where this process did not decide it."""
+        found = [decision for decision in self.decisions.recent(MAX_REMEMBERED) if decision.concerns(request_id)]
+        if not found:
+            return None
+        return {
+            "request_id": found[0].request_id,
+            "decisions": [
+                {
+                    **decision.as_dict(),
+                    "neighbours": explain.neighbours(decision, self.slots, self.decider.scorer.cache),
+                }
+                for decision in reversed(found)
+            ],
         }
 
     def _group_status(self, name: str, cooling: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,12 +194,15 @@ class Worker:
         return {
             "routing": "ml" if slot and slot.current else "weighted-round-robin",
             "router": slot.name if slot else None,
+            "candidate": plan.rollout.describe() if plan and plan.rollout else None,
+            "last_resort": plan.last_resort if plan else None,
             "deployments": [
                 {
                     "id": deployment.id,
                     "model": deployment.model,
                     "weight": self._config.weights[name].get(deployment.id, 1),
                     "cooldown": cooling.get(deployment.id),
+                    "health": self.decider.health.describe(deployment.id),
                 }
                 for deployment in self._config.groups[name]
             ],
@@ -152,21 +212,31 @@ class Worker:
         from appliance.routers.round_robin import SmoothWeightedRoundRobin
 
         routing = self.settings.routing
-        plans = {
-            name: Plan(self.slots[group.router] if group.router is not None else None)
-            for name, group in routing.groups.items()
-        }
         return Decider(
-            plans=plans,
+            plans={name: self._plan(name, routing.groups.get(name, ROUND_ROBIN)) for name in self._config.groups},
             round_robin=SmoothWeightedRoundRobin(self._config.weights),
-            weights=self._config.weights,
-            pool=Pool(threads=routing.threads, queue_length=routing.queue, name="encoder"),
-            breaker=Breaker(
-                failures=routing.breaker.failures, open_s=routing.breaker.open_s, probes=routing.breaker.probes
+            scorer=Scorer(
+                pool=Pool(threads=routing.threads, queue_length=routing.queue, name="encoder"),
+                breaker=Breaker(
+                    failures=routing.breaker.failures, open_s=routing.breaker.open_s, probes=routing.breaker.probes
+                ),
+                cache=ScoreCache(routing.cache_entries),
+            ),
+            health=UpstreamHealth(
+                failures=routing.upstreams.failures, open_s=routing.upstreams.open_s, probes=routing.upstreams.probes
             ),
             deadline_s=routing.deadline_ms / 1000,
-            cache_entries=routing.cache_entries,
             decisions=self.decisions,
+        )
+
+    def _plan(self, name: str, group: Group) -> Plan:
+        return Plan(
+            slot=self.slots[group.router] if group.router is not None else None,
+            rollout=Rollout(group.candidate, self.slots[group.candidate.router]) if group.candidate else None,
+            weights=self._config.weights[name],
+            costs=group.costs,
+            cost_weight=group.cost_weight,
+            last_resort=group.last_resort,
         )
 
     def _start_routers(self) -> None:
@@ -192,65 +262,45 @@ class Worker:
 
     async def _when_started(self) -> None:
         logs.adopt_libraries()
-        proxy.attach(self.decider, self._config.groups)
+        proxy.attach(RoutingCallback(self.decider, self._config.groups, proxy.model_list))
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.reload)
         await self._control.start()
+        lockdown.before_serving(self.settings, self.locks)
         log.info("serving", extra={"worker": self.number, "pid": os.getpid()})
 
-    def _reports(self) -> dict[str, Report]:
-        return {
-            "/appliance/live": Report(self._report_live, open=True),
-            "/appliance/ready": Report(self._report_ready, open=True),
-            "/appliance/status": Report(self._report_status),
-            "/appliance/decisions": Report(self._report_decisions),
-            "/appliance/reload": Report(self._report_reload, method="POST"),
-        }
 
-    async def _verb_status(self, _: Mapping[str, Any]) -> Any:
-        return self.status()
-
-    async def _verb_reload(self, _: Mapping[str, Any]) -> Any:
-        self.reload()
-        return {"worker": self.number, "reloading": sorted(self.slots)}
-
-    async def _verb_decisions(self, request: Mapping[str, Any]) -> Any:
-        return [decision.as_dict() for decision in self.decisions.recent(int(request.get("limit", 100)))]
-
-    async def _report_live(self, _: Mapping[str, list[str]]) -> tuple[int, Any]:
-        return 200, {"status": "live"}
-
-    async def _report_ready(self, _: Mapping[str, list[str]]) -> tuple[int, Any]:
-        ready = self.ready()
-        return (200 if ready else 503), {"status": "ready" if ready else "draining"}
-
-    async def _report_status(self, _: Mapping[str, list[str]]) -> tuple[int, Any]:
-        return 200, {"at": utc_now(), "workers": await asyncio.to_thread(control.ask_all, self.run_dir, "status")}
-
-    async def _report_decisions(self, query: Mapping[str, list[str]]) -> tuple[int, Any]:
-        limit = query.get("limit", ["100"])[-1]
-        if not limit.isdecimal() or not 0 < int(limit) <= 1000:
-            return 400, {"error": {"message": "limit is a number from 1 to 1000", "code": "limit"}}
-        answers = await asyncio.to_thread(control.ask_all, self.run_dir, "decisions", limit=int(limit))
-        merged = sorted((d for answer in answers for d in answer), key=lambda d: str(d["at"]), reverse=True)
-        return 200, {"decisions": merged[: int(limit)]}
-
-    async def _report_reload(self, _: Mapping[str, list[str]]) -> tuple[int, Any]:
-        return 202, {"workers": await asyncio.to_thread(control.ask_all, self.run_dir, "reload")}
-
-
-def boot(settings: Settings) -> None:
-    """Check, bind, and serve in this process until stopped.
+def boot(settings: Settings) -> int:
+    """Check, bind, and serve until stopped. Returns the exit status.
 
     Raises:
         ApplianceError: what stands in the way, with its code.
     """
-    started = time.monotonic()
-    worker = Worker(settings)
+    Worker(settings)  # refuses a configuration before anything is bound or forked
     server.check_tls(settings.listen)
-    listener = server.listen(settings.listen)
-    log.info("configuration accepted", extra={"after_s": round(time.monotonic() - started, 3)})
-    try:
-        worker.run(listener)
-    except ApplianceError:
-        raise
-    finally:
-        listener.close()
+    run_dir = settings.state_dir / "run"
+    with translated(run_dir):
+        run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(locked(run_dir / "lock", wait=False))
+        except FileError as error:
+            if error.code != "FILE_LOCKED":
+                raise
+            raise GatewayError(
+                "GATEWAY_ALREADY_RUNNING", "the state directory is in use", run_dir=str(run_dir)
+            ) from None
+        listener = held.enter_context(server.listen(settings.listen))
+        for stale in run_dir.glob("worker-*.sock"):
+            stale.unlink(missing_ok=True)
+        if settings.listen.workers == 1:
+            Worker(settings).run(listener)
+            return 0
+        return Supervisor(
+            settings.listen.workers, lambda number, sock: Worker(settings, number=number).run(sock), _say
+        ).run(listener)
+
+
+def _say(error: ApplianceError) -> None:
+    log.error(
+        "refused", extra={"code": error.code, "cause": error.cause, "evidence": error.evidence, "next": error.remedy}
+    )

@@ -13,7 +13,8 @@ def collect(settings: Settings) -> dict[str, Any]:
 
     Returns:
         `workers` (each in full), `routers` (name -> mode, digests over all workers, problem), `groups`, `converged`
-        (whether all workers serve the same digests).
+        (whether all workers serve the same digests), `egress_refused` (attempts to connect
+        elsewhere than configured, over all workers).
 
     Raises:
         GatewayError: GATEWAY_NOT_RUNNING.
@@ -39,6 +40,7 @@ def condense(workers: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "ready": all(worker["ready"] for worker in workers),
         "converged": all(router["converged"] for router in routers.values()),
+        "egress_refused": sum(worker["lockdown"]["egress"]["refused"] for worker in workers),
         "routers": routers,
         "groups": workers[0]["groups"],
     }

@@ -1,0 +1,117 @@
+"""Between LiteLLM's callback and the decider: from LiteLLM's dictionaries to deployments and back to exactly one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from appliance.gateway import context, prompt, telemetry
+from appliance.gateway.decider import Decider
+from appliance.gateway.decision import Decision, Deployment
+from appliance.gateway.scoring import Request
+
+log = logging.getLogger("appliance.routing")
+
+
+class RoutingCallback:
+    """Chooses one deployment for every attempt of every request.
+
+    Args:
+        decider: chooses.
+        groups: group -> all its deployments, for exclusion reasons.
+        model_list: every deployment as LiteLLM knows it, for the last resort.
+    """
+
+    def __init__(
+        self,
+        decider: Decider,
+        groups: Mapping[str, Sequence[Deployment]],
+        model_list: Callable[[], list[dict[str, Any]]],
+    ) -> None:
+        self._decider, self._groups, self._model_list = decider, groups, model_list
+
+    async def filter(
+        self, group: str, healthy: list[Any], messages: list[Any] | None, kwargs: dict[str, Any], span: Any
+    ) -> list[Any]:
+        """One deployment out of the healthy ones; all of them where even that goes wrong; none the key may not use."""
+        request = context.current.get() or context.RequestContext()
+        if request.principal is not None and not request.principal.may_use(group):
+            return []  # a fallback named in the request must not lead around the key's list
+        try:
+            decision, chosen = await self._choose(request, group, healthy, messages, kwargs)
+            request.decisions.append(decision)
+            telemetry.annotate(decision, span)
+            return chosen
+        except Exception:
+            log.exception("routing callback failed")
+            return healthy
+
+    async def _choose(
+        self,
+        request: context.RequestContext,
+        group: str,
+        healthy: list[Any],
+        messages: list[Any] | None,
+        kwargs: dict[str, Any],
+    ) -> tuple[Decision, list[Any]]:
+        by_id = {deployment["model_info"]["id"]: deployment for deployment in healthy} or self._last_resort(group)
+        # asked again for the same request: what was chosen before has failed it
+        skipped = request.tried(group) | _skipped_by_litellm(kwargs)
+        if not by_id.keys() - skipped:
+            skipped = set()
+        candidates = [
+            Deployment(id_, deployment["litellm_params"]["model"])
+            for id_, deployment in by_id.items()
+            if id_ not in skipped
+        ]
+        excluded = {d.id: "not_admitted" for d in self._groups.get(group, ()) if d.id not in by_id}
+        excluded.update(dict.fromkeys(skipped & by_id.keys(), "failed_for_this_request"))
+        asked = Request(
+            request_id=request.id,
+            call_id=str(kwargs.get("litellm_call_id", "")),
+            prompt=lambda: prompt.of_request(messages, kwargs),
+            characters=prompt.characters(messages, kwargs),
+            sticky=request.sticky or request.id,
+            cost_weight=request.cost_weight,
+            key=request.principal.name if request.principal is not None else "",
+        )
+        decision = await self._decider.decide(group, candidates, asked, excluded=excluded)
+        return decision, [by_id[decision.selected]] if decision.selected is not None else healthy
+
+    def succeeded(self, kwargs: Mapping[str, Any]) -> None:
+        """A deployment answered."""
+        id_ = _deployment_of(kwargs)
+        if id_ is not None:
+            self._decider.health.succeeded(id_)
+
+    def failed(self, kwargs: Mapping[str, Any]) -> None:
+        """A deployment failed an attempt; LiteLLM goes on to another where there is one."""
+        id_, error = _deployment_of(kwargs), kwargs.get("exception")
+        if id_ is not None and error is not None:
+            status = getattr(error, "status_code", None)
+            reason = f"{type(error).__name__}: {error}"[:300]
+            self._decider.health.failed(id_, status=status if isinstance(status, int) else None, reason=reason)
+
+    def _last_resort(self, group: str) -> dict[str, Any]:
+        """The group's last resort as LiteLLM knows it, even where LiteLLM would let it rest."""
+        plan = self._decider.plans.get(group)
+        if plan is None or plan.last_resort is None:
+            return {}
+        return {d["model_info"]["id"]: d for d in self._model_list() if d["model_info"]["id"] == plan.last_resort}
+
+
+def _skipped_by_litellm(kwargs: Mapping[str, Any]) -> set[str]:
+    """Deployments that LiteLLM would drop after us for this request."""
+    found: set[str] = set()
+    for key in ("_excluded_deployment_ids", "_retry_skipped_deployment_ids"):
+        value = kwargs.get(key)
+        if isinstance(value, list | tuple | set | frozenset):
+            found.update(str(id_) for id_ in value)
+    return found
+
+
+def _deployment_of(kwargs: Mapping[str, Any]) -> str | None:
+    info = (kwargs.get("litellm_params") or {}).get("model_info") or {}
+    id_ = info.get("id")
+    return id_ if isinstance(id_, str) else None

@@ -1,0 +1,115 @@
+"""What a request must be before LiteLLM sees it: a served path, a bounded JSON object, a group that its key reaches."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import orjson
+
+from appliance.gateway.access import Principal
+
+Message = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+WITH_BODY = re.compile(
+    r"/(?:v1/)?(?:chat/completions|completions|embeddings|responses|messages|messages/count_tokens|rerank)"
+)
+WITHOUT_BODY = re.compile(r"/(?:v1/)?models(?:/[A-Za-z0-9._:@+-]{1,256})?")
+HEALTH = re.compile(r"/health/(?:liveliness|liveness|readiness)")
+
+
+class Refused(Exception):  # noqa: N818 (an answer)
+    """The request is answered here: status, code and message."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status, self.code = status, code
+
+
+def models(path: str, principal: Principal) -> dict[str, Any]:
+    """The model list (or one entry of it) of an application's key: its groups and nothing else.
+
+    Raises:
+        Refused: 404.
+    """
+    groups = sorted(principal.groups or ())
+    entries = [{"id": group, "object": "model", "created": 0, "owned_by": "appliance"} for group in groups]
+    asked = path.partition("models/")[2]
+    if not asked:
+        return {"object": "list", "data": entries}
+    if asked not in groups:
+        raise Refused(404, "model_not_found", "no such model for this key")
+    return entries[groups.index(asked)]
+
+
+async def read_body(receive: Receive, limit: int) -> bytes:
+    """The whole body.
+
+    Raises:
+        Refused: 413 where it is longer than `limit` bytes.
+    """
+    parts: list[bytes] = []
+    length = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return b""
+        parts.append(message.get("body", b""))
+        length += len(parts[-1])
+        if length > limit:
+            raise Refused(413, "too_large", f"the body is longer than {limit} bytes")
+        if not message.get("more_body", False):
+            return b"".join(parts)
+
+
+def replay(body: bytes, receive: Receive) -> Receive:
+    """Give the body once more, then whatever the connection says."""
+    given = False
+
+    async def again() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again
+
+
+def wishes(headers: Any, document: Any, principal: Principal) -> tuple[str, float | None]:
+    """What a request says of itself: the sticky text, and how much cost counts."""
+    given = {name: value for name, value in headers if name in {b"x-appliance-cost-weight", b"x-appliance-session"}}
+    user = document.get("user")
+    session = given.get(b"x-appliance-session", b"").decode("latin-1") or (user if isinstance(user, str) else "")
+    try:
+        weight = float(given[b"x-appliance-cost-weight"])
+    except (KeyError, ValueError):
+        return f"{principal.name}/{session}" if session else "", None
+    return f"{principal.name}/{session}" if session else "", weight if 0 <= weight <= 1 else None
+
+
+def checked(body: bytes, principal: Principal) -> dict[str, Any]:
+    """The parsed body, refused before anybody acts on it where it is not what every served API begins with.
+
+    Raises:
+        Refused: 400, or 403 where the key does not reach the model group.
+    """
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise Refused(400, "invalid_json", f"the body is not JSON: {error}"[:200]) from None
+    if not isinstance(document, dict):
+        raise Refused(400, "invalid_request_error", "the body is not a JSON object")
+    model = document.get("model")
+    if not isinstance(model, str) or not model:
+        raise Refused(400, "invalid_request_error", "model must name a model group")
+    if not principal.may_use(model):
+        raise Refused(403, "model_not_allowed", "this key does not reach that model group")
+    messages = document.get("messages", [])
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        raise Refused(400, "invalid_request_error", "messages must be a list of objects")
+    return document

@@ -1,0 +1,81 @@
+"""What a gateway process gives up before it serves, and the proof that it did."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+from appliance.errors import GatewayError
+from appliance.gateway import egress, kernel
+from appliance.gateway.litellm_config import LiteLLMConfig
+from appliance.settings import Settings
+
+NOWHERE = ("192.0.2.1", 9)  # RFC 5737: no such host anywhere
+
+
+@dataclass
+class Lockdown:
+    """The locks of this process.
+
+    Attributes:
+        guard: of outbound connections.
+        landlock, seccomp: `enforced`, `off`, or why not.
+        self_test: how an attempt to leave ended.
+    """
+
+    guard: egress.EgressGuard
+    landlock: str = "off"
+    seccomp: str = "off"
+    self_test: str = "not run"
+
+    def describe(self) -> dict[str, Any]:
+        """For status."""
+        return {
+            "egress": self.guard.describe(),
+            "landlock": self.landlock,
+            "seccomp": self.seccomp,
+            "self_test": self.self_test,
+        }
+
+
+def before_import(settings: Settings, config: LiteLLMConfig) -> Lockdown:
+    """Lock what can be locked before LiteLLM is imported and before threads exist: files, core dumps, connections."""
+    os.umask(0o077)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    chosen = settings.lockdown
+    allowed = egress.destinations(config.document) | {egress.destination(text) for text in chosen.allow}
+    locks = Lockdown(egress.EgressGuard(allowed, enforce=chosen.egress == "enforce"))
+    locks.guard.install()
+    if chosen.landlock:
+        names = any(not egress.is_address(host) for host, _ in allowed)
+        locks.landlock = kernel.landlock({port for _, port in allowed} | ({53} if names else set()))
+    return locks
+
+
+def before_serving(settings: Settings, locks: Lockdown) -> None:
+    """The last locks, when LiteLLM has started, and the self-test.
+
+    Raises:
+        GatewayError: GATEWAY_EGRESS_OPEN where a connection that should be refused is not.
+    """
+    if settings.lockdown.seccomp:
+        locks.seccomp = kernel.seccomp()
+    locks.self_test = _try_to_leave(locks.guard)
+    if settings.lockdown.egress == "enforce" and locks.self_test != "refused":
+        raise GatewayError("GATEWAY_EGRESS_OPEN", f"the self-test ended with: {locks.self_test}", tried=NOWHERE)
+
+
+def _try_to_leave(guard: egress.EgressGuard) -> str:
+    with guard.uncounted(), socket.socket() as probe:
+        probe.settimeout(0.2)
+        try:
+            probe.connect(NOWHERE)
+        except egress.EgressRefused:
+            return "refused"
+        except OSError as error:
+            return f"not refused: {errno.errorcode.get(error.errno or 0, 'timeout')}"
+    return "not refused: connected"

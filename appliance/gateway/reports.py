@@ -1,0 +1,93 @@
+"""What a gateway tells of itself: over the control socket for one worker, over HTTP for all of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from appliance.gateway import control, metrics
+from appliance.gateway.active import utc_now
+from appliance.gateway.application import Report
+
+if TYPE_CHECKING:
+    from appliance.gateway.worker import Worker
+
+Query = Mapping[str, list[str]]
+MAX_LIMIT = 1000
+
+
+def verbs(worker: Worker) -> dict[str, Callable[[Mapping[str, Any]], Awaitable[Any]]]:
+    """What the control socket of one worker answers."""
+
+    async def status(_: Mapping[str, Any]) -> Any:
+        return worker.status()
+
+    async def decisions(request: Mapping[str, Any]) -> Any:
+        return [decision.as_dict() for decision in worker.decisions.recent(int(request.get("limit", 100)))]
+
+    async def why(request: Mapping[str, Any]) -> Any:
+        return await asyncio.to_thread(worker.why, str(request["request_id"]))
+
+    async def sample(_: Mapping[str, Any]) -> Any:
+        return worker.sample()
+
+    async def reload(_: Mapping[str, Any]) -> Any:
+        worker.reload()
+        return {"worker": worker.number, "reloading": sorted(worker.slots)}
+
+    return {"status": status, "decisions": decisions, "why": why, "metrics": sample, "reload": reload}
+
+
+def reports(worker: Worker) -> dict[str, Report]:
+    """The paths below `/appliance/`; whichever worker is asked answers for all."""
+    run_dir = worker.run_dir
+
+    async def live(_: Query) -> tuple[int, Any]:
+        return 200, {"status": "live"}
+
+    async def ready(_: Query) -> tuple[int, Any]:
+        return (200, {"status": "ready"}) if worker.ready() else (503, {"status": "draining"})
+
+    async def status(_: Query) -> tuple[int, Any]:
+        return 200, {"at": utc_now(), "workers": await _all(run_dir, "status")}
+
+    async def decisions(query: Query) -> tuple[int, Any]:
+        limit = query.get("limit", ["100"])[-1]
+        if not limit.isdecimal() or not 0 < int(limit) <= MAX_LIMIT:
+            return 400, _error("limit", f"limit is a number from 1 to {MAX_LIMIT}")
+        answers = await _all(run_dir, "decisions", limit=int(limit))
+        merged = sorted((d for answer in answers for d in answer), key=lambda d: str(d["at"]), reverse=True)
+        return 200, {"decisions": merged[: int(limit)]}
+
+    async def why(query: Query) -> tuple[int, Any]:
+        request_id = query.get("request_id", [""])[-1]
+        if not request_id:
+            return 400, _error("request_id", "name the request: ?request_id=...")
+        found = next((answer for answer in await _all(run_dir, "why", request_id=request_id) if answer), None)
+        return (200, found) if found else (404, _error("request_id", "no worker remembers that request"))
+
+    async def prometheus(_: Query) -> tuple[int, Any]:
+        return 200, metrics.render(await _all(run_dir, "metrics"))
+
+    async def reload(_: Query) -> tuple[int, Any]:
+        return 202, {"workers": await _all(run_dir, "reload")}
+
+    return {
+        "/appliance/live": Report(live, open=True),
+        "/appliance/ready": Report(ready, open=True),
+        "/appliance/status": Report(status),
+        "/appliance/decisions": Report(decisions),
+        "/appliance/why": Report(why),
+        "/appliance/metrics": Report(prometheus),
+        "/appliance/reload": Report(reload, method="POST"),
+    }
+
+
+async def _all(run_dir: Path, verb: str, **arguments: Any) -> list[Any]:
+    return await asyncio.to_thread(control.ask_all, run_dir, verb, **arguments)
+
+
+def _error(code: str, message: str) -> dict[str, Any]:
+    return {"error": {"message": message, "type": "appliance", "param": None, "code": code}}
