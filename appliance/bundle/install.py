@@ -23,7 +23,7 @@ from appliance.bundle.stage0.main import release_region
 from appliance.bundle.stage0.manifest import Manifest
 from appliance.bundle.stage0.media import Head, choose, open_sources
 from appliance.bundle.stage0.preflight import Finding, preflight_findings, read_host, refuse_unfit
-from appliance.bundle.stage0.preparing import Conduct, prepare, require_base
+from appliance.bundle.stage0.preparing import Conduct, is_settled, prepare, require_base
 from appliance.errors import InstallError
 
 
@@ -150,7 +150,7 @@ def install(
             )
             return Report(verdict, findings, "checked", prefix.active(), repaired=tuple(repaired))
         with prefix.locked(inherited_lock):
-            if prefix.active() == manifest.release_id and prefix.transaction() is None:
+            if is_settled(prefix, release):
                 return Report(verdict, findings, "already installed", prefix.active())
             transaction = prepare(prefix, release, region, conduct)
             completion = Completion(prefix, verdict, authenticator, heads[manifest.digest], conduct, now)
@@ -170,7 +170,7 @@ def _preflight(
     for finding in findings:
         if finding.status == "warning":
             conduct.say(f"{finding.check}: {finding.text}. {finding.remedy}")
-    if prefix.active() != manifest.release_id:
+    if not is_settled(prefix, verdict.release):
         refuse_unfit(findings)
     return tuple(findings)
 

@@ -11,7 +11,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from appliance.bundle import install as installing
 from appliance.bundle import releases as installed
 from appliance.bundle.refusals import appliance_errors
 from appliance.bundle.stage0.main import LOCK_VARIABLE
@@ -42,6 +41,8 @@ def install(
     as_json: Json = False,
 ) -> None:
     """Install a release from media, atomically: the old release or the new one runs, never neither."""
+    from appliance.bundle import install as installing
+
     with refusals(as_json):
         say = _quiet if as_json else _say
         lock = os.environ.get(LOCK_VARIABLE, "")

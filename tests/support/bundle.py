@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
 from appliance.bundle.build import Built, Identity, build, read_trust
 from appliance.bundle.inputs import Payload
 from appliance.bundle.own_wheel import own_wheel
@@ -100,7 +103,8 @@ def repacked_wheel(name: str) -> tuple[str, bytes]:
     version = distribution.version
     info = f"{name.replace('-', '_')}-{version}"
     wheel_text = distribution.read_text("WHEEL") or ""
-    tag = next(line.split(": ")[1] for line in wheel_text.splitlines() if line.startswith("Tag: "))
+    tags = [line.split(": ")[1].split("-") for line in wheel_text.splitlines() if line.startswith("Tag: ")]
+    tag = "-".join(".".join(dict.fromkeys(parts)) for parts in zip(*tags, strict=True))
     buffer = io.BytesIO()
     record = []
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as wheel:
@@ -132,12 +136,45 @@ class SmallRelease:
 
 
 _WHEELS: dict[str, tuple[str, bytes]] = {}
+_INSTALLER_NEEDS = (
+    "typer",
+    "rich",
+    "pydantic",
+    "cryptography",
+    "sigstore",
+    "tuf",
+    "rfc3161-client",
+    "packaging",
+    "rfc8785",
+)
 
 
-def small_payload(*, note: str = "", extra: Sequence[Payload] = ()) -> list[Payload]:
-    """The payload of a `SmallRelease`; `note` makes one release differ from another."""
+def closure(*names: str) -> set[str]:
+    """Distributions installed here that these need, and they themselves."""
+    found: set[str] = set()
+    waiting = [canonicalize_name(name) for name in names]
+    while waiting:
+        name = waiting.pop()
+        if name in found:
+            continue
+        found.add(name)
+        for text in importlib.metadata.requires(name) or []:
+            requirement = Requirement(text)
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                waiting.append(canonicalize_name(requirement.name))
+    return found
+
+
+def small_payload(*, note: str = "", extra: Sequence[Payload] = (), whole: bool = False) -> list[Payload]:
+    """The payload of a `SmallRelease`.
+
+    Args:
+        note: makes one release differ from another.
+        extra: further files.
+        whole: with everything that the `install` command itself needs, for stage 0's hand-over.
+    """
     wheels = []
-    for name in ("pyyaml", "uv"):
+    for name in sorted(closure("pyyaml", *(_INSTALLER_NEEDS if whole else ())) | {"uv"}):
         if name not in _WHEELS:
             _WHEELS[name] = repacked_wheel(name)
         wheels.append(_WHEELS[name])

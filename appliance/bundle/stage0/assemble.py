@@ -94,3 +94,7 @@ def _top_level_names(source: str) -> list[str]:
         elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             names.append(node.target.id)
     return names
+
+
+if __name__ == "__main__":
+    print(assemble(), end="")  # noqa: T201 (python -m appliance.bundle.stage0.assemble > bundle/stage0/stage0.py)

@@ -18,7 +18,7 @@ from .manifest import read_delta, read_manifest, region_bytes
 from .media import DELTA, DELTA_SIGNATURE, MANIFEST, SIGNATURE, Head, choose, open_sources
 from .openssl import MAX_ANCHOR_BYTES, Anchor, FirstVerdict, check_openssl, read_anchor, verify_with_openssl
 from .preflight import preflight_findings, read_host, refuse_unfit
-from .preparing import Authenticated, Conduct, prepare
+from .preparing import Authenticated, Conduct, is_settled, prepare
 from .refusal import Refused
 from .region import Region, open_region
 
@@ -111,7 +111,9 @@ def _stage0(options: argparse.Namespace) -> int:
         for finding in findings:
             if finding.status != "ok":
                 _say(f"{finding.check}: {finding.text}. {finding.remedy}")
-        refuse_unfit(findings)
+        prefix = Prefix(options.prefix.absolute())
+        if not is_settled(prefix, release):
+            refuse_unfit(findings)
         conduct = Conduct(say=_say, progress=_Rate(), python=sys.executable)
         if options.dry_run:
             carried = None if release.delta is None else set(release.delta.carried)
@@ -120,14 +122,14 @@ def _stage0(options: argparse.Namespace) -> int:
             )
             _say("everything on the media is what the manifest signs; nothing was written")
             return 0
-        prefix = Prefix(options.prefix.absolute())
         with prefix.locked() as lock:
-            transaction = prepare(prefix, release, region, conduct)
+            if not is_settled(prefix, release):
+                prepare(prefix, release, region, conduct)
             anchor_file = prefix.journal / "anchor.json"
             prefix.write(anchor_file, anchors[manifest.digest].decode("utf-8"))
             _say("handing over to the appliance's own verifier")
             command = [
-                str(prefix.environment(transaction.release) / "bin" / "appliance"), "install",
+                str(prefix.environment(manifest.release_id) / "bin" / "appliance"), "install",
                 *map(os.path.abspath, options.media), "--prefix", str(prefix.root), "--trust", str(anchor_file),
             ]  # fmt: skip
             environment = {**os.environ, LOCK_VARIABLE: str(lock)}

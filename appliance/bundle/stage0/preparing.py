@@ -81,6 +81,11 @@ def prepare(prefix: Prefix, release: Authenticated, region: Region, conduct: Con
     return transaction
 
 
+def is_settled(prefix: Prefix, release: Authenticated) -> bool:
+    """Whether this very release runs already and nothing is left to do."""
+    return prefix.active() == release.manifest.release_id and prefix.transaction() is None
+
+
 def reached(transaction: Transaction, step: str) -> bool:
     """Whether a transaction has finished a step."""
     return STEPS.index(transaction.step) >= STEPS.index(step)

@@ -175,7 +175,12 @@ def test_a_delta_to_the_same_release_is_refused(old, inventory, authority, tmp_p
     base = read_inventory(inventory, material=authority.material, at=datetime.now(UTC)).inventory
     with pytest.raises(ApplianceError) as caught:
         build_delta(
-            [old.media], base, authority.signer("release-signer"), tmp_path, anchor=authority.anchor, now=datetime.now(UTC)
+            [old.media],
+            base,
+            authority.signer("release-signer"),
+            tmp_path,
+            anchor=authority.anchor,
+            now=datetime.now(UTC),
         )
     assert caught.value.code == "BUNDLE_DELTA_BASE"
 
