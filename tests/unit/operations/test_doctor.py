@@ -40,7 +40,7 @@ def gateway(**changes):
             {
                 "worker": 0, "version": "0.1.0", "ready": True,
                 "ml_path": {
-                    "breaker": {"state": "closed", "opened_count": 0, "last_reason": None, "retry_in_s": 0, "failures_in_a_row": 0}
+                    "breaker": {"state": "closed", "opened_count": 0, "last_reason": None, "retry_in_s": 0}
                 },
             }
         ],
@@ -123,96 +123,148 @@ def open_breaker():
 
 ILLNESSES = {
     "the gateway does not answer": (
-        {"gateway": GatewayError("GATEWAY_NOT_RUNNING", "no answer")}, ("gateway", "critical", "OPERATION_GATEWAY_DOWN")),
+        {"gateway": GatewayError("GATEWAY_NOT_RUNNING", "no answer")},
+        ("gateway", "critical", "OPERATION_GATEWAY_DOWN"),
+    ),
     "a worker is not ready": (
         {"gateway": gateway(ready=False, workers=[{**gateway()["workers"][0], "ready": False}])},
-        ("gateway", "warning", "OPERATION_GATEWAY_NOT_READY")),
+        ("gateway", "warning", "OPERATION_GATEWAY_NOT_READY"),
+    ),
     "a router serves nothing": (
         {"gateway": router(serving=None, problem={"code": "TRUST_LOG_PROOF", "cause": "bad"})},
-        ("routers", "critical", "OPERATION_ROUTER_STATIC")),
+        ("routers", "critical", "OPERATION_ROUTER_STATIC"),
+    ),
     "a newer router was refused": (
         {"gateway": router(problem={"code": "GATEWAY_CANARY", "cause": "differs"})},
-        ("routers", "warning", "OPERATION_ROUTER_REFUSED")),
+        ("routers", "warning", "OPERATION_ROUTER_REFUSED"),
+    ),
     "workers serve different routers": (
-        {"gateway": router(converged=False)}, ("routers", "warning", "OPERATION_ROUTER_DIFFERS")),
+        {"gateway": router(converged=False)},
+        ("routers", "warning", "OPERATION_ROUTER_DIFFERS"),
+    ),
     "the breaker is open": ({"gateway": open_breaker()}, ("breaker", "warning", "OPERATION_BREAKER_OPEN")),
     "one model server fails": ({"gateway": deployments("small")}, ("deployments", "warning", "OPERATION_COOLDOWN")),
     "all model servers fail": (
-        {"gateway": deployments("small", "large")}, ("deployments", "critical", "OPERATION_COOLDOWN")),
+        {"gateway": deployments("small", "large")},
+        ("deployments", "critical", "OPERATION_COOLDOWN"),
+    ),
     "the registry is silent for an hour": (
         {"channels": (replace(CHANNEL, contact=NOW - timedelta(hours=1)),)},
-        ("registry", "warning", "OPERATION_REGISTRY_AGE")),
+        ("registry", "warning", "OPERATION_REGISTRY_AGE"),
+    ),
     "the registry is silent for days": (
-        {"channels": (replace(CHANNEL, contact=NOW - 3 * DAY),)}, ("registry", "critical", "OPERATION_REGISTRY_AGE")),
+        {"channels": (replace(CHANNEL, contact=NOW - 3 * DAY),)},
+        ("registry", "critical", "OPERATION_REGISTRY_AGE"),
+    ),
     "the registry was never reached": (
-        {"channels": (replace(CHANNEL, contact=None),)}, ("registry", "critical", "OPERATION_REGISTRY_AGE")),
+        {"channels": (replace(CHANNEL, contact=None),)},
+        ("registry", "critical", "OPERATION_REGISTRY_AGE"),
+    ),
     "a pointer ends soon": (
-        {"channels": (replace(CHANNEL, expires=NOW + 5 * DAY),)}, ("registry", "warning", "OPERATION_CHANNEL_EXPIRES")),
+        {"channels": (replace(CHANNEL, expires=NOW + 5 * DAY),)},
+        ("registry", "warning", "OPERATION_CHANNEL_EXPIRES"),
+    ),
     "trust metadata ends soon": (
         {"trust": replace(TRUST, expires={"timestamp": NOW + 10 * DAY})},
-        ("trust-metadata", "warning", "OPERATION_TRUST_EXPIRES")),
+        ("trust-metadata", "warning", "OPERATION_TRUST_EXPIRES"),
+    ),
     "trust metadata has ended": (
         {"trust": replace(TRUST, expires={"timestamp": NOW - DAY})},
-        ("trust-metadata", "critical", "OPERATION_TRUST_EXPIRED")),
+        ("trust-metadata", "critical", "OPERATION_TRUST_EXPIRED"),
+    ),
     "a signing key ends soon": (
         {"trust": replace(TRUST, keys_expire={"log ab": NOW + 10 * DAY})},
-        ("trust-keys", "warning", "OPERATION_KEY_EXPIRES")),
+        ("trust-keys", "warning", "OPERATION_KEY_EXPIRES"),
+    ),
     "the clock stands in 1970": ({"at": datetime(1970, 1, 1, tzinfo=UTC)}, ("clock", "critical", "OPERATION_CLOCK")),
     "the clock is an hour behind a proven time": (
-        {"trust": replace(TRUST, floor=NOW + timedelta(hours=1))}, ("clock", "warning", "OPERATION_CLOCK")),
+        {"trust": replace(TRUST, floor=NOW + timedelta(hours=1))},
+        ("clock", "warning", "OPERATION_CLOCK"),
+    ),
     "a certificate ends in days": (
         {"certificates": (replace(CERTIFICATE, not_after=NOW + 10 * DAY),)},
-        ("certificates", "warning", "OPERATION_CERTIFICATE_EXPIRES")),
+        ("certificates", "warning", "OPERATION_CERTIFICATE_EXPIRES"),
+    ),
     "a certificate ends tomorrow": (
         {"certificates": (replace(CERTIFICATE, not_after=NOW + DAY),)},
-        ("certificates", "critical", "OPERATION_CERTIFICATE_EXPIRES")),
+        ("certificates", "critical", "OPERATION_CERTIFICATE_EXPIRES"),
+    ),
     "a certificate has ended": (
         {"certificates": (replace(CERTIFICATE, not_after=NOW - DAY),)},
-        ("certificates", "critical", "OPERATION_CERTIFICATE_EXPIRED")),
+        ("certificates", "critical", "OPERATION_CERTIFICATE_EXPIRED"),
+    ),
     "a certificate is not valid yet": (
         {"certificates": (replace(CERTIFICATE, not_before=NOW + DAY),)},
-        ("certificates", "critical", "OPERATION_CERTIFICATE_CHAIN")),
+        ("certificates", "critical", "OPERATION_CERTIFICATE_CHAIN"),
+    ),
     "a certificate and its key do not belong together": (
         {"certificates": (replace(CERTIFICATE, problem="key.pem is not its key"),)},
-        ("certificates", "critical", "OPERATION_CERTIFICATE_CHAIN")),
+        ("certificates", "critical", "OPERATION_CERTIFICATE_CHAIN"),
+    ),
     "an installed file was changed": (
-        {"drift": replace(DRIFT, changed=("payload/a",))}, ("drift", "critical", "OPERATION_DRIFT")),
+        {"drift": replace(DRIFT, changed=("payload/a",))},
+        ("drift", "critical", "OPERATION_DRIFT"),
+    ),
     "an installed file is missing": (
-        {"drift": replace(DRIFT, missing=("payload/a",))}, ("drift", "critical", "OPERATION_DRIFT")),
+        {"drift": replace(DRIFT, missing=("payload/a",))},
+        ("drift", "critical", "OPERATION_DRIFT"),
+    ),
     "a file stands among ours": (
-        {"drift": replace(DRIFT, foreign=("env/evil.pth",))}, ("drift", "critical", "OPERATION_DRIFT")),
+        {"drift": replace(DRIFT, foreign=("env/evil.pth",))},
+        ("drift", "critical", "OPERATION_DRIFT"),
+    ),
     "the manifest's signature does not verify": (
         {"drift": replace(DRIFT, signature_problem=TrustError("TRUST_DENIED", "denied"))},
-        ("drift", "critical", "OPERATION_DRIFT")),
+        ("drift", "critical", "OPERATION_DRIFT"),
+    ),
     "an installation is half done": (
-        {"unfinished": "0.2.0-def"}, ("installation", "warning", "OPERATION_INSTALL_UNFINISHED")),
-    "the disk gets full": (
-        {"volumes": (replace(VOLUME, free_bytes=GB),)}, ("disk", "warning", "OPERATION_DISK_LOW")),
-    "the disk is full": (
-        {"volumes": (replace(VOLUME, free_bytes=10**7),)}, ("disk", "critical", "OPERATION_DISK_LOW")),
-    "the inodes run out": (
-        {"volumes": (replace(VOLUME, free_inodes=10),)}, ("disk", "warning", "OPERATION_DISK_LOW")),
+        {"unfinished": "0.2.0-def"},
+        ("installation", "warning", "OPERATION_INSTALL_UNFINISHED"),
+    ),
+    "the disk gets full": ({"volumes": (replace(VOLUME, free_bytes=GB),)}, ("disk", "warning", "OPERATION_DISK_LOW")),
+    "the disk is full": ({"volumes": (replace(VOLUME, free_bytes=10**7),)}, ("disk", "critical", "OPERATION_DISK_LOW")),
+    "the inodes run out": ({"volumes": (replace(VOLUME, free_inodes=10),)}, ("disk", "warning", "OPERATION_DISK_LOW")),
     "the state became read-only": (
-        {"volumes": (replace(VOLUME, read_only=True),)}, ("disk", "critical", "OPERATION_DISK_READ_ONLY")),
+        {"volumes": (replace(VOLUME, read_only=True),)},
+        ("disk", "critical", "OPERATION_DISK_READ_ONLY"),
+    ),
     "others can read a secret": (
         {"modes": (FileMode(Path("master.key"), "secret", 0o640, 990),)},
-        ("permissions", "critical", "OPERATION_PERMISSIONS")),
+        ("permissions", "critical", "OPERATION_PERMISSIONS"),
+    ),
     "others can write the code": (
-        {"modes": (FileMode(Path("env"), "release", 0o777, 0),)}, ("permissions", "warning", "OPERATION_PERMISSIONS")),
+        {"modes": (FileMode(Path("env"), "release", 0o777, 0),)},
+        ("permissions", "warning", "OPERATION_PERMISSIONS"),
+    ),
     "a stranger owns the state": (
-        {"modes": (FileMode(Path("state"), "state", 0o700, 1234),)}, ("permissions", "warning", "OPERATION_PERMISSIONS")),
+        {"modes": (FileMode(Path("state"), "state", 0o700, 1234),)},
+        ("permissions", "warning", "OPERATION_PERMISSIONS"),
+    ),
     "the kernel has no Landlock": (
-        {"kernel": replace(KERNEL, landlock_abi=0)}, ("kernel", "warning", "OPERATION_KERNEL")),
-    "the kernel has no seccomp": ({"kernel": replace(KERNEL, seccomp=False)}, ("kernel", "warning", "OPERATION_KERNEL")),
+        {"kernel": replace(KERNEL, landlock_abi=0)},
+        ("kernel", "warning", "OPERATION_KERNEL"),
+    ),
+    "the kernel has no seccomp": (
+        {"kernel": replace(KERNEL, seccomp=False)},
+        ("kernel", "warning", "OPERATION_KERNEL"),
+    ),
     "crashes would be dumped": (
-        {"kernel": replace(KERNEL, core_limit_bytes=1 << 40)}, ("kernel", "warning", "OPERATION_CORE_DUMPS")),
+        {"kernel": replace(KERNEL, core_limit_bytes=1 << 40)},
+        ("kernel", "warning", "OPERATION_CORE_DUMPS"),
+    ),
     "something else listens": (
-        {"listeners": (Listener("0.0.0.0", 6379, "redis"),)}, ("ports", "warning", "OPERATION_LISTENING")),
+        {"listeners": (Listener("0.0.0.0", 6379, "redis"),)},
+        ("ports", "warning", "OPERATION_LISTENING"),
+    ),
     "a packet gets out": (
-        {"egress": (Attempt("203.0.113.9:443", "connected"),)}, ("egress", "critical", "OPERATION_EGRESS")),
+        {"egress": (Attempt("203.0.113.9:443", "connected"),)},
+        ("egress", "critical", "OPERATION_EGRESS"),
+    ),
     "a host outside refuses, so it was reached": (
-        {"egress": (Attempt("203.0.113.9:443", "ECONNREFUSED"),)}, ("egress", "critical", "OPERATION_EGRESS")),
-}  # fmt: skip
+        {"egress": (Attempt("203.0.113.9:443", "ECONNREFUSED"),)},
+        ("egress", "critical", "OPERATION_EGRESS"),
+    ),
+}
 
 
 @pytest.mark.parametrize("illness", ILLNESSES)
