@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -38,21 +39,28 @@ def lock(
 ) -> None:
     """Resolve the requirements with pip-tools and write hashed locks (connected side; takes minutes)."""
     from appliance.vendoring import locking
+    from appliance.vendoring.index import Index, Sources
+    from appliance.vendoring.policy import Policy
 
     unknown = sorted(set(names or ()) - set(locking.ORDER))
     if unknown:
         raise typer.BadParameter(f"no lock {', '.join(unknown)}; there are {', '.join(locking.ORDER)}")
     chosen = [name for name in locking.ORDER if not names or name in names]
-    with refusals(as_json):
-        changes = locking.lock(vendor / "requirements", chosen, upgrade=upgrade or (), progress=Steps(as_json))
+    with refusals(as_json), Index(Sources.from_pip()) as index:
+        ripeness = locking.Ripeness(Policy.read(vendor).ripening, datetime.now(UTC), index)
+        outcome = locking.lock(
+            vendor / "requirements", chosen, upgrade=upgrade or (), ripeness=ripeness, progress=Steps(as_json)
+        )
 
         def text(out: Console) -> None:
-            for name, changed in changes.items():
-                out.print(f"{name}.lock: {len(changed)} changed" if changed else f"{name}.lock: unchanged")
-                for change in changed:
+            for name, locked in outcome.items():
+                out.print(f"{name}.lock: {f'{len(locked.changes)} changed' if locked.changes else 'unchanged'}")
+                for change in locked.changes:
                     out.print(f"  {change.package} {change.before or '(new)'} -> {change.after or '(gone)'}")
+                for release in locked.passed_over:
+                    out.print(f"  passed over {release}: younger than {ripeness.rule.minimum_days} days")
 
-        show({name: [vars(change) for change in changed] for name, changed in changes.items()}, as_json, text)
+        show({name: asdict(locked) for name, locked in outcome.items()}, as_json, text)
 
 
 @app.command()

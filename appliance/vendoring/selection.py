@@ -52,6 +52,17 @@ def wheel_name(filename: str) -> WheelName | None:
     return WheelName(str(project), version, build, tags)
 
 
+def version_of(filename: str) -> Version | None:
+    """The version in the name of a wheel or source archive; None where it is neither."""
+    name = wheel_name(filename)
+    if name is not None:
+        return name.version
+    try:
+        return parse_sdist_filename(filename)[1]
+    except InvalidSdistFilename:
+        return None
+
+
 def rank(name: WheelName, target: Target) -> int | None:
     """How well a wheel fits a target (0 is best), None where it cannot run there."""
     ranks = [target.tags[tag] for tag in name.tags if tag in target.tags]
