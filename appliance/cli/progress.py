@@ -1,4 +1,4 @@
-"""Progress of bytes with rate and time left: a live line on a terminal, a line every tenth elsewhere."""
+"""Progress of bytes with rate and time left: a live line on a terminal, a line every quarter elsewhere."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ class Rate:
         self._quiet = quiet
         self._begun = time.monotonic()
         self._shown = 0.0
-        self._tenth = -1
+        self._quarter = 0
 
     def __call__(self, done: int, total: int) -> None:
         """Show it if it is time to."""
-        now, live, tenth = time.monotonic(), sys.stderr.isatty(), done * 10 // max(total, 1)
-        if self._quiet or (live and now - self._shown < 0.2 and done < total) or (not live and tenth == self._tenth):
+        now, live, quarter = time.monotonic(), sys.stderr.isatty(), done * 4 // max(total, 1)
+        if self._quiet or (live and now - self._shown < 0.2 and done < total) or (not live and quarter == self._quarter):
             return
-        self._shown, self._tenth = now, tenth
+        self._shown, self._quarter = now, quarter
         end = "" if live and done < total else "\n"
         print(
             ("\r\033[K" if live else "") + rate_text(done, total, now - self._begun),

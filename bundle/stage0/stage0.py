@@ -2472,20 +2472,20 @@ def _anchor_bytes(options: argparse.Namespace, head: Head) -> bytes:
 
 
 class _Rate:
-    """Progress with rate and time left: a live line on a terminal, a line for every tenth elsewhere."""
+    """Progress with rate and time left: a live line on a terminal, a line for every quarter elsewhere."""
 
     def __init__(self) -> None:
         self._begun = time.monotonic()
         self._shown = 0.0
-        self._tenth = -1
+        self._quarter = 0
 
     def __call__(self, done: int, total: int) -> None:
         now = time.monotonic()
         live = sys.stderr.isatty()
-        tenth = done * 10 // max(total, 1)
-        if (live and now - self._shown < 0.2 and done < total) or (not live and tenth == self._tenth):
+        quarter = done * 4 // max(total, 1)
+        if (live and now - self._shown < 0.2 and done < total) or (not live and quarter == self._quarter):
             return
-        self._shown, self._tenth = now, tenth
+        self._shown, self._quarter = now, quarter
         sys.stderr.write(("\r\033[K" if live else "") + rate_text(done, total, now - self._begun))
         sys.stderr.write("" if live and done < total else "\n")
         sys.stderr.flush()

@@ -97,4 +97,4 @@ def _top_level_names(source: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    print(assemble(), end="")  # noqa: T201 (python -m appliance.bundle.stage0.assemble > bundle/stage0/stage0.py)
+    print(assemble(), end="")  # > bundle/stage0/stage0.py

@@ -1,4 +1,4 @@
-"""Deltas: only what is missing travels, the result is that of a full installation, and a wrong base is refused first."""
+"""Deltas: only what is missing travels, the result is that of a full release, a wrong base is refused first."""
 
 from __future__ import annotations
 
