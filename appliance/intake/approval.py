@@ -1,0 +1,148 @@
+"""Two-person approval: two officers sign the same facts about one case, each with the journal's head as they saw it."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from appliance import documents
+from appliance.artifact import Sha256
+from appliance.errors import DocumentError, IntakeError
+from appliance.files import sha256_hex
+from appliance.intake.journal import Checked, encoded
+from appliance.trust.verification import TrustMaterial, Verdict, verify_statement
+
+if TYPE_CHECKING:
+    from appliance.intake.admission import Case
+
+REQUIRED = 2
+ROLE = "import-officer"
+TYPE = "https://appliance.internal/admission/v1"
+
+
+class Approval(BaseModel):
+    """The statement `admission`.
+
+    Attributes:
+        case, report: which case, and the SHA-256 of its report.
+        name, version, digest: what will be signed for the zone.
+        journal_head: the journal's head before this approval; cutting lines below it off is seen for ever.
+        approved: when, RFC 3339, UTC.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    type_: Annotated[Literal["https://appliance.internal/admission/v1"], Field(alias="_type")]
+    case: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+    report: Sha256
+    name: str
+    version: str
+    digest: Sha256
+    journal_head: Sha256
+    approved: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")]
+
+
+def statement(case: Case, journal_head: str, *, at: datetime) -> bytes:
+    """What an officer signs."""
+    return documents.write_json(
+        {
+            "_type": TYPE,
+            "case": case.identity,
+            "report": _report(case),
+            "name": case.report["name"],
+            "version": case.report["version"],
+            "digest": case.artifact.digest,
+            "journal_head": journal_head,
+            "approved": at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        }
+    )
+
+
+def details(signed: bytes, bundle: bytes) -> dict[str, str]:
+    """An approval as the journal keeps it."""
+    return {"statement": encoded(signed), "bundle": encoded(bundle)}
+
+
+def check(signed: bytes, bundle: bytes, case: Case, *, material: TrustMaterial, at: datetime) -> Verdict:
+    """Verify one approval of a case.
+
+    Raises:
+        TrustError: the signature or the signer.
+        IntakeError: INTAKE_APPROVAL where it approves something else.
+    """
+    return _check(signed, bundle, case, material=material, at=at)[0]
+
+
+def officers(
+    journal: Checked, case: Case, heads: set[str], *, material: TrustMaterial, at: datetime
+) -> tuple[str, ...]:
+    """Who has approved a case, each verified again.
+
+    Args:
+        journal: verified.
+        case: the case.
+        heads: every head the journal has had.
+        material: the zone's trust.
+        at: the checked time.
+
+    Raises:
+        IntakeError: INTAKE_APPROVAL, INTAKE_JOURNAL_BROKEN where an officer saw lines that are gone.
+        TrustError: a signature.
+    """
+    found: list[str] = []
+    for line in journal.lines:
+        if line.case != case.identity or line.event != "approved":
+            continue
+        signed, bundle = _decoded(line.details)
+        verdict, approval = _check(signed, bundle, case, material=material, at=at)
+        if approval.journal_head not in heads:
+            raise IntakeError(
+                "INTAKE_JOURNAL_BROKEN", "an officer signed over journal lines that are gone", line=line.number
+            )
+        if verdict.identity not in found:
+            found.append(verdict.identity)
+    return tuple(found)
+
+
+def signed_heads(journal: Checked, *, material: TrustMaterial, at: datetime) -> list[tuple[int, str, str]]:
+    """Every approval's line number, signer and journal head, verified: what cut-off lines are told by."""
+    found = []
+    for line in journal.lines:
+        if line.event == "approved":
+            signed, bundle = _decoded(line.details)
+            verdict = verify_statement(signed, bundle, kind="admission", material=material, at=at)
+            approval = documents.validate(Approval, documents.read_json(signed, what="approval"), what="approval")
+            found.append((line.number, verdict.identity, approval.journal_head))
+    return found
+
+
+def _check(
+    signed: bytes, bundle: bytes, case: Case, *, material: TrustMaterial, at: datetime
+) -> tuple[Verdict, Approval]:
+    verdict = verify_statement(signed, bundle, kind="admission", material=material, at=at)
+    approval = documents.validate(Approval, documents.read_json(signed, what="approval"), what="approval")
+    same = (approval.case, approval.report, approval.digest, approval.name, approval.version) == (
+        case.identity,
+        _report(case),
+        case.artifact.digest,
+        case.report["name"],
+        case.report["version"],
+    )
+    if not same or verdict.role != ROLE:
+        raise IntakeError("INTAKE_APPROVAL", f"{verdict.identity} approved something else", case=case.identity)
+    return verdict, approval
+
+
+def _report(case: Case) -> str:
+    return sha256_hex(documents.write_json(case.report))
+
+
+def _decoded(kept: dict[str, Any]) -> tuple[bytes, bytes]:
+    try:
+        return base64.b64decode(kept["statement"], validate=True), base64.b64decode(kept["bundle"], validate=True)
+    except (KeyError, TypeError, ValueError, binascii.Error, DocumentError):
+        raise IntakeError("INTAKE_APPROVAL", "the journal holds an approval that cannot be read") from None

@@ -1,0 +1,158 @@
+"""The border's side of the confined worker: start it with nothing, feed it bytes, believe none of what it says.
+
+Two walls: bubblewrap, where it works, gives the worker its own namespaces (no network, no other process, a read-only
+root, an empty /tmp); inside, `confine` takes the rest. The inner wall is required, the outer one is recorded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from appliance import documents
+from appliance.errors import ApplianceError, ArtifactError, DocumentError, IntakeError, RouterError
+from appliance.intake import frames
+
+MAX_ANSWER_BYTES = 1024**3
+WORKER_CODES: dict[str, type[ApplianceError]] = {
+    **dict.fromkeys(
+        ("INTAKE_CONVERSION", "INTAKE_DIMENSIONS", "INTAKE_PICKLE_FORM", "INTAKE_PICKLE_IMPORT"), IntakeError
+    ),
+    **dict.fromkeys(("INTAKE_SANDBOX",), IntakeError),
+    **dict.fromkeys(("ARTIFACT_METADATA", "ARTIFACT_MISSING", "ARTIFACT_VERSION"), ArtifactError),
+    **dict.fromkeys(("ROUTER_NETWORK", "ROUTER_PARAMETERS", "ROUTER_SCORES", "ROUTER_STRATEGY"), RouterError),
+    **dict.fromkeys(("ROUTER_WEIGHTS", "ROUTER_INPUT"), RouterError),
+}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a conversion may use.
+
+    Attributes:
+        wall_seconds: from start to answer, imports included.
+        cpu_seconds: once confined.
+        memory_bytes: once confined, beside what the libraries took.
+    """
+
+    wall_seconds: float = 180.0
+    cpu_seconds: int = 60
+    memory_bytes: int = 3 * 1024**3
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the worker said.
+
+    Attributes:
+        report: its JSON.
+        parts: its other frames.
+        walls: the walls that stood: `landlock-7`, `seccomp`, `bubblewrap`.
+    """
+
+    report: dict[str, Any]
+    parts: list[bytes]
+    walls: tuple[str, ...]
+
+
+def run(job: Sequence[bytes], *, limits: Limits) -> Answer:
+    """Run one job in a confined worker.
+
+    Args:
+        job: frames, the first one JSON (see `worker`).
+        limits: what it may use.
+
+    Raises:
+        IntakeError: INTAKE_CONVERSION_KILLED, INTAKE_SANDBOX, or the worker's own refusal.
+    """
+    outer = _bubblewrap()
+    command = [*(outer or ()), sys.executable, "-I", "-B", "-W", "ignore", "-m", "appliance.intake.worker"]
+    command += [str(limits.memory_bytes), str(limits.cpu_seconds)]
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        cwd="/",
+        env=_ENVIRONMENT,
+        start_new_session=True,
+        close_fds=True,
+    )
+    try:
+        said, _ = process.communicate(frames.pack(job), timeout=limits.wall_seconds)
+    except subprocess.TimeoutExpired:
+        raise IntakeError(
+            "INTAKE_CONVERSION_KILLED", "the conversion took too long", wall_seconds=limits.wall_seconds
+        ) from None
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    _check_end(process.returncode)
+    return _answer(said, ("bubblewrap",) if outer else ())
+
+
+_ENVIRONMENT = {
+    "PATH": "/nonexistent",
+    "HOME": "/nonexistent",
+    "LC_ALL": "C.UTF-8",
+    # one thread each: the confined worker can start none
+    **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1"),
+}
+
+
+@cache
+def _bubblewrap() -> tuple[str, ...] | None:
+    """The outer wall's command, or None where it does not work here."""
+    program = shutil.which("bwrap")
+    if program is None:
+        return None
+    alone = ("--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL")
+    sees = ("--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--tmpfs", "/tmp")  # noqa: S108 (made empty)
+    wall = (program, *alone, *sees, "--chdir", "/", "--")
+    tried = subprocess.run([*wall, "/bin/true"], capture_output=True, check=False, env=_ENVIRONMENT)
+    return wall if tried.returncode == 0 else None
+
+
+def _check_end(code: int) -> None:
+    if code == 0:
+        return
+    number = -code if code < 0 else code - 128  # bubblewrap reports a signal as a shell does
+    name = signal.Signals(number).name if number in {one.value for one in signal.Signals} else ""
+    cause = {
+        "SIGSYS": "the conversion tried a forbidden system call",
+        "SIGKILL": "the conversion used up its processor time",
+        "SIGXCPU": "the conversion used up its processor time",
+        "SIGSEGV": "the conversion crashed",
+        "SIGABRT": "the conversion crashed",
+    }.get(name, f"the conversion ended with status {code}")
+    raise IntakeError("INTAKE_CONVERSION_KILLED", cause, status=code, signal=name)
+
+
+def _answer(said: bytes, outer: tuple[str, ...]) -> Answer:
+    """The worker may have been taken over: its answer is read like a stranger's."""
+    unreadable = IntakeError("INTAKE_CONVERSION_KILLED", "the conversion gave no readable answer")
+    if len(said) > MAX_ANSWER_BYTES:
+        raise unreadable
+    try:
+        first, *parts = frames.unpack(said)
+        report = documents.read_json(first, what="the worker's report")
+    except (ValueError, DocumentError):
+        raise unreadable from None
+    if not isinstance(report, dict):
+        raise unreadable
+    refused = report.get("refused")
+    if refused is not None:
+        code = refused if isinstance(refused, str) and refused in WORKER_CODES else "INTAKE_CONVERSION"
+        raise WORKER_CODES[code](code, str(report.get("cause", "no reason given"))[:500])
+    inner = report.pop("walls", [])
+    walls = tuple(str(wall)[:40] for wall in inner) if isinstance(inner, list) else ()
+    return Answer(report, parts, (*walls, *outer))

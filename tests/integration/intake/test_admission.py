@@ -1,0 +1,181 @@
+"""From a producer's folder to the registry: converted, shown to agree, approved by two, signed by the zone."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from appliance.errors import ApplianceError
+from appliance.intake.admission import describe
+from appliance.intake.sandbox import Limits
+from appliance.routers.loading import load_router
+from appliance.trust.verification import verify_artifact
+from tests.support import intake
+from tests.support.intake import Desk
+from tests.support.trust import DevelopmentAuthority, make_authority
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> DevelopmentAuthority:
+    return make_authority(tmp_path_factory.mktemp("authority") / "ca")
+
+
+@pytest.fixture
+def desk(tmp_path: Path, authority: DevelopmentAuthority) -> Desk:
+    return Desk(tmp_path, authority)
+
+
+def estimators() -> dict[str, Any]:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.neural_network import MLPClassifier
+    from sklearn.svm import SVC, LinearSVC
+
+    return {
+        "knn": KNeighborsClassifier(1),
+        "logistic": LogisticRegression(),
+        "linear-svc": LinearSVC(),
+        "svc": SVC(),
+        "mlp": MLPClassifier((6,), max_iter=40, random_state=0),
+        "mlp-tanh": MLPClassifier((6,), activation="tanh", max_iter=40, random_state=0),
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["knn", "logistic", "linear-svc", "svc", "mlp", "mlp-tanh"])
+@pytest.mark.filterwarnings("ignore")
+def test_an_honest_sklearn_router_is_converted_and_decides_alike(desk: Desk, name: str) -> None:
+    points, best = intake.training_set()
+    estimator = estimators()[name].fit(points, best)
+    source = desk.hand_in(intake.router({"model.pkl": pickle.dumps(estimator, protocol=4)}))
+    case = desk.border.examine(source, probe=intake.probe())
+    conversion = case.report["conversion"]
+    assert conversion["agreement"] >= 0.99
+    assert "seccomp" in conversion["walls"]
+    assert set(case.report["scanners"]) == {"picklescan", "modelscan", "fickling"}
+    assert not any(name.endswith(".pkl") for name in case.artifact.files)
+    router = load_router(case.artifact)
+    texts = intake.TEXTS
+    ours = router.scores(intake.probe().prompts).argmax(axis=1)
+    labels = list(router.metadata.labels)
+    theirs = estimator.predict(intake.embed(texts))
+    assert np.mean([labels[i] == label for i, label in zip(ours, theirs, strict=True)]) >= 0.95
+
+
+@pytest.mark.slow
+def test_an_honest_torch_router_is_converted_and_decides_alike(desk: Desk) -> None:
+    import io
+
+    import torch
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
+    buffer = io.BytesIO()
+    torch.save(model.state_dict(), buffer)
+    source = desk.hand_in(intake.router({"model.pt": buffer.getvalue()}, hyperparameters={"activation": "relu"}))
+    case = desk.border.examine(source, probe=intake.probe())
+    assert case.report["conversion"]["family"] == "mlp"
+    assert case.report["conversion"]["agreement"] == 1.0
+
+
+@pytest.mark.slow
+def test_two_officers_admit_a_router_and_the_zone_signs_it(desk: Desk) -> None:
+    source = desk.hand_in(intake.router(intake.knn_payload()))
+    case = desk.border.examine(source, probe=intake.probe())
+    assert any("recorded prompts" in line for line in describe(case))
+    officers, published = desk.border.approve(case.identity, desk.officer(1), desk.registry)
+    assert (officers, published) == (("import-officer@appliance.internal",), False)
+    assert desk.registry.versions() == []
+    with pytest.raises(ApplianceError) as info:
+        desk.border.approve(case.identity, desk.officer(1), desk.registry)
+    assert info.value.code == "INTAKE_APPROVAL", "one officer cannot approve twice"
+    with pytest.raises(ApplianceError) as info:
+        desk.border.approve(case.identity, desk.authority.signer("producer"), desk.registry)
+    assert info.value.code == "TRUST_ROLE", "nor can the producer"
+    officers, published = desk.border.approve(case.identity, desk.officer(2), desk.registry)
+    assert published
+    assert len(set(officers)) == 2
+    artifact = desk.registry.fetch("default", "1.0.0")
+    verdict = verify_artifact(artifact, material=desk.material, at=desk.now(), role="import-officer")
+    assert verdict.digest == case.artifact.digest
+    assert [line.event for line in desk.border.journal.verify().lines] == [
+        "received",
+        "examined",
+        "approved",
+        "approved",
+        "admitted",
+    ]
+    assert list((desk.root / "border" / "cases").iterdir()) == []
+    assert desk.border.cases() == []
+
+
+@pytest.mark.slow
+def test_a_case_that_was_changed_after_its_examination_is_not_approved(desk: Desk) -> None:
+    case = desk.border.examine(desk.hand_in(intake.router(intake.knn_payload())), probe=intake.probe())
+    folder = desk.root / "border" / "cases" / case.identity
+    report = folder / "report.json"
+    honest = report.read_bytes()
+    report.write_bytes(honest.replace(b'"accuracy":0.9', b'"accuracy":1.0'))
+    with pytest.raises(ApplianceError) as info:
+        desk.border.approve(case.identity, desk.officer(1), desk.registry)
+    assert info.value.code == "INTAKE_CASE"
+    report.write_bytes(honest)
+    weights = folder / "artifact" / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
+    with pytest.raises(ApplianceError) as info:
+        desk.border.approve(case.identity, desk.officer(1), desk.registry)
+    assert info.value.code == "INTAKE_CASE"
+
+
+@pytest.mark.slow
+def test_an_approval_over_journal_lines_that_are_gone_is_seen(desk: Desk) -> None:
+    case = desk.border.examine(desk.hand_in(intake.router(intake.knn_payload())), probe=intake.probe())
+    desk.border.approve(case.identity, desk.officer(1), desk.registry)
+    path = desk.root / "border" / "journal.jsonl"
+    from appliance import documents
+    from appliance.files import sha256_hex
+
+    lines = [documents.read_json(raw, what="line") for raw in path.read_bytes().splitlines(keepends=True)]
+    head, rewritten = "0" * 64, b""
+    for number, line in enumerate(lines, start=1):  # a forger who rewrites the chain from the start
+        line["details"].pop("path", None)
+        raw = documents.write_json({**line, "previous": head, "number": number})
+        head, rewritten = sha256_hex(raw), rewritten + raw
+    path.write_bytes(rewritten)
+    assert len(desk.border.journal.verify().lines) == 3, "the forged chain holds in itself"
+    with pytest.raises(ApplianceError) as info:
+        desk.border.approve(case.identity, desk.officer(2), desk.registry)
+    assert info.value.code == "INTAKE_JOURNAL_BROKEN"
+    assert desk.registry.versions() == []
+
+
+@pytest.mark.slow
+def test_the_difference_to_the_served_router_is_readable(desk: Desk) -> None:
+    from appliance.artifact import from_files
+
+    points, _ = intake.training_set()
+    turned = np.roll(np.eye(3, dtype=np.float32)[np.argmax(points[:, :3], axis=1)], 1, axis=1)
+    current = load_router(from_files(intake.router(intake.knn_payload(outcomes=turned))))
+    source = desk.hand_in(intake.router(intake.knn_payload(), version="1.1.0"))
+    case = desk.border.examine(source, probe=intake.probe(), current=current)
+    behaviour = case.report["behaviour"]
+    assert behaviour["changed"] > 0.9
+    assert sum(behaviour["share"].values()) == pytest.approx(1, abs=0.01)
+    text = "\n".join(describe(case))
+    assert "small-model" in text
+    assert "->" in text
+
+
+@pytest.mark.slow
+def test_a_conversion_that_never_ends_is_ended(desk: Desk) -> None:
+    points, best = intake.training_set()
+    estimator = estimators()["knn"].fit(points, best)
+    source = desk.hand_in(intake.router({"model.pkl": pickle.dumps(estimator, protocol=4)}))
+    with pytest.raises(ApplianceError) as info:
+        desk.border.examine(source, probe=intake.probe(), limits=Limits(wall_seconds=0.5))
+    assert info.value.code == "INTAKE_CONVERSION_KILLED"
+    assert list((desk.root / "border" / "cases").iterdir()) == []
