@@ -23,18 +23,14 @@ def serve(
 ) -> None:
     """Run the gateway."""
     from appliance import settings
-    from appliance.gateway import logs
+    from appliance.gateway import boot, logs
 
     with refusals(as_json):
         chosen = settings.load(config)
         if check:
-            from appliance.gateway import worker
-
-            worker.Worker(chosen)
+            boot.check(chosen)
             show({"valid": True, "config": str(config)}, as_json, lambda out: out.print(f"{config} is valid"))
             return
-        from appliance.gateway.worker import boot
-
         logs.configure()
-        status = boot(chosen)
+        status = boot.boot(chosen)
     raise typer.Exit(status)

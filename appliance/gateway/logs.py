@@ -9,7 +9,13 @@ import traceback
 from datetime import UTC, datetime
 from typing import Any
 
-_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message", "litellm_redacted"}
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {
+    "message",
+    "asctime",
+    "taskName",
+    "color_message",
+    "litellm_redacted",
+}
 
 
 class JsonFormatter(logging.Formatter):

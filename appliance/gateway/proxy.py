@@ -25,6 +25,8 @@ ENVIRONMENT = {
     "TRANSFORMERS_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "AWS_EC2_METADATA_DISABLED": "true",
+    "OPENBLAS_NUM_THREADS": "1",  # a pool of its own would not survive the fork, and fights the encoder for cores
+    "OMP_NUM_THREADS": "1",
 }
 # Read by LiteLLM or its HTTP clients; none may come from whoever started the service.
 FORBIDDEN = (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
@@ -13,55 +12,44 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from appliance import __version__, documents
-from appliance.breaker import Breaker
-from appliance.errors import ApplianceError, FileError, GatewayError
-from appliance.files import locked, translated, write_atomic
+from appliance import __version__
+from appliance.errors import GatewayError
 from appliance.gateway import (
     control,
     egress,
     explain,
-    litellm_config,
     lockdown,
     logs,
     metrics,
     proxy,
     reports,
-    secrets,
     server,
 )
 from appliance.gateway.access import KeyRing
 from appliance.gateway.active import Slot, utc_now
 from appliance.gateway.application import Application
+from appliance.gateway.assembly import build_decider
+from appliance.gateway.boot import Prepared
 from appliance.gateway.callback import RoutingCallback
-from appliance.gateway.decider import Decider, Plan
 from appliance.gateway.decision import MAX_REMEMBERED, DecisionLog
-from appliance.gateway.health import UpstreamHealth
 from appliance.gateway.metrics import Metrics
-from appliance.gateway.pool import Pool
-from appliance.gateway.rollout import Rollout
-from appliance.gateway.scoring import ScoreCache, Scorer
-from appliance.gateway.supervisor import Supervisor
-from appliance.settings import Group, Settings
 
 log = logging.getLogger("appliance.worker")
-ROUND_ROBIN = Group(strategy="round-robin")  # of a group that the configuration does not name
 
 
 class Worker:
     """Everything of one process, in the order it is built.
 
     Args:
-        settings: validated.
+        prepared: what all workers share.
         number: of this worker, from 0.
     """
 
-    def __init__(self, settings: Settings, *, number: int = 0) -> None:
-        self.settings, self.number = settings, number
-        self._config = litellm_config.read(settings)
-        self._master_key = secrets.read_master_key(settings.litellm.master_key_file)
-        self._secrets = {name: secrets.read_secret(path) for name, path in settings.litellm.secrets.items()}
-        self.slots = {name: Slot(name) for name in settings.routing.routers}
+    def __init__(self, prepared: Prepared, *, number: int = 0) -> None:
+        self.settings, self.number = prepared.settings, number
+        self._prepared = prepared
+        self._config, self.locks = prepared.config, prepared.locks
+        self.slots = {name: Slot(name) for name in self.settings.routing.routers}
         self.metrics = Metrics()
         self.decisions = DecisionLog(self.metrics.decided)
         self._started_at = utc_now()
@@ -80,25 +68,15 @@ class Worker:
         Raises:
             GatewayError: GATEWAY_LITELLM, GATEWAY_ROUTER_REQUIRED.
         """
-        with translated(self.run_dir):
-            self.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        config_path = self.run_dir / f"litellm-{self.number}.yaml"
-        write_atomic(config_path, documents.write_json(dict(self._config.document)), mode=0o600)  # JSON is YAML
-        proxy.prepare_environment(
-            os.environ, config_path=str(config_path), master_key=self._master_key, secrets=self._secrets
-        )
-        self.locks = lockdown.before_import(self.settings, self._config)
-        self.decider = self._build_decider()
+        self.decider = build_decider(self.settings, self._config, self.slots, self.decisions)
         self._start_routers()
-        inner = proxy.application()
-        logs.adopt_libraries()
         application = Application(
-            inner,
+            self._prepared.application,
             started=self._when_started,
             ready=self.ready,
             reports=reports.reports(self),
             metrics=self.metrics,
-            keys=KeyRing(self._master_key, self.settings.access.keys),
+            keys=KeyRing(self._prepared.master_key, self.settings.access.keys),
             max_body_bytes=self.settings.access.max_body_bytes,
         )
         self._server = server.Server(
@@ -208,37 +186,6 @@ class Worker:
             ],
         }
 
-    def _build_decider(self) -> Decider:
-        from appliance.routers.round_robin import SmoothWeightedRoundRobin
-
-        routing = self.settings.routing
-        return Decider(
-            plans={name: self._plan(name, routing.groups.get(name, ROUND_ROBIN)) for name in self._config.groups},
-            round_robin=SmoothWeightedRoundRobin(self._config.weights),
-            scorer=Scorer(
-                pool=Pool(threads=routing.threads, queue_length=routing.queue, name="encoder"),
-                breaker=Breaker(
-                    failures=routing.breaker.failures, open_s=routing.breaker.open_s, probes=routing.breaker.probes
-                ),
-                cache=ScoreCache(routing.cache_entries),
-            ),
-            health=UpstreamHealth(
-                failures=routing.upstreams.failures, open_s=routing.upstreams.open_s, probes=routing.upstreams.probes
-            ),
-            deadline_s=routing.deadline_ms / 1000,
-            decisions=self.decisions,
-        )
-
-    def _plan(self, name: str, group: Group) -> Plan:
-        return Plan(
-            slot=self.slots[group.router] if group.router is not None else None,
-            rollout=Rollout(group.candidate, self.slots[group.candidate.router]) if group.candidate else None,
-            weights=self._config.weights[name],
-            costs=group.costs,
-            cost_weight=group.cost_weight,
-            last_resort=group.last_resort,
-        )
-
     def _start_routers(self) -> None:
         if not self.slots:
             return
@@ -267,40 +214,3 @@ class Worker:
         await self._control.start()
         lockdown.before_serving(self.settings, self.locks)
         log.info("serving", extra={"worker": self.number, "pid": os.getpid()})
-
-
-def boot(settings: Settings) -> int:
-    """Check, bind, and serve until stopped. Returns the exit status.
-
-    Raises:
-        ApplianceError: what stands in the way, with its code.
-    """
-    Worker(settings)  # refuses a configuration before anything is bound or forked
-    server.check_tls(settings.listen)
-    run_dir = settings.state_dir / "run"
-    with translated(run_dir):
-        run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with contextlib.ExitStack() as held:
-        try:
-            held.enter_context(locked(run_dir / "lock", wait=False))
-        except FileError as error:
-            if error.code != "FILE_LOCKED":
-                raise
-            raise GatewayError(
-                "GATEWAY_ALREADY_RUNNING", "the state directory is in use", run_dir=str(run_dir)
-            ) from None
-        listener = held.enter_context(server.listen(settings.listen))
-        for stale in run_dir.glob("worker-*.sock"):
-            stale.unlink(missing_ok=True)
-        if settings.listen.workers == 1:
-            Worker(settings).run(listener)
-            return 0
-        return Supervisor(
-            settings.listen.workers, lambda number, sock: Worker(settings, number=number).run(sock), _say
-        ).run(listener)
-
-
-def _say(error: ApplianceError) -> None:
-    log.error(
-        "refused", extra={"code": error.code, "cause": error.cause, "evidence": error.evidence, "next": error.remedy}
-    )

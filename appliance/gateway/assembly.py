@@ -1,0 +1,58 @@
+"""The decider, put together from the configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from appliance.breaker import Breaker
+from appliance.gateway.active import Slot
+from appliance.gateway.decider import Decider, Plan
+from appliance.gateway.decision import DecisionLog
+from appliance.gateway.health import UpstreamHealth
+from appliance.gateway.litellm_config import LiteLLMConfig
+from appliance.gateway.pool import Pool
+from appliance.gateway.rollout import Rollout
+from appliance.gateway.scoring import ScoreCache, Scorer
+from appliance.settings import Group, Settings
+
+ROUND_ROBIN = Group(strategy="round-robin")  # of a group that the configuration does not name
+
+
+def build_decider(
+    settings: Settings, config: LiteLLMConfig, slots: Mapping[str, Slot], decisions: DecisionLog
+) -> Decider:
+    """A decider for every group of LiteLLM's configuration; starts the encoder's threads."""
+    from appliance.routers.round_robin import SmoothWeightedRoundRobin
+
+    routing = settings.routing
+    scorer = Scorer(
+        pool=Pool(threads=routing.threads, queue_length=routing.queue, name="encoder"),
+        breaker=Breaker(
+            failures=routing.breaker.failures, open_s=routing.breaker.open_s, probes=routing.breaker.probes
+        ),
+        cache=ScoreCache(routing.cache_entries),
+    )
+    health = UpstreamHealth(
+        failures=routing.upstreams.failures, open_s=routing.upstreams.open_s, probes=routing.upstreams.probes
+    )
+    return Decider(
+        plans={
+            name: _plan(routing.groups.get(name, ROUND_ROBIN), config.weights[name], slots) for name in config.groups
+        },
+        round_robin=SmoothWeightedRoundRobin(config.weights),
+        scorer=scorer,
+        health=health,
+        deadline_s=routing.deadline_ms / 1000,
+        decisions=decisions,
+    )
+
+
+def _plan(group: Group, weights: Mapping[str, int], slots: Mapping[str, Slot]) -> Plan:
+    return Plan(
+        slot=slots[group.router] if group.router is not None else None,
+        rollout=Rollout(group.candidate, slots[group.candidate.router]) if group.candidate is not None else None,
+        weights=weights,
+        costs=group.costs,
+        cost_weight=group.cost_weight,
+        last_resort=group.last_resort,
+    )

@@ -1,0 +1,131 @@
+"""From a configuration to serving: check, bind, lock down, import LiteLLM once, then serve or fork workers that do.
+
+LiteLLM takes seconds to import. It is imported before the workers are forked, while the process has one thread: they
+share its memory, and a worker that died is back in the time of a fork.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import os
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+from appliance import documents
+from appliance.errors import ApplianceError, FileError, GatewayError
+from appliance.files import locked, translated, write_atomic
+from appliance.gateway import litellm_config, lockdown, logs, proxy, secrets, server
+from appliance.gateway.supervisor import Supervisor
+from appliance.settings import Settings
+
+log = logging.getLogger("appliance.boot")
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A configuration that can be served, before anything was done.
+
+    Attributes:
+        settings: of the appliance.
+        config: LiteLLM's, checked.
+        master_key, secrets: read from their files.
+    """
+
+    settings: Settings
+    config: litellm_config.LiteLLMConfig
+    master_key: str
+    secrets: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What all workers of a gateway share.
+
+    Attributes:
+        settings, config, master_key: as checked.
+        locks: taken already.
+        application: LiteLLM's, imported.
+    """
+
+    settings: Settings
+    config: litellm_config.LiteLLMConfig
+    master_key: str
+    locks: lockdown.Lockdown
+    application: Any
+
+
+def check(settings: Settings) -> Checked:
+    """Everything that can be refused without touching the network or the state.
+
+    Raises:
+        ConfigError: CONFIG_MISSING, CONFIG_LITELLM, CONFIG_GROUP, CONFIG_MASTER_KEY, CONFIG_SECRET.
+        GatewayError: GATEWAY_TLS.
+    """
+    checked = Checked(
+        settings,
+        litellm_config.read(settings),
+        secrets.read_master_key(settings.litellm.master_key_file),
+        {name: secrets.read_secret(path) for name, path in settings.litellm.secrets.items()},
+    )
+    server.check_tls(settings.listen)
+    return checked
+
+
+def boot(settings: Settings) -> int:
+    """Check, bind, and serve until stopped. Returns the exit status.
+
+    Raises:
+        ApplianceError: what stands in the way, with its code.
+    """
+    checked = check(settings)
+    run_dir = settings.state_dir / "run"
+    with translated(run_dir):
+        run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(locked(run_dir / "lock", wait=False))
+        except FileError as error:
+            if error.code != "FILE_LOCKED":
+                raise
+            raise GatewayError(
+                "GATEWAY_ALREADY_RUNNING", "the state directory is in use", run_dir=str(run_dir)
+            ) from None
+        listener = held.enter_context(server.listen(settings.listen))
+        for stale in run_dir.glob("worker-*.sock"):
+            stale.unlink(missing_ok=True)
+        prepared = _prepare(checked)
+        if settings.listen.workers == 1:
+            _serve(prepared, 0, listener)
+            return 0
+        gc.freeze()  # what is shared stays shared: the collector does not touch it in the workers
+        return Supervisor(settings.listen.workers, lambda number, shared: _serve(prepared, number, shared), _say).run(
+            listener
+        )
+
+
+def _prepare(checked: Checked) -> Prepared:
+    config_path = checked.settings.state_dir / "run" / "litellm.yaml"
+    write_atomic(config_path, documents.write_json(dict(checked.config.document)), mode=0o600)  # JSON is YAML
+    proxy.prepare_environment(
+        os.environ, config_path=str(config_path), master_key=checked.master_key, secrets=checked.secrets
+    )
+    locks = lockdown.before_import(checked.settings, checked.config)
+    application = proxy.application()
+    logs.adopt_libraries()
+    return Prepared(checked.settings, checked.config, checked.master_key, locks, application)
+
+
+def _serve(prepared: Prepared, number: int, listener: socket.socket) -> None:
+    from appliance.gateway.worker import Worker
+
+    Worker(prepared, number=number).run(listener)
+
+
+def _say(error: ApplianceError) -> None:
+    log.error(
+        "refused",
+        extra={"code": error.code, "cause": error.cause, "evidence": error.evidence, "next": error.remedy},
+    )

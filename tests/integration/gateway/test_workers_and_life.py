@@ -1,0 +1,280 @@
+"""Several workers, reloads, restarts and stops, under traffic, as real processes."""
+
+import json
+import os
+import signal
+import threading
+import time
+
+import httpx
+import pytest
+
+from tests.support.gateway import deployment, gateway, run, serve
+from tests.support.routing import place, prompts, zone
+from tests.support.trust import make_authority
+from tests.support.upstream import upstream
+
+LABELS = {"a": "openai/small", "b": "openai/large"}
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory):
+    return make_authority(tmp_path_factory.mktemp("authority") / "ca")
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory, authority):
+    """Two workers with a router each."""
+    home = tmp_path_factory.mktemp("pair")
+    here = zone(home / "zone", authority, labels=LABELS)
+    here.put()
+    with (
+        upstream("small") as small,
+        upstream("large") as large,
+        gateway(
+            home / "gateway",
+            [deployment("chat", small), deployment("chat", large)],
+            listen={"workers": 2},
+            **here.sections(),
+        ) as running,
+    ):
+        running.wait_until(lambda: len(running.status()["workers"]) == 2, limit_s=60, what="both workers")
+        yield running, here
+
+
+class Traffic:
+    """Requests in a loop on connections of their own; remembers every answer that was not 200."""
+
+    def __init__(self, running, threads: int = 2) -> None:
+        self._running, self._stop = running, threading.Event()
+        self.answers, self.failures = 0, []
+        self._threads = [threading.Thread(target=self._loop, args=(n,)) for n in range(threads)]
+
+    def __enter__(self):
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(30)
+
+    def _loop(self, n: int) -> None:
+        with self._running.new_client() as client:
+            k = 0
+            while not self._stop.is_set():
+                k += 1
+                body = {"model": "chat", "messages": [{"role": "user", "content": f"easy {n} {k}"}]}
+                try:
+                    response = client.post("/v1/chat/completions", json=body)
+                    if response.status_code != 200:
+                        self.failures.append((response.status_code, response.text[:300]))
+                except httpx.HTTPError as error:
+                    self.failures.append((type(error).__name__, str(error)))
+                self.answers += 1
+
+
+def digests(running) -> list[str]:
+    return running.status()["routers"]["default"]["digests"]
+
+
+def test_all_workers_converge_on_every_new_version_under_traffic_without_a_failed_request(pair):
+    running, here = pair
+    with Traffic(running) as traffic:
+        for number in range(4):
+            made = here.put(version=f"3.{number}.0", swapped=bool(number % 2))
+            running.wait_until(
+                lambda made=made: (
+                    (found := running.status())["converged"] and found["routers"]["default"]["digests"] == [made.digest]
+                )
+            )
+    assert traffic.answers > 10
+    assert traffic.failures == []
+
+
+def test_sighup_and_the_endpoint_judge_a_refused_router_again(pair):
+    running, here = pair
+    good = here.put(version="4.0.0")
+    running.wait_until(lambda: digests(running) == [good.digest])
+    place(here.artifact(version="4.0.1"), here.router_directory)
+    (here.router_directory / "artifact.sigstore.json").write_text("{}")
+    first = running.wait_until(lambda: running.status()["routers"]["default"]["problem"])
+    time.sleep(0.5)
+    again = running.status()["routers"]["default"]["problem"]
+    assert again["at"] == first["at"], "what was refused is not tried again by itself"
+    assert running.client.post("/appliance/reload").status_code == 202
+    running.wait_until(
+        lambda: all(w["routers"]["default"]["problem"]["at"] > first["at"] for w in running.status()["workers"]),
+        what="judged again by the endpoint",
+    )
+    second = max(w["routers"]["default"]["problem"]["at"] for w in running.status()["workers"])
+    running.process.send_signal(signal.SIGHUP)
+    running.wait_until(
+        lambda: all(w["routers"]["default"]["problem"]["at"] > second for w in running.status()["workers"]),
+        what="judged again by SIGHUP",
+    )
+    assert digests(running) == [good.digest], "the good one has served all the time"
+
+
+def test_reload_is_for_the_master_key_alone(pair):
+    running, _ = pair
+    assert running.client.post("/appliance/reload", headers={"authorization": "Bearer sk-no"}).status_code == 401
+    assert running.client.get("/appliance/reload").status_code == 405
+
+
+def test_a_killed_worker_is_replaced_and_nobody_notices_but_its_own_clients(pair):
+    running, here = pair
+    good = here.put(version="5.0.0")
+    running.wait_until(lambda: digests(running) == [good.digest])
+    before = {worker["pid"] for worker in running.status()["workers"]}
+    os.kill(min(before), signal.SIGKILL)
+    for prompt in prompts(5):
+        with running.new_client() as fresh:
+            body = {"model": "chat", "messages": [{"role": "user", "content": prompt}]}
+            assert fresh.post("/v1/chat/completions", json=body).status_code == 200
+    running.wait_until(
+        lambda: len(found := running.status()["workers"]) == 2 and {w["pid"] for w in found} != before,
+        limit_s=60, what="a new worker",
+    )  # fmt: skip
+    assert running.status()["converged"]
+
+
+def test_the_decisions_of_all_workers_are_told_by_any_of_them(pair):
+    running, _ = pair
+    asked = running.chat("hard prove").headers["x-appliance-request-id"]
+    for _ in range(6):
+        with running.new_client() as fresh:
+            assert asked in {d["request_id"] for d in fresh.get("/appliance/decisions").json()["decisions"]}
+
+
+def test_a_second_gateway_on_the_same_state_is_refused(pair):
+    running, _ = pair
+    result = run("serve", "--config", str(running.config), "--json")
+    assert result.returncode == 1
+    assert json.loads(result.stdout)["error"]["code"] == "GATEWAY_ALREADY_RUNNING"
+
+
+def test_a_router_that_served_survives_a_restart_with_a_ruined_folder(tmp_path, authority):
+    here = zone(tmp_path / "zone", authority, labels=LABELS)
+    good = here.put()
+    with upstream("small") as small, upstream("large") as large:
+        deployments = [deployment("chat", small), deployment("chat", large)]
+        with gateway(tmp_path / "gateway", deployments, **here.sections()) as first:
+            assert digests(first) == [good.digest]
+            config, key = first.config, first.key
+        (here.router_directory / "weights.safetensors").write_bytes(b"ruined")
+        with serve(config, key) as second:
+            router = second.status()["routers"]["default"]
+            assert router["digests"] == [good.digest]
+            assert router["serving"]["origin"] == "last-known-good"
+            assert router["problem"]["code"] == "TRUST_OMS_FILES"
+            assert second.chat("hard of").headers["x-appliance-deployment"] == "large"
+
+
+def test_a_tampered_last_known_good_is_not_trusted_either(tmp_path, authority):
+    here = zone(tmp_path / "zone", authority, labels=LABELS)
+    good = here.put()
+    with upstream("small") as small, upstream("large") as large:
+        deployments = [deployment("chat", small), deployment("chat", large)]
+        with gateway(tmp_path / "gateway", deployments, **here.sections()) as first:
+            config, key = first.config, first.key
+        (here.router_directory / "weights.safetensors").write_bytes(b"ruined")
+        kept = tmp_path / "gateway/state/routers/default" / good.digest
+        (kept / "weights.safetensors").write_bytes(b"ruined, too")
+        with serve(config, key) as second:
+            assert second.status()["routers"]["default"]["mode"] == "weighted-round-robin"
+            assert second.chat("hard of").status_code == 200
+
+
+def test_a_required_router_that_is_missing_is_refused_at_the_start(tmp_path, authority):
+    from tests.support.gateway import write_config
+
+    here = zone(tmp_path / "zone", authority, labels=LABELS)
+    with upstream("small") as small:
+        path, _ = write_config(
+            tmp_path / "gateway", [deployment("chat", small)], **here.sections(router={"required": True})
+        )
+        result = run("serve", "--config", str(path), "--json")
+    error = json.loads(result.stdout)["error"]
+    assert (result.returncode, error["code"]) == (1, "GATEWAY_ROUTER_REQUIRED")
+    assert "FILE_MISSING" in error["cause"]
+
+
+def test_a_missing_encoder_is_named_by_its_digest(tmp_path, authority):
+    import shutil
+
+    from tests.support.gateway import write_config
+
+    here = zone(tmp_path / "zone", authority, labels=LABELS)
+    here.put()
+    shutil.rmtree(here.directory / "encoder")
+    with upstream("small") as small:
+        path, _ = write_config(
+            tmp_path / "gateway", [deployment("chat", small)], **here.sections(router={"required": True})
+        )
+        result = run("serve", "--config", str(path), "--json")
+    assert "GATEWAY_ENCODER_MISSING" in json.loads(result.stdout)["error"]["cause"]
+
+
+# --- stopping ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_stop_lets_readiness_fall_first_then_closes_and_lets_streams_finish(tmp_path):
+    with (
+        upstream("slow", chunk_delay_s=0.15, words=20) as slow,
+        gateway(tmp_path, [deployment("chat", slow)], drain={"readiness_s": 1.0, "streams_s": 20}) as running,
+    ):
+        words: list[str] = []
+
+        def read() -> None:
+            body = {"model": "chat", "stream": True, "messages": [{"role": "user", "content": "x"}]}
+            with running.new_client() as client, client.stream("POST", "/v1/chat/completions", json=body) as response:
+                words.extend(line for line in response.iter_lines() if line.startswith("data: "))
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        running.wait_until(lambda: slow.requests)
+        running.process.send_signal(signal.SIGTERM)
+        running.wait_until(lambda: running.client.get("/appliance/ready").status_code == 503, limit_s=0.9, what="503")
+        assert running.client.get("/appliance/live").status_code == 200, "it still listens"
+
+        def closed() -> bool:
+            try:
+                httpx.get(f"{running.url}/appliance/live", verify=running.tls, timeout=1, trust_env=False)
+            except httpx.ConnectError:
+                return True
+            return False
+
+        running.wait_until(closed, what="the listener closes")
+        assert reader.is_alive(), "the stream goes on"
+        running.client.close()
+        reader.join(20)
+        assert words[-1] == "data: [DONE]"
+        assert running.process.wait(10) == 0
+
+
+def test_a_second_signal_forces(tmp_path):
+    with (
+        upstream("hung", mode="hang") as hung,
+        gateway(tmp_path, [deployment("chat", hung)], drain={"readiness_s": 0, "streams_s": 300}) as running,
+    ):
+
+        def ask() -> None:
+            with running.new_client() as client:
+                try:
+                    client.post(
+                        "/v1/chat/completions", json={"model": "chat", "messages": [{"role": "user", "content": "x"}]}
+                    )
+                except httpx.HTTPError:
+                    return
+
+        asker = threading.Thread(target=ask)
+        asker.start()
+        running.wait_until(lambda: hung.requests)
+        running.process.send_signal(signal.SIGTERM)
+        time.sleep(1)
+        assert running.process.poll() is None, "it waits for the request"
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(10) == 0
+        asker.join(10)
