@@ -141,6 +141,23 @@ def _perceptron(estimator: Any, columns: NDArray[np.intp], probe: Floats) -> tup
     return "mlp", {}, tensors
 
 
+def _machine(estimator: Any, columns: NDArray[np.intp], probe: Floats) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """One machine between two labels is our own family's; several vote, and only skl2onnx says how."""
+    if len(columns) != 2 or hasattr(estimator, "predict_proba"):
+        return _network(estimator, columns, probe)
+    if estimator.kernel != "rbf":
+        raise IntakeError("INTAKE_CONVERSION", f"a {estimator.kernel} machine of two labels needs probability=True")
+    dual, intercept = estimator.dual_coef_.T, float(estimator.intercept_[0])
+    plain = {
+        "vectors": estimator.support_vectors_,
+        "coefficients": np.concatenate([-dual, dual], axis=1)[:, columns],
+        "intercepts": np.array([-intercept, intercept])[columns],
+        "slopes": np.ones(2),
+        "offsets": np.zeros(2),
+    }
+    return "svm", {"gamma": float(estimator._gamma)}, plain  # noqa: SLF001
+
+
 def _network(estimator: Any, columns: NDArray[np.intp], probe: Floats) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """Whatever skl2onnx makes of it, its scores in our order of labels."""
     from onnx import TensorProto, helper, numpy_helper
@@ -168,6 +185,6 @@ _TAKERS = {
     "LogisticRegression": _linear,
     "LinearSVC": _linear,
     "Ridge": _linear,
-    "SVC": _network,
+    "SVC": _machine,
     "MLPClassifier": _perceptron,
 }
