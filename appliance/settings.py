@@ -229,6 +229,15 @@ class Lockdown(_Section):
     seccomp: bool = Field(True, description="Kernel rule: no programs run, no raw sockets, no tracing.")
 
 
+class Telemetry(_Section):
+    """Where traces go; LiteLLM exports them when its configuration names the callback `otel`."""
+
+    otlp_endpoint: Annotated[str, Field(pattern=r"^https?://[^\s/]+(/\S*)?$")] | None = Field(
+        None, description="Base URL of an OTLP/HTTP receiver inside the zone."
+    )
+    otel_v2: bool = Field(True, description="LiteLLM's second OpenTelemetry integration; false takes the first.")
+
+
 class Drain(_Section):
     """How a stop goes: readiness falls, after a pause the listener closes, streams finish."""
 
@@ -247,6 +256,7 @@ class Settings(_Section):
     trust: Trust | None = Field(None, description="Required as soon as there is a router.")
     routing: Routing = Field(default_factory=Routing)
     lockdown: Lockdown = Field(default_factory=Lockdown)
+    telemetry: Telemetry = Field(default_factory=Telemetry)
     drain: Drain = Field(default_factory=Drain)
 
     @model_validator(mode="after")

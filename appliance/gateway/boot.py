@@ -110,7 +110,11 @@ def _prepare(checked: Checked) -> Prepared:
     config_path = checked.settings.state_dir / "run" / "litellm.yaml"
     write_atomic(config_path, documents.write_json(dict(checked.config.document)), mode=0o600)  # JSON is YAML
     proxy.prepare_environment(
-        os.environ, config_path=str(config_path), master_key=checked.master_key, secrets=checked.secrets
+        os.environ,
+        config_path=str(config_path),
+        master_key=checked.master_key,
+        secrets=checked.secrets,
+        telemetry=checked.settings.telemetry,
     )
     locks = lockdown.before_import(checked.settings, checked.config)
     application = proxy.application()

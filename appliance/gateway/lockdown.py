@@ -47,7 +47,8 @@ def before_import(settings: Settings, config: LiteLLMConfig) -> Lockdown:
     os.umask(0o077)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     chosen = settings.lockdown
-    allowed = egress.destinations(config.document) | {egress.destination(text) for text in chosen.allow}
+    allowed = egress.destinations(config.document) | egress.destinations(settings.telemetry.otlp_endpoint)
+    allowed |= {egress.destination(text) for text in chosen.allow}
     locks = Lockdown(egress.EgressGuard(allowed, enforce=chosen.egress == "enforce"))
     locks.guard.install()
     if chosen.landlock:

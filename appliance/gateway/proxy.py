@@ -13,6 +13,7 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
 from appliance.gateway.callback import RoutingCallback
+from appliance.settings import Telemetry
 
 ENVIRONMENT = {
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # without it: three downloads at boot
@@ -39,7 +40,12 @@ MASTER_KEY = "LITELLM_MASTER_KEY"
 
 
 def prepare_environment(
-    environment: MutableMapping[str, str], *, config_path: str, master_key: str, secrets: Mapping[str, str]
+    environment: MutableMapping[str, str],
+    *,
+    config_path: str,
+    master_key: str,
+    secrets: Mapping[str, str],
+    telemetry: Telemetry,
 ) -> None:
     """Set what LiteLLM reads at import and boot, remove what it must not read. Call before anything imports it."""
     for name in FORBIDDEN:
@@ -49,6 +55,11 @@ def prepare_environment(
     environment.update(secrets)
     environment["CONFIG_FILE_PATH"] = config_path
     environment[MASTER_KEY] = master_key
+    environment["LITELLM_OTEL_V2"] = "true" if telemetry.otel_v2 else "false"
+    if telemetry.otlp_endpoint is not None:
+        environment["OTEL_EXPORTER"] = environment["OTEL_EXPORTER_OTLP_PROTOCOL"] = "http/protobuf"
+        environment["OTEL_ENDPOINT"] = environment["OTEL_EXPORTER_OTLP_ENDPOINT"] = telemetry.otlp_endpoint
+        environment["OTEL_BSP_SCHEDULE_DELAY"] = "1000"  # milliseconds; a crash loses no more than a second of spans
 
 
 def application() -> Any:

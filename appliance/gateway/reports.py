@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from appliance.gateway import control, metrics
+from appliance.gateway import calendar, control, metrics
 from appliance.gateway.active import utc_now
 from appliance.gateway.application import Report
 
@@ -40,7 +40,7 @@ def verbs(worker: Worker) -> dict[str, Callable[[Mapping[str, Any]], Awaitable[A
     return {"status": status, "decisions": decisions, "why": why, "metrics": sample, "reload": reload}
 
 
-def reports(worker: Worker) -> dict[str, Report]:
+def reports(worker: Worker) -> dict[str, Report]:  # noqa: C901 (one small function a path)
     """The paths below `/appliance/`; whichever worker is asked answers for all."""
     run_dir = worker.run_dir
 
@@ -68,6 +68,9 @@ def reports(worker: Worker) -> dict[str, Report]:
         found = next((answer for answer in await _all(run_dir, "why", request_id=request_id) if answer), None)
         return (200, found) if found else (404, _error("request_id", "no worker remembers that request"))
 
+    async def overview(_: Query) -> tuple[int, Any]:
+        return 200, await asyncio.to_thread(calendar.overview, worker.settings)
+
     async def prometheus(_: Query) -> tuple[int, Any]:
         return 200, metrics.render(await _all(run_dir, "metrics"))
 
@@ -79,6 +82,7 @@ def reports(worker: Worker) -> dict[str, Report]:
         "/appliance/ready": Report(ready, open=True),
         "/appliance/status": Report(status),
         "/appliance/decisions": Report(decisions),
+        "/appliance/overview": Report(overview),
         "/appliance/why": Report(why),
         "/appliance/metrics": Report(prometheus),
         "/appliance/reload": Report(reload, method="POST"),
