@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -12,6 +16,7 @@ from appliance.bundle.stage0.main import check_head
 from appliance.bundle.stage0.manifest import read_delta, read_manifest
 from appliance.bundle.stage0.media import DELTA, DELTA_SIGNATURE, MANIFEST, SIGNATURE, Head
 from appliance.bundle.stage0.preparing import Authenticated
+from appliance.bundle.stage0.refusal import space_refusals
 from appliance.errors import BundleError, TrustError
 from appliance.trust.store import TrustStore
 from appliance.trust.verification import TrustMaterial, Verdict, verify_statement
@@ -46,7 +51,7 @@ class Authenticator:
             TrustError: whatever the trust repository, the signature or the policy refuses.
             BundleError: BUNDLE_ANCHOR, BUNDLE_HEAD. Refused: what the manifest's reader refuses.
         """
-        with tempfile.TemporaryDirectory(prefix="appliance-trust-") as work:
+        with _copying("reading the trust metadata"), tempfile.TemporaryDirectory(prefix="appliance-trust-") as work:
             store = self._store(head, Path(work))
             return self._judge(head, store.material(now=self._now), store.checked_time(self._now))
 
@@ -61,7 +66,7 @@ class Authenticator:
         Raises:
             TrustError: as `__call__`.
         """
-        with tempfile.TemporaryDirectory(prefix="appliance-trust-") as work:
+        with _copying("taking over the trust metadata"), tempfile.TemporaryDirectory(prefix="appliance-trust-") as work:
             source = _written(head, Path(work))
             if state.is_dir():
                 store = TrustStore.open(state)
@@ -96,6 +101,18 @@ class Authenticator:
         if self._anchor is None:
             raise BundleError("BUNDLE_ANCHOR", "no trust anchor was given, and none is installed")
         return self._anchor
+
+
+@contextlib.contextmanager
+def _copying(doing: str) -> Iterator[None]:
+    """`space_refusals`, also for `shutil.copytree`, which gathers its errors as text."""
+    with space_refusals(doing):
+        try:
+            yield
+        except shutil.Error as error:
+            if any(f"[Errno {errno.ENOSPC}]" in str(problem[-1]) for problem in error.args[0]):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+            raise
 
 
 def _written(head: Head, work: Path) -> Path:

@@ -44,7 +44,19 @@ def test_a_fit_host_passes_every_check(manifest, host):
     findings = preflight_findings(manifest, host, PREFIX)
     assert {finding.status for finding in findings} == {"ok"}
     names = [finding.check for finding in findings]
-    assert names == "python architecture glibc cpu disk inodes permissions mount clock ports selinux".split()
+    assert names == [
+        "python",
+        "architecture",
+        "glibc",
+        "cpu",
+        "disk",
+        "inodes",
+        "permissions",
+        "mount",
+        "clock",
+        "ports",
+        "selinux",
+    ]
     refuse_unfit(findings)
 
 
