@@ -21,7 +21,7 @@ from appliance.trust.repository import Repository
 from appliance.trust.trusted_root import Chain, parse_rfc3339, rfc3339
 
 _MAX_BYTES = 256 * 1024
-_RELEASE_ROLE = "release-signer"
+RELEASE_ROLE = "release-signer"
 
 
 class _Document(BaseModel):
@@ -66,7 +66,7 @@ def write_anchor(authority: Authority, *, now: datetime) -> bytes:
     """The anchor of an authority as it is today."""
     repository = Repository(authority)
     anchors = authority.anchors()
-    signer = repository.policy().roles[_RELEASE_ROLE].identities[0]
+    signer = repository.policy().roles[RELEASE_ROLE].identities[0]
     signing = authority.current("signing", now).name
     stamping = authority.current("tsa", now).name
     chain = next(c for c in anchors.authorities if c.certificates[0] == authority.certificate(signing))

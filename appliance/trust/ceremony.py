@@ -1,20 +1,52 @@
-"""The acts of the authority: its creation, and later issuing, renewal, revocation and rotation.
+"""The acts of the authority: creation, rotation, renewal, revocation.
 
-Each act is one function that either is carried out whole or says why not; `docs/key-ceremony.md` puts them in order.
+Each act is one function that first checks that it can be carried out, and ends by signing new trust metadata and a new
+anchor. `docs/key-ceremony.md` puts them in order for people.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
+from appliance.errors import TrustError
 from appliance.files import write_atomic
-from appliance.trust.anchor import write_anchor
-from appliance.trust.authority import Authority
+from appliance.trust import tls
+from appliance.trust.anchor import RELEASE_ROLE, write_anchor
+from appliance.trust.authority import Authority, Service
 from appliance.trust.keys import Passphrase, PrivateKey, no_passphrase
+from appliance.trust.policy import Denied, LogIndex, Policy, write_policy
 from appliance.trust.profiles import Recipes
-from appliance.trust.repository import Repository
+from appliance.trust.repository import POLICY, REVOCATIONS, Repository
+
+Item = TypeVar("Item")
+
+SERVICES: tuple[Service, ...] = ("root", "signing", "tls", "tsa", "log", "ct")
+_UNDER_ROOT: tuple[Service, ...] = ("signing", "tls", "tsa")
+
+
+@dataclass(frozen=True)
+class Revocation:
+    """What the zone shall refuse from now on.
+
+    Attributes:
+        certificate_serials: of signing certificates, hex.
+        log_indices: entries of the current transparency log.
+        digests: SHA-256 of statements or artifact digests.
+        tls_serials: of TLS certificates, hex.
+        roles: policy roles to take out altogether.
+        identities: identities to take out of every role.
+    """
+
+    certificate_serials: tuple[str, ...] = ()
+    log_indices: tuple[int, ...] = ()
+    digests: tuple[str, ...] = ()
+    tls_serials: tuple[str, ...] = ()
+    roles: tuple[str, ...] = ()
+    identities: tuple[str, ...] = ()
 
 
 def create_authority(
@@ -35,5 +67,147 @@ def create_authority(
         path, recipes, development=development, now=now, passphrase=passphrase, elsewhere=elsewhere
     )
     Repository(authority).create(recipes.policy, now=now)
-    write_atomic(path / "anchor.json", write_anchor(authority, now=now))
+    _announce(authority, now)
     return authority
+
+
+def rotate_service(
+    authority: Authority, service: Service, *, now: datetime, compromised_since: datetime | None = None
+) -> list[str]:
+    """Make the next generation of a service's key and end the window of the present one.
+
+    Args:
+        authority: the authority.
+        service: `signing`, `tls`, `tsa`, `log`, `ct`, or `root` (with everything under it).
+        now: when the new key begins.
+        compromised_since: end the old key's window then; signatures from after are refused. None ends it now.
+
+    Returns:
+        The names of the new keys.
+    """
+    now = now.astimezone(UTC).replace(microsecond=0)
+    end = now if compromised_since is None else min(compromised_since, now)
+    services = (service, *_UNDER_ROOT) if service == "root" else (service,)
+    _check_keys(authority, "root" if service in _UNDER_ROOT else None, now)
+    old = {each.name for each in authority.state.instances if each.service in services}
+    added = [authority.add_instance(each, now=now).name for each in services]
+    instances = [
+        each.model_copy(update={"end": max(each.start, min(each.end, end))}) if each.name in old else each
+        for each in authority.state.instances
+    ]
+    authority.update(instances=tuple(instances))
+    _publish(authority, {}, now)
+    return added
+
+
+def rotate_key(authority: Authority, name: str, *, now: datetime) -> str:
+    """Replace a key of the trust repository (lost, stolen, its holder gone) by a new one.
+
+    Raises:
+        TrustError: TRUST_KEY_UNKNOWN, TRUST_THRESHOLD.
+    """
+    successor = Repository(authority).rotate_key(name, now=now)
+    _announce(authority, now)
+    return successor
+
+
+def renew(authority: Authority, *, now: datetime) -> list[str]:
+    """Extend what runs out: trust metadata and TLS revocation list always, the TUF root when its time comes.
+
+    Returns:
+        What was renewed.
+
+    Raises:
+        TrustError: TRUST_THRESHOLD where the root is due and too few of its keys are here.
+    """
+    repository, renewed = Repository(authority), ["targets", "snapshot", "timestamp", "tls-crl"]
+    if repository.metadata("root").expires - now <= authority.state.profiles.warn_before.span:
+        repository.renew_root(now=now)
+        renewed.insert(0, "root")
+    _publish(authority, {}, now)
+    return renewed
+
+
+def revoke(authority: Authority, revocation: Revocation, *, now: datetime) -> Policy:
+    """Deny signatures, retire roles, revoke TLS certificates; all in one new version of the trust metadata.
+
+    Raises:
+        TrustError: TRUST_ROLE_UNKNOWN, TRUST_TLS_UNKNOWN, TRUST_REVOCATION.
+    """
+    policy = Repository(authority).policy()
+    unknown = set(revocation.roles) - policy.roles.keys()
+    if unknown:
+        raise TrustError("TRUST_ROLE_UNKNOWN", f"the policy has no role {min(unknown)!r}", roles=sorted(policy.roles))
+    known = {each.identity for role in policy.roles.values() for each in role.identities}
+    if set(revocation.identities) - known:
+        raise TrustError("TRUST_REVOCATION", "the policy names no such identity", identities=sorted(known))
+    log = _current_log(authority, now)
+    denied = policy.denied
+    added = Denied(
+        certificate_serials=_joined(
+            denied.certificate_serials, [s.lower().lstrip("0") for s in revocation.certificate_serials]
+        ),
+        log_indices=_joined(denied.log_indices, [LogIndex(log=log, index=index) for index in revocation.log_indices]),
+        digests=_joined(denied.digests, [digest.lower() for digest in revocation.digests]),
+    )
+    roles = {
+        name: role.model_copy(
+            update={"identities": tuple(i for i in role.identities if i.identity not in revocation.identities)}
+        )
+        for name, role in policy.roles.items()
+        if name not in revocation.roles
+    }
+    changed = policy.model_copy(update={"denied": added, "roles": roles})
+    _check_release_signer(changed)
+    for serial in revocation.tls_serials:
+        tls.revoke_tls(authority, serial.lower().lstrip("0"), now=now)
+    _publish(authority, {POLICY: write_policy(changed)}, now)
+    return changed
+
+
+def set_policy(authority: Authority, policy: Policy, *, now: datetime) -> None:
+    """Publish another policy.
+
+    Raises:
+        TrustError: TRUST_REVOCATION where it would forget what was denied before, or name no release signer.
+    """
+    present = Repository(authority).policy().denied
+    for name in ("certificate_serials", "log_indices", "digests"):
+        if not set(getattr(present, name)) <= set(getattr(policy.denied, name)):
+            raise TrustError("TRUST_REVOCATION", f"the new policy forgets denied {name}", field=name)
+    _check_release_signer(policy)
+    _publish(authority, {POLICY: write_policy(policy)}, now)
+
+
+def _check_release_signer(policy: Policy) -> None:
+    """The anchor names one; an authority without could never hand out an anchor again."""
+    role = policy.roles.get(RELEASE_ROLE)
+    if role is None or not role.identities:
+        raise TrustError(
+            "TRUST_REVOCATION", "nobody could sign releases any more: name a successor first (rotate policy)"
+        )
+
+
+def _publish(authority: Authority, changed: Mapping[str, bytes], now: datetime) -> None:
+    revocations = tls.revocation_list(authority, now=now)
+    Repository(authority).publish({**changed, REVOCATIONS: revocations}, now=now)
+    _announce(authority, now)
+
+
+def _announce(authority: Authority, now: datetime) -> None:
+    write_atomic(authority.path / "anchor.json", write_anchor(authority, now=now))
+
+
+def _check_keys(authority: Authority, service: Service | None, now: datetime) -> None:
+    """Refuse before anything changes if the issuing key is not here."""
+    if service is not None:
+        authority.keys.load(authority.current(service, now).name)
+
+
+def _current_log(authority: Authority, now: datetime) -> str:
+    url = authority.log("log", at=now).origin
+    return next(key_id for key_id, log in authority.anchors().logs.items() if log.url == url).hex()
+
+
+def _joined(present: tuple[Item, ...], added: list[Item]) -> tuple[Item, ...]:
+    return (*present, *(each for each in dict.fromkeys(added) if each not in present))

@@ -67,10 +67,6 @@ class MerkleLog:
             write_atomic(self._checkpoint, note.encode())
         return Inclusion(index, len(leaves), root, tuple(merkle.inclusion_proof(leaves, index)), note)
 
-    def next_index(self) -> int:
-        """The index that the next entry will get (a hint: another writer may be faster)."""
-        return len(self.entries())
-
     def entries(self) -> list[bytes]:
         """Every entry, checked against the last checkpoint.
 
@@ -90,6 +86,15 @@ class MerkleLog:
                     checkpoint_size=head.size,
                 )
         return entries
+
+    def checkpoint_text(self) -> str:
+        """The last checkpoint as it was signed; of an empty log, one of size zero, signed now."""
+        try:
+            return read_regular(self._checkpoint, max_bytes=4096).decode("utf-8")
+        except FileError as error:
+            if error.code != "FILE_MISSING":
+                raise
+            return checkpoint.write(self._key, origin=self.origin, size=0, root=merkle.root([]))
 
     def head(self) -> checkpoint.Checkpoint | None:
         """The last checkpoint, None of an empty log."""

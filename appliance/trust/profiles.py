@@ -99,8 +99,17 @@ def read_recipes(directory: Path) -> Recipes:
     """
     return Recipes(
         _read(directory / "profiles.yaml", Profiles),
-        _read(directory / "policy.yaml", Policy),
+        read_policy_recipe(directory / "policy.yaml"),
     )
+
+
+def read_policy_recipe(path: Path) -> Policy:
+    """Read a `policy.yaml`.
+
+    Raises:
+        TrustError: TRUST_RECIPE.
+    """
+    return _read(path, Policy)
 
 
 def _read(path: Path, model: type[documents.Model]) -> documents.Model:

@@ -194,7 +194,9 @@ class Repository:
 
     def target(self, name: str) -> bytes:
         """A current target's bytes."""
-        entry = self._current_targets()[name]
+        entry = self._current_targets().get(name)
+        if entry is None:
+            raise TrustError("TRUST_AUTHORITY_DAMAGED", f"the repository has no target {name}", path=str(self.path))
         return read_regular(self._targets / f"{entry.hashes['sha256']}.{name}", max_bytes=_MAX_BYTES)
 
     def policy(self) -> Policy:
@@ -223,6 +225,10 @@ class Repository:
     def key_names(self, role: MetadataRole) -> list[str]:
         """The names of a role's keys, as the newest root has them."""
         return _names(self.root().signed, role)
+
+    def root_keys_at_hand(self) -> list[str]:
+        """The names of the current root keys that can be used here and now."""
+        return self._at_hand(self.root().signed, "root")
 
     def _at_hand(self, root: Root, role: str) -> list[str]:
         return [name for name in _names(root, role) if self._authority.keys.has(name)]

@@ -20,6 +20,7 @@ from appliance.errors import DocumentError, FileError, TrustError
 from appliance.files import locked, read_regular, sync_directory, translated, write_atomic
 from appliance.trust import clock, tuf_client
 from appliance.trust.anchor import Anchor, read_anchor
+from appliance.trust.authorisation import Action, check_token
 from appliance.trust.policy import read_policy
 from appliance.trust.repository import POLICY, REVOCATIONS, TRUSTED_ROOT
 from appliance.trust.trusted_root import parse_rfc3339, rfc3339
@@ -144,6 +145,30 @@ class TrustStore:
         kept = self._kept_clock()
         if kept is None or time > kept:
             self._keep_clock(time)
+
+    def redeem(self, token: bytes, *, action: Action, version: str, now: datetime, machine: str | None = None) -> None:
+        """Use up an authorisation: it is recorded as used before this returns, and never accepted again.
+
+        Args:
+            token: what enough root key holders signed.
+            action: `downgrade`, or `clock` (then the high-water mark is set to `version`, a time).
+            version: the release version that is about to be installed, or the time.
+            now: this host's clock.
+            machine: this host's identity; None takes `machine_identity()`.
+
+        Raises:
+            TrustError: see `authorisation.check_token`.
+        """
+        here = machine if machine is not None else machine_identity()
+        with locked(self.directory / "lock"):
+            used = self._document("used.json") if (self.directory / "used.json").exists() else {}
+            time = now.astimezone(UTC) if action == "clock" else self.checked_time(now)
+            root = self.state().root
+            granted = check_token(token, action=action, version=version, machine=here, root=root, used=used, now=time)
+            used[granted.nonce] = rfc3339(time)
+            write_atomic(self.directory / "used.json", documents.write_json(used))
+            if action == "clock":
+                self._keep_clock(parse_rfc3339(version))
 
     def floor(self) -> datetime:
         """The latest time that is proven: the anchor's, the metadata's, and this host's high-water mark."""

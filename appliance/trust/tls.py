@@ -1,4 +1,4 @@
-"""TLS certificates for the zone's servers and clients, from the TLS authority."""
+"""TLS certificates for the zone's servers and clients: issue, renew, revoke, and the revocation list."""
 
 from __future__ import annotations
 
@@ -10,14 +10,20 @@ from pathlib import Path
 from typing import Literal
 
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from pydantic import BaseModel, ConfigDict
 
-from appliance.errors import TrustError
+from appliance import documents
+from appliance.errors import DocumentError, FileError, TrustError
+from appliance.files import read_regular, write_atomic
 from appliance.trust import certificates as x
 from appliance.trust import keys
 from appliance.trust.authority import Authority
 
 TlsProfile = Literal["tls-server", "tls-client"]
+TLS_PROFILES: tuple[TlsProfile, ...] = ("tls-server", "tls-client")
 
 
 @dataclass(frozen=True)
@@ -27,7 +33,7 @@ class TlsIdentity:
     Attributes:
         certificate_pem: the certificate followed by its issuing authority.
         key_pem: the private key, PKCS#8, in the clear: its file's mode protects it.
-        ca_pem: the root that a peer must trust.
+        ca_pem: the roots that a peer must trust.
         certificate: the certificate itself.
     """
 
@@ -37,13 +43,20 @@ class TlsIdentity:
     certificate: x509.Certificate
 
     def write(self, directory: Path, name: str) -> None:
-        """Write `<name>.pem`, `<name>.key` (mode 0600) and `ca.pem`."""
-        from appliance.files import write_atomic
-
+        """Write `<name>.key` (mode 0600), `<name>.pem` and `ca.pem`."""
         directory.mkdir(parents=True, exist_ok=True)
         write_atomic(directory / f"{name}.key", self.key_pem, mode=0o600)
         write_atomic(directory / f"{name}.pem", self.certificate_pem)
         write_atomic(directory / "ca.pem", self.ca_pem)
+
+
+class Revoked(BaseModel):
+    """A revoked TLS certificate: serial (hex) and when."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    serial: str
+    at: datetime
 
 
 def issue_tls(
@@ -55,7 +68,7 @@ def issue_tls(
     at: datetime | None = None,
     lifetime: timedelta | None = None,
 ) -> TlsIdentity:
-    """Issue a TLS certificate with a fresh key.
+    """Issue a TLS certificate with a fresh key; the authority keeps a copy of the certificate, never of the key.
 
     Args:
         authority: the authority or its folder.
@@ -84,15 +97,110 @@ def issue_tls(
         at=now,
         lifetime=min(lifetime or opened.state.profiles.certificates[profile].span, issuer.end - now),
     )
-    pem = certificate.public_bytes(Encoding.PEM) + issuer_certificate.public_bytes(Encoding.PEM)
+    own = certificate.public_bytes(Encoding.PEM)
+    _issued(opened).mkdir(exist_ok=True)
+    write_atomic(_issued(opened) / f"{certificate.serial_number:x}.pem", own)
     key_pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    return TlsIdentity(pem, key_pem, tls_roots(opened), certificate)
+    return TlsIdentity(own + issuer_certificate.public_bytes(Encoding.PEM), key_pem, tls_roots(opened), certificate)
+
+
+def renew_tls(authority: Authority, name: str, *, at: datetime) -> TlsIdentity:
+    """Issue the successor of the newest certificate of a name: same profile and SANs, fresh key.
+
+    Raises:
+        TrustError: TRUST_TLS_UNKNOWN.
+    """
+    known = [each for each in issued_tls(authority) if common_name(each) == name]
+    if not known:
+        raise TrustError("TRUST_TLS_UNKNOWN", f"no TLS certificate was issued for {name!r}", name=name)
+    newest = max(known, key=lambda each: each.not_valid_before_utc)
+    usages = newest.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    profile: TlsProfile = "tls-server" if ExtendedKeyUsageOID.SERVER_AUTH in usages else "tls-client"
+    return issue_tls(authority, profile, name, sans=alternative_names(newest), at=at)
+
+
+def issued_tls(authority: Authority) -> list[x509.Certificate]:
+    """Every TLS certificate the authority has issued."""
+    paths = sorted(_issued(authority).glob("*.pem"))
+    return [x509.load_pem_x509_certificate(read_regular(path, max_bytes=64 * 1024)) for path in paths]
+
+
+def revoked_tls(authority: Authority) -> list[Revoked]:
+    """The revoked TLS certificates.
+
+    Raises:
+        TrustError: TRUST_AUTHORITY_DAMAGED.
+    """
+    try:
+        listed = documents.read_json(_read_revoked(authority), what="revoked.json")
+        return [documents.validate(Revoked, each, what="revoked.json") for each in listed]
+    except (DocumentError, TypeError) as error:
+        raise TrustError("TRUST_AUTHORITY_DAMAGED", f"revoked.json: {error}", path=str(authority.path)) from None
+
+
+def revoke_tls(authority: Authority, serial: str, *, now: datetime) -> None:
+    """Put an issued TLS certificate on the revocation list; a second time changes nothing.
+
+    Raises:
+        TrustError: TRUST_TLS_UNKNOWN.
+    """
+    if serial not in {f"{each.serial_number:x}" for each in issued_tls(authority)}:
+        raise TrustError("TRUST_TLS_UNKNOWN", f"no TLS certificate with serial {serial} was issued", serial=serial)
+    present = revoked_tls(authority)
+    if all(each.serial != serial for each in present):
+        present.append(Revoked(serial=serial, at=now))
+    data = documents.write_json([each.model_dump(mode="json") for each in present])
+    write_atomic(authority.path / "revoked.json", data)
+
+
+def revocation_list(authority: Authority, *, now: datetime) -> bytes:
+    """The CRL of every generation of the TLS authority (RFC 5280 section 5), PEM."""
+    now = now.astimezone(UTC).replace(microsecond=0)
+    revoked, issued = revoked_tls(authority), {f"{c.serial_number:x}": c for c in issued_tls(authority)}
+    lists = b""
+    for instance in authority.state.instances:
+        if instance.service != "tls" or (instance.end < now and not authority.keys.has(instance.name)):
+            continue  # of a retired generation nothing is valid any more, and its key may be gone
+        certificate = authority.certificate(instance.name)
+        builder = (
+            x509.CertificateRevocationListBuilder()
+            .issuer_name(certificate.subject)
+            .last_update(now)
+            .next_update(now + authority.state.profiles.revocation_list.span)
+            .add_extension(x509.CRLNumber(int(now.timestamp())), critical=False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(
+                    certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+                ),
+                critical=False,
+            )
+        )
+        for each in revoked:
+            if each.serial in issued and issued[each.serial].issuer == certificate.subject:
+                entry = x509.RevokedCertificateBuilder().serial_number(int(each.serial, 16)).revocation_date(each.at)
+                builder = builder.add_revoked_certificate(entry.build())
+        lists += builder.sign(authority.keys.load(instance.name), hashes.SHA256()).public_bytes(Encoding.PEM)
+    return lists
 
 
 def tls_roots(authority: Authority) -> bytes:
     """Every root a TLS peer may meet, PEM."""
     roots = [each for each in authority.state.instances if each.service == "root"]
     return b"".join(authority.certificate(each.name).public_bytes(Encoding.PEM) for each in roots)
+
+
+def common_name(certificate: x509.Certificate) -> str:
+    """The subject's common name."""
+    return str(certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
+
+
+def alternative_names(certificate: x509.Certificate) -> list[str]:
+    """The SANs as they were given."""
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return []
+    return [str(name.value) for name in names]
 
 
 def _alternative_name(text: str) -> x509.GeneralName:
@@ -106,3 +214,16 @@ def _alternative_name(text: str) -> x509.GeneralName:
         return x509.DNSName(text)
     except ValueError as error:
         raise TrustError("TRUST_TLS_NAMES", f"{text!r} is neither a host name nor an address: {error}") from None
+
+
+def _issued(authority: Authority) -> Path:
+    return authority.path / "issued"
+
+
+def _read_revoked(authority: Authority) -> bytes:
+    try:
+        return read_regular(authority.path / "revoked.json", max_bytes=documents.MAX_BYTES)
+    except FileError as error:
+        if error.code == "FILE_MISSING":
+            return b"[]"
+        raise

@@ -1,0 +1,52 @@
+"""How `appliance ca` prints a report for people, and reads a time."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import typer
+
+
+def rows(console: Any, report: dict[str, Any]) -> None:
+    """A report for people: one line a value, lists below their name."""
+    for name, value in report.items():
+        title = name.replace("_", " ")
+        if isinstance(value, dict) and value:
+            console.print(title, markup=False)
+            for each, inner in value.items():
+                text = "  ".join(f"{k} {cell(v)}" for k, v in inner.items()) if isinstance(inner, dict) else cell(inner)
+                console.print(f"  {each:20} {text}", markup=False)
+        elif isinstance(value, list) and value:
+            console.print(title, markup=False)
+            for each in value:
+                text = "  ".join(map(str, each.values())) if isinstance(each, dict) else str(each)
+                console.print(f"  {text}", markup=False)
+        else:
+            console.print(f"{title:18} {cell(value)}", markup=False)
+
+
+def cell(value: Any) -> str:
+    """One value as text."""
+    if isinstance(value, list | tuple | dict):
+        return ", ".join(map(str, value)) or "none"
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)
+
+
+def parse_time(text: str, hint: str) -> datetime:
+    """An RFC 3339 time of the command line, UTC."""
+    from appliance.trust.trusted_root import parse_rfc3339
+
+    try:
+        return parse_rfc3339(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a time such as 2026-11-23T12:00:00Z", param_hint=hint) from None
+
+
+def now() -> datetime:
+    """The machine's clock."""
+    return datetime.now(UTC)
