@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from appliance.cli import intake
 from appliance.cli.output import Json, Steps, refusals, show
 
 if TYPE_CHECKING:
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from appliance.trust.verification import Verdict
 
 app = typer.Typer(no_args_is_help=True, help="Pack, sign, admit, publish, promote and revoke routers.")
+app.command()(intake.admit)
+app.command()(intake.approve)
+app.add_typer(intake.journal, name="journal")
 
 Folder = Annotated[Path, typer.Argument(help="The artifact's folder.")]
 Name = Annotated[str, typer.Argument(help="Name of the router or channel.")]

@@ -38,8 +38,9 @@ def sync(
     from appliance.registry.directory import DirectoryStore
 
     with refusals(as_json):
-        follow = _Channels(registry, trust, cache, channel)
         volume = DirectoryStore(to)
+        volume.check_present()
+        follow = _Channels(registry, trust, cache, channel)
         if once:
             reports = [_pass(follower, volume) for follower in follow()]
             _report(reports, as_json)

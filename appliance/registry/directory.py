@@ -100,6 +100,15 @@ class DirectoryStore:
                 with contextlib.suppress(OSError):
                     parent.rmdir()
 
+    def check_present(self) -> None:
+        """Refuse a volume that is not there, before anything is fetched for it.
+
+        Raises:
+            RegistryError: REGISTRY_VOLUME.
+        """
+        if not self._root.is_dir():
+            raise RegistryError("REGISTRY_VOLUME", f"{self._root} is no folder", path=str(self._root))
+
     def _make_parents(self, path: Path) -> None:
         for parent in reversed(path.relative_to(self._root).parents):
             with translated(path):

@@ -13,9 +13,9 @@ from typing import Any, BinaryIO, TypeVar
 import tenacity
 from minio import Minio
 
+from appliance.breaker import Breaker
 from appliance.errors import RegistryError
 from appliance.files import translated
-from appliance.registry.breaker import Breaker
 from appliance.registry.contract import Blob, Entry, checked_key
 from appliance.registry.faults import PASSING, UNAVAILABLE, translate
 from appliance.registry.settings import Credentials, S3Settings
@@ -56,11 +56,7 @@ class S3Store:
             secure=True,
             http_client=pool,
         )
-        self.breaker = Breaker(
-            threshold=settings.breaker_threshold,
-            pause_s=settings.breaker_pause_s,
-            counts=lambda error: isinstance(error, RegistryError) and error.code in UNAVAILABLE,
-        )
+        self.breaker = Breaker(failures=settings.breaker_threshold, open_s=settings.breaker_pause_s)
 
     @property
     def location(self) -> str:
@@ -143,6 +139,32 @@ class S3Store:
         """Remove an object; see `Store.delete`."""
         self._run(key, lambda _deadline: self._client.remove_object(self._settings.bucket, self._name(key)))
 
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """One operation under the breaker, which counts the registry's failures and not the request's."""
+        if not self.breaker.allow():
+            view = self.breaker.view()
+            raise RegistryError(
+                "REGISTRY_BREAKER_OPEN",
+                "the registry failed several times in a row and is left alone for a while",
+                registry=self.location,
+                failures=view.failures_in_a_row,
+                last=view.last_reason,
+                retry_in_s=round(view.retry_in_s, 1),
+            )
+        try:
+            yield
+        except RegistryError as error:
+            if error.code in UNAVAILABLE:
+                self.breaker.failure(error.code)
+            else:
+                self.breaker.success()  # it answered
+            raise
+        except BaseException:
+            self.breaker.unused()
+            raise
+        self.breaker.success()
+
     def _name(self, key: str) -> str:
         return self._settings.prefix + (checked_key(key) if key and not key.endswith("/") else key)
 
@@ -180,7 +202,7 @@ class S3Store:
             retry=tenacity.retry_if_exception(lambda e: isinstance(e, RegistryError) and e.code in PASSING),
             reraise=True,
         )
-        with self.breaker.guard(self.location), Deadline(seconds) as deadline:
+        with self._guarded(), Deadline(seconds) as deadline:
 
             def once() -> Result:
                 deadline.begin()

@@ -355,7 +355,7 @@ def test_the_breaker_opens_and_lets_one_probe_through(store: Callable[..., S3Sto
         assert len(server.requests) == 2
         time.sleep(0.55)
         assert opened.get("a", max_bytes=len(BODY)) is not None
-        assert opened.breaker.state == "closed"
+        assert opened.breaker.view().state == "closed"
 
 
 def test_a_refusal_of_the_request_does_not_open_the_breaker(store: Callable[..., S3Store], identity: Identity) -> None:

@@ -1,0 +1,200 @@
+"""`appliance artifact admit | approve | journal`: the import officer's desk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from appliance.cli.output import Json, Steps, refusals, show
+
+if TYPE_CHECKING:
+    from appliance.intake.admission import Border
+    from appliance.intake.behaviour import Probe
+    from appliance.routers.loading import LoadedRouter
+
+MAX_PROMPTS = 2000
+
+BorderAt = Annotated[
+    Path, typer.Option("--border", envvar="APPLIANCE_BORDER", help="The border's folder: cases, journal.")
+]
+TrustAt = Annotated[Path, typer.Option("--trust", envvar="APPLIANCE_TRUST", help="The host's trust state.")]
+
+
+def _border(folder: Path, trust: Path) -> Border:
+    from appliance.intake.admission import Border
+    from appliance.registry.trust_source import TrustSource
+
+    source = TrustSource(trust)
+    return Border(folder, material=source.material, clock=source.now)
+
+
+def admit(
+    source: Annotated[Path, typer.Argument(help="The producer's artifact folder, as it came.")],
+    *,
+    trust: TrustAt,
+    encoder: Annotated[Path, typer.Option(help="The zone's encoder artifact.")],
+    prompts: Annotated[Path, typer.Option(help="Recorded prompts: JSONL with `query`; .gz is read too.")],
+    border: BorderAt = Path("border"),
+    registry: Annotated[
+        str | None, typer.Option(envvar="APPLIANCE_REGISTRY", help="To compare with what a channel serves today.")
+    ] = None,
+    channel: Annotated[str | None, typer.Option(help="That channel; by default the router's name.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Examine a handed-in router: signature, formats, scanners, conversion, behaviour. Two officers then approve."""
+    with refusals(as_json):
+        from appliance.intake.admission import describe
+
+        say = Steps(as_json)
+        desk = _border(border, trust)
+        say("embedding the recorded prompts")
+        probe = _probe(encoder, prompts, trust)
+        current = _current(source, registry, trust, channel)
+        say("examining (signature, formats, scanners, confined conversion, behaviour)")
+        case = desk.examine(source, probe=probe, current=current)
+        lines = [*describe(case), f"next: appliance artifact approve {case.identity} --identity YOURS (two officers)"]
+        show({"case": case.identity, **case.report}, as_json, lambda out: out.print("\n".join(lines), markup=False))
+
+
+def approve(
+    case: Annotated[str, typer.Argument(help="The case, as `admit` printed it.")],
+    *,
+    registry: Annotated[str, typer.Option(envvar="APPLIANCE_REGISTRY", help="Where it is published in the end.")],
+    trust: TrustAt,
+    border: BorderAt = Path("border"),
+    authority: Annotated[Path, typer.Option(help="The authority's folder, or the officer's part of it.")] = Path(
+        "ca/authority"
+    ),
+    identity: Annotated[str | None, typer.Option(help="Which officer signs.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Sign a case as one officer; the second officer's signature has the zone sign and publish the router."""
+    with refusals(as_json):
+        from appliance.cli.artifact import open_registry
+        from appliance.trust.signing import open_signer
+
+        signer = open_signer(authority, "import-officer", identity=identity)
+        officers, published = _border(border, trust).approve(case, signer, open_registry(registry, trust))
+        report = {"case": case, "officers": list(officers), "published": published}
+        state = "signed for the zone and published" if published else "another officer must approve"
+        show(report, as_json, lambda out: out.print(f"approved by {', '.join(officers)}; {state}", markup=False))
+
+
+journal = typer.Typer(no_args_is_help=True, help="The admission journal.")
+
+
+@journal.command("verify")
+def journal_verify(
+    trust: TrustAt,
+    border: BorderAt = Path("border"),
+    head: Annotated[str | None, typer.Option(help="A head noted before; it must still be in the chain.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Check every link, every approval's signature, and that nothing an officer saw is gone."""
+    with refusals(as_json):
+        from appliance.errors import IntakeError
+        from appliance.intake import approval
+        from appliance.registry.trust_source import TrustSource
+
+        source = TrustSource(trust)
+        book = _border(border, trust).journal
+        checked, heads = book.verify(), book.heads()
+        signed = approval.signed_heads(checked, material=source.material(), at=source.now())
+        for line, officer, seen in signed:
+            if seen not in heads:
+                raise IntakeError("INTAKE_JOURNAL_BROKEN", f"{officer} signed over lines that are gone", line=line)
+        if head is not None and head not in heads:
+            raise IntakeError("INTAKE_JOURNAL_BROKEN", "the head noted before is not in the journal", head=head[:64])
+        report = {"lines": len(checked.lines), "approvals": len(signed), "head": checked.head}
+        said = f"{report['lines']} lines, {report['approvals']} signed approvals, unbroken; head {checked.head}"
+        show(report, as_json, lambda out: out.print(said, markup=False))
+
+
+@journal.command("show")
+def journal_show(trust: TrustAt, border: BorderAt = Path("border"), as_json: Json = False) -> None:
+    """Every step of every case, and the cases that wait."""
+    with refusals(as_json):
+        desk = _border(border, trust)
+        lines = desk.journal.verify().lines
+        waiting = desk.cases()
+        report = {"lines": [line.model_dump(mode="json") for line in lines], "waiting": waiting}
+
+        def text(out: Any) -> None:
+            for line in lines:
+                what = {
+                    key: value for key, value in line.details.items() if key not in {"statement", "bundle", "remedy"}
+                }
+                out.print(f"{line.at} {line.case} {line.event:9} {json.dumps(what)[:160]}", markup=False)
+            out.print(f"waiting for approval: {', '.join(waiting) or 'none'}", markup=False)
+
+        show(report, as_json, text)
+
+
+def _probe(encoder: Path, prompts: Path, trust: Path) -> Probe:
+    from appliance.artifact import read
+    from appliance.intake.behaviour import make_probe
+    from appliance.registry.trust_source import TrustSource
+    from appliance.routers.encoder import load_encoder
+    from appliance.trust.verification import verify_artifact
+
+    source = TrustSource(trust)
+    artifact = read(encoder)
+    verify_artifact(artifact, material=source.material(), at=source.now())
+    loaded = load_encoder(artifact)
+    return make_probe(_texts(prompts), loaded.encode, artifact.digest)
+
+
+def _texts(prompts: Path) -> list[str]:
+    """The first distinct queries of a JSONL file."""
+    import gzip
+
+    from appliance import documents
+    from appliance.errors import DocumentError
+    from appliance.files import translated
+
+    texts: dict[str, None] = {}
+    with translated(prompts), (gzip.open if prompts.suffix == ".gz" else open)(prompts, "rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            row = documents.read_json(line, what=f"{prompts.name} line {number}")
+            query = row.get("query") if isinstance(row, dict) else None
+            if not isinstance(query, str):
+                raise DocumentError("DOCUMENT_SCHEMA", f"{prompts.name} line {number} has no `query`", line=number)
+            texts[query] = None
+            if len(texts) >= MAX_PROMPTS:
+                break
+    return list(texts)
+
+
+def _current(source: Path, registry: str | None, trust: Path, channel: str | None) -> LoadedRouter | None:
+    """What the channel serves today, verified; None where there is none yet."""
+    if registry is None:
+        return None
+    from appliance.artifact import read
+    from appliance.cli.artifact import open_registry
+    from appliance.registry.trust_source import TrustSource
+    from appliance.routers.loading import load_router
+    from appliance.trust.verification import verify_artifact
+
+    home = open_registry(registry, trust)
+    state = home.current(channel or _name(read(source).files))
+    if state is None or state.pointer.target is None:
+        return None
+    artifact = home.fetch(state.pointer.target.name, state.pointer.target.version)
+    trusted = TrustSource(trust)
+    verify_artifact(artifact, material=trusted.material(), at=trusted.now())
+    return load_router(artifact)
+
+
+def _name(files: Any) -> str:
+    """The channel to compare with, read leniently: the examination judges the document itself."""
+    from appliance import documents
+    from appliance.errors import ApplianceError
+
+    try:
+        value = documents.read_yaml(files.get("router.yaml", b"{}"), what="router.yaml")
+        return str(value.get("name", "default")) if isinstance(value, dict) else "default"
+    except ApplianceError:
+        return "default"
