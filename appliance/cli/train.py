@@ -55,7 +55,7 @@ EncoderDir = Annotated[
 
 
 @app.command()
-def fit(  # noqa: PLR0917 (typer passes options by name)
+def fit(
     data: Data,
     out: Annotated[Path, typer.Option("--out", help="Folder to write; must not be there yet.")],
     strategy: Annotated[
@@ -82,7 +82,7 @@ def fit(  # noqa: PLR0917 (typer passes options by name)
         from appliance.training.preparing import default_created, default_name, default_version, prepare
         from appliance.training.writing import write_directory
 
-        if strategy != "auto":
+        if strategy not in ("auto", "ensemble"):
             fitter(strategy)  # refuse an unknown name before the long work
         if out.exists() and not replace and (not out.is_dir() or any(out.iterdir())):
             raise FileError("FILE_EXISTS", f"{out} is there already", path=str(out))

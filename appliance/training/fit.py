@@ -15,8 +15,10 @@ from appliance import __version__
 from appliance.artifact import METADATA_NAMES, ArtifactFiles, RouterMetadata, from_files
 from appliance.errors import TrainingError
 from appliance.files import sha256_hex
+from appliance.routers.families.ensemble import Ensemble
 from appliance.routers.loading import write_strategy_files
 from appliance.routers.strategies import Strategy
+from appliance.training.blending import crossed, shares
 from appliance.training.evaluate import evaluate_scores
 from appliance.training.examples import Examples, Fitter
 from appliance.training.progress import Progress, silent
@@ -28,9 +30,20 @@ OUTER_FOLDS = 5
 
 # strategy -> where its fitter lives
 FITTERS: Mapping[str, str] = {
+    "cluster": "appliance.training.families.cluster:ClusterFitter",
+    "elo": "appliance.training.families.elo:EloFitter",
+    "forest": "appliance.training.families.forest:ForestFitter",
     "knn": "appliance.training.families.knn:KnnFitter",
+    "logistic": "appliance.training.families.linear:LogisticFitter",
+    "matrix_factorization": "appliance.training.families.neural:MatrixFactorizationFitter",
+    "mlp": "appliance.training.families.neural:MlpFitter",
+    "ridge": "appliance.training.families.linear:RidgeFitter",
+    "svm": "appliance.training.families.svm:SvmFitter",
+    "terms": "appliance.training.families.terms:TermsFitter",
 }
-AUTO: Sequence[str] = ("knn",)  # what `auto` compares
+ENSEMBLE = "ensemble"
+Splits = Sequence[tuple[NDArray[np.intp], NDArray[np.intp]]]
+AUTO: Sequence[str] = ("forest", "knn", "terms")  # what `auto` compares, and blends
 
 
 @dataclass(frozen=True)
@@ -58,7 +71,7 @@ def fitter(name: str) -> Fitter:
     """
     if name not in FITTERS:
         raise TrainingError(
-            "TRAINING_ARGUMENT", f"no strategy {name!r} can be fitted", known=["auto", *sorted(FITTERS)]
+            "TRAINING_ARGUMENT", f"no strategy {name!r} can be fitted", known=["auto", ENSEMBLE, *sorted(FITTERS)]
         )
     module, _, attribute = FITTERS[name].partition(":")
     made: Fitter = getattr(importlib.import_module(module), attribute)()
@@ -70,33 +83,51 @@ def fit(examples: Examples, *, strategy: str = "auto", seed: int = 0, progress: 
 
     Args:
         examples: what to learn from.
-        strategy: a name of `FITTERS`, or `auto`.
+        strategy: a name of `FITTERS`; `auto`, the best of `AUTO` and their blend; or `ensemble`, the blend in any case.
         seed: of every split and every random start.
         progress: told of each family and fold.
 
     Raises:
         TrainingError: TRAINING_ARGUMENT.
     """
-    names = list(AUTO) if strategy == "auto" else [strategy]
+    names = list(AUTO) if strategy in ("auto", ENSEMBLE) else [strategy]
     fitters = {name: fitter(name) for name in names}
     splits = list(folds(examples.groups, min(OUTER_FOLDS, len(np.unique(examples.groups))), seed=seed))
     unseen: dict[str, NDArray[np.float32]] = {}
     for name in names:
-        predicted = np.zeros_like(examples.scores)
-        for number, (fit_rows, predict_rows) in enumerate(splits):
-            model, _ = fitters[name].fit(examples.take(fit_rows), seed=seed)
-            predicted[predict_rows] = model.scores(examples.take(predict_rows).prompts)
-            progress(f"validating {name}", number + 1, len(splits))
-        unseen[name] = predicted
+        unseen[name] = _out_of_fold(fitters[name], examples, splits, seed, progress)
+    rows = [predict_rows for _, predict_rows in splits]
+    candidates = dict(unseen)
+    if len(names) > 1:
+        candidates[ENSEMBLE] = crossed(unseen, examples.scores, rows)
     compared = {
-        name: round(float(np.mean([objective(p[rows], examples.scores[rows]) for _, rows in splits])), 6)
-        for name, p in unseen.items()
+        name: round(float(np.mean([objective(p[fold], examples.scores[fold]) for fold in rows])), 6)
+        for name, p in candidates.items()
     }
-    best = max(names, key=lambda name: compared[name])
-    progress(f"fitting {best} on every prompt")
-    model, chosen = fitters[best].fit(examples, seed=seed)
-    evaluation = evaluate_scores(unseen[best], examples.scores, examples.groups, examples.labels, seed=seed)
-    return Fitted(model, chosen, compared, evaluation)
+    best = ENSEMBLE if strategy == ENSEMBLE else max(candidates, key=lambda name: compared[name])
+    blend = shares(unseen, examples.scores, rows) if best == ENSEMBLE else {best: 1.0}
+    members: list[tuple[float, Strategy]] = []
+    hyperparameters: dict[str, Any] = {}
+    for name, share in blend.items():
+        progress(f"fitting {name} on every prompt")
+        model, chosen = fitters[name].fit(examples, seed=seed)
+        members.append((share, model))
+        hyperparameters[name] = {**({"share": share} if best == ENSEMBLE else {}), **chosen}
+    model = Ensemble(examples.labels, members) if best == ENSEMBLE else members[0][1]
+    evaluation = evaluate_scores(candidates[best], examples.scores, examples.groups, examples.labels, seed=seed)
+    return Fitted(model, hyperparameters if best == ENSEMBLE else hyperparameters[best], compared, evaluation)
+
+
+def _out_of_fold(
+    family: Fitter, examples: Examples, splits: Splits, seed: int, progress: Progress
+) -> NDArray[np.float32]:
+    """Scores of every prompt by models that did not see its fold, shape (n, labels)."""
+    predicted = np.zeros_like(examples.scores)
+    for number, (fit_rows, predict_rows) in enumerate(splits):
+        model, _ = family.fit(examples.take(fit_rows), seed=seed)
+        predicted[predict_rows] = model.scores(examples.take(predict_rows).prompts)
+        progress(f"validating {family.name}", number + 1, len(splits))
+    return predicted
 
 
 def router_artifact(

@@ -1,11 +1,21 @@
-"""What fitting maximises."""
+"""What fitting maximises, and the search that does it."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from appliance.routers.strategies import Strategy
+from appliance.training.examples import Examples
 from appliance.training.metrics import chosen_scores, pair_metrics
+from appliance.training.splits import folds
+
+INNER_FOLDS = 3
+
+Setting = TypeVar("Setting")
 
 
 def objective(predicted: NDArray[np.floating], actual: NDArray[np.floating]) -> float:
@@ -24,3 +34,25 @@ def objective(predicted: NDArray[np.floating], actual: NDArray[np.floating]) -> 
         value = pair_metrics(np.asarray(predicted[known, 0] - predicted[known, 1], float), weak, strong)["apgr"]
         return value if np.isfinite(value) else 0.5
     return float(chosen_scores(predicted, actual).mean())
+
+
+def best_by_folds(
+    examples: Examples, grid: Sequence[Setting], build: Callable[[Examples, Setting], Strategy], *, seed: int
+) -> Setting:
+    """The setting whose strategies do best on the folds they were not built on.
+
+    Args:
+        examples: what may be looked at.
+        grid: settings, the preferred one first among equals.
+        build: examples and a setting -> strategy.
+        seed: of the folds.
+    """
+    if len(grid) == 1:
+        return grid[0]
+    worth = np.zeros(len(grid))
+    count = min(INNER_FOLDS, len(np.unique(examples.groups)))
+    for fit_rows, predict_rows in folds(examples.groups, count, seed=seed + 1):
+        seen, unseen = examples.take(fit_rows), examples.take(predict_rows)
+        for index, setting in enumerate(grid):
+            worth[index] += objective(build(seen, setting).scores(unseen.prompts), unseen.scores)
+    return grid[int(np.argmax(worth))]

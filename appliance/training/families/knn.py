@@ -1,4 +1,4 @@
-"""Fit `knn`: choose k and the weighting by leave-one-group-out over the training prompts themselves."""
+"""Fit `knn`: choose k by cross-validation, then remember every example."""
 
 from __future__ import annotations
 
@@ -10,31 +10,35 @@ import numpy as np
 from appliance.routers.families.knn import Knn, KnnParameters
 from appliance.routers.strategies import Strategy
 from appliance.training.examples import Examples
-from appliance.training.selection import objective
+from appliance.training.selection import INNER_FOLDS, objective
 from appliance.training.splits import folds
 
 NEIGHBOURS = (10, 20, 40, 80, 160)
-TEMPERATURES = (0.0, 0.05, 0.1)
 
 
 class KnnFitter:
-    """k nearest neighbours: nothing is learned but k and the weighting."""
+    """k nearest neighbours: nothing is learned but k."""
 
     name = "knn"
 
     def fit(self, examples: Examples, *, seed: int) -> tuple[Strategy, Mapping[str, Any]]:
-        """Search k and temperature by five-fold cross-validation, then remember every example."""
-        grid = [KnnParameters(k=k, temperature=t) for k in NEIGHBOURS for t in TEMPERATURES if k <= len(examples)]
-        if not grid:
-            grid = [KnnParameters(k=len(examples))]
-        worth = np.zeros(len(grid))
-        for fit_rows, predict_rows in folds(examples.groups, min(5, len(np.unique(examples.groups))), seed=seed):
-            seen, unseen = examples.take(fit_rows), examples.take(predict_rows)
-            for index, parameters in enumerate(grid):
-                worth[index] += objective(_build(seen, parameters).scores(unseen.prompts), unseen.scores)
-        chosen = grid[int(np.argmax(worth))]
-        return _build(examples, chosen), chosen.model_dump()
+        """Search k, then remember every example."""
+        chosen = KnnParameters(k=_best_k(examples, seed))
+        return Knn(examples.labels, examples.prompts.embeddings, examples.filled(), chosen), chosen.model_dump()
 
 
-def _build(examples: Examples, parameters: KnnParameters) -> Knn:
-    return Knn(examples.labels, examples.prompts.embeddings, examples.filled(), parameters)
+def _best_k(examples: Examples, seed: int) -> int:
+    """One ranking of the neighbours serves every k."""
+    sizes = [k for k in NEIGHBOURS if k <= len(examples) // 3] or [max(1, len(examples) // 3)]
+    worth = np.zeros(len(sizes))
+    outcomes = examples.filled()
+    vectors = examples.prompts.embeddings
+    count = min(INNER_FOLDS, len(np.unique(examples.groups)))
+    for seen, unseen in folds(examples.groups, count, seed=seed + 1):
+        similarity = vectors[unseen] @ vectors[seen].T
+        near = np.argpartition(-similarity, sizes[-1] - 1, axis=1)[:, : sizes[-1]]
+        order = np.argsort(-np.take_along_axis(similarity, near, axis=1), axis=1, kind="stable")
+        ranked = outcomes[seen][np.take_along_axis(near, order, axis=1)].cumsum(axis=1)
+        for index, k in enumerate(sizes):
+            worth[index] += objective(ranked[:, k - 1] / k, examples.scores[unseen])
+    return sizes[int(np.argmax(worth))]
