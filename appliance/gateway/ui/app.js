@@ -128,7 +128,7 @@ function rows(list) {
     const toggle = () => { shown ? open.delete(d.request_id) : open.add(d.request_id); document.activeElement.blur(); rows(list); document.querySelector(`[aria-controls="${CSS.escape(id)}"]`)?.focus(); };
     const row = el("tr", {}, el("td", {}, d.at.slice(11, 19)), el("td", {}, d.group), el("td", {}, d.selected || "none"), el("td", {}, d.strategy),
       el("td", { "data-state": d.outcome === "success" ? null : "warn" }, REASONS[d.reason] || d.reason), el("td", { class: "num" }, d.score === null ? "" : d.score.toFixed(3)), el("td", { class: "num" }, `${d.latency_ms.toFixed(1)} ms`),
-      el("td", {}, el("button", { type: "button", "aria-expanded": shown, "aria-controls": id, on: toggle }, shown ? "Less" : "More")));
+      el("td", {}, el("button", { type: "button", "aria-expanded": String(shown), "aria-controls": id, on: toggle }, shown ? "Less" : "More")));
     if (!shown) return [row];
     const scores = Object.entries(d.scores).sort((a, b) => b[1] - a[1]).map(([label, score]) => `${label} ${score.toFixed(3)}`).join(", ");
     const out = Object.entries(d.excluded).map(([who, why]) => `${who} (${why})`).join(", ");

@@ -1,0 +1,91 @@
+"""The page `docs/configuration.md` from the settings model: `python -m appliance.gateway.describe`."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from appliance.settings import Settings
+
+HEAD = """# Configuration
+
+`appliance.yaml`, validated before anything starts; unknown keys are refused. Relative paths count from its folder.
+Check a change with `appliance serve --config FILE --check`. This page is generated from `appliance/settings.py`.
+"""
+
+
+def markdown() -> str:
+    """The whole page."""
+    lines = [HEAD]
+    for path, model in _sections(Settings, ""):
+        lines += [
+            f"## {path or 'Top level'}",
+            "",
+            _first_paragraph(model),
+            "",
+            "| key | value | default | |",
+            "|---|---|---|---|",
+        ]
+        for name, field in model.model_fields.items():
+            lines.append(f"| `{name}` | {_type(field.annotation)} | {_default(field)} | {field.description or ''} |")
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _sections(model: type[BaseModel], path: str) -> Iterator[tuple[str, type[BaseModel]]]:
+    yield path, model
+    for name, field in model.model_fields.items():
+        for inner, suffix in _models(field.annotation):
+            yield from _sections(inner, f"{path}.{name}{suffix}".lstrip("."))
+
+
+def _models(annotation: Any, suffix: str = "") -> Iterator[tuple[type[BaseModel], str]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation, suffix
+        return
+    origin = typing.get_origin(annotation)
+    deeper = {dict: ".NAME", tuple: "[]"}.get(origin, suffix) if origin else suffix
+    for argument in typing.get_args(annotation):
+        yield from _models(argument, deeper)
+
+
+def _type(annotation: Any) -> str:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return _type(arguments[0])
+    compound = {
+        typing.Union: lambda: " or ".join(_type(item) for item in arguments if item is not types.NoneType),
+        typing.Literal: lambda: ", ".join(f"`{item}`" for item in arguments),
+        dict: lambda: f"mapping of {_type(arguments[1])}",
+        tuple: lambda: f"list of {_type(arguments[0])}",
+    }
+    compound[types.UnionType] = compound[typing.Union]
+    if origin in compound:
+        return compound[origin]()
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "section"
+    names = {"str": "text", "int": "whole number", "float": "number", "bool": "true or false", "Path": "path"}
+    return names.get(getattr(annotation, "__name__", ""), "anything")
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    if field.default_factory is not None:
+        return ""
+    if field.default is None or field.default == ():
+        return "none"
+    return f"`{str(field.default).lower() if isinstance(field.default, bool) else field.default}`"
+
+
+def _first_paragraph(model: type[BaseModel]) -> str:
+    return " ".join((model.__doc__ or "").split("\n\n")[0].split())
+
+
+if __name__ == "__main__":
+    print(markdown(), end="")
