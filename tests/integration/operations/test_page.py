@@ -1,0 +1,199 @@
+"""The status page in a real browser, over a real gateway."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.chromium import chromium
+from tests.support.gateway import deployment, gateway
+from tests.support.routing import prompts, zone
+from tests.support.upstream import upstream
+
+pytestmark = [pytest.mark.slow, pytest.mark.server]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory, authority):
+    home = tmp_path_factory.mktemp("page")
+    here = zone(home / "zone", authority, labels={"small": "small", "large": "large"})
+    here.put()
+    with (
+        upstream("small") as small,
+        upstream("large") as large,
+        gateway(
+            home / "gateway",
+            [deployment("chat", small), deployment("chat", large)],
+            tls=False,
+            **here.sections(router={"on_bad_update": "static"}),
+        ) as running,
+    ):
+        for prompt in [*prompts(12), *prompts(5, "hard")]:
+            assert running.chat(prompt).status_code == 200
+        yield running, here
+
+
+@pytest.fixture
+def browser(tmp_path):
+    with chromium(tmp_path / "profile") as running:
+        yield running
+
+
+def unlock(browser, running):
+    browser.look(dark=False)
+    browser.open(f"{running.url}/appliance/ui")
+    browser.until("document.activeElement.id === 'key'")
+    browser.type(running.key)
+    browser.press("Enter")
+    browser.until("!document.getElementById('main').hidden")
+
+
+def test_it_tells_the_state_to_whoever_has_the_key(browser, served, request):
+    running, _ = served
+    unlock(browser, running)
+    browser.until("document.querySelectorAll('#decisions tr').length >= 17")
+    text = browser.text()
+    assert "all is well" in text
+    assert "import-officer@appliance.internal" in text
+    assert "default 1.0.0" in text
+    assert "71 %" in text  # 12 of 17
+    assert "best score" in text
+    assert "trust metadata: timestamp" in text
+    keep(browser, request)
+
+
+def test_nothing_is_asked_of_another_host_and_no_policy_is_broken(browser, served):
+    running, _ = served
+    unlock(browser, running)
+    browser.until("document.querySelectorAll('#decisions tr').length >= 17")
+    asked = {url for url in browser.requested() if not url.startswith(("about:", "data:"))}
+    assert asked
+    assert all(url.startswith(f"{running.url}/appliance/") for url in asked)
+    assert not browser.complaints()
+
+
+def test_the_policy_really_stops_inline_script_and_markup(browser, served):
+    running, _ = served
+    unlock(browser, running)
+    browser.evaluate(
+        "(() => { const s = document.createElement('script'); s.setAttribute('nonce', ''); "
+        "document.head.append(s); try { s.text = 'window.broken = 1'; } catch { } })()"
+    )
+    assert browser.evaluate("window.broken") is None
+    assert (
+        browser.evaluate("(() => { try { document.body.innerHTML = '<b>x</b>'; } catch { return 'refused' } })()")
+        == "refused"
+    )
+
+
+def test_the_key_is_in_no_address_and_gone_when_forgotten(browser, served):
+    running, _ = served
+    unlock(browser, running)
+    assert not [url for url in browser.requested() if running.key in url]
+    browser.evaluate("document.getElementById('forget').click()")
+    assert browser.evaluate("sessionStorage.length + localStorage.length") == 0
+    assert running.key not in browser.evaluate("document.documentElement.outerHTML")
+
+
+def test_a_wrong_key_is_told_in_words(browser, served):
+    running, _ = served
+    browser.open(f"{running.url}/appliance/ui")
+    browser.until("document.activeElement.id === 'key'")
+    browser.type("sk-" + "0" * 40)
+    browser.press("Enter")
+    browser.until("document.getElementById('hint').textContent.includes('may not read')")
+
+
+def test_details_open_and_close_with_the_keyboard_alone(browser, served):
+    running, _ = served
+    unlock(browser, running)
+    browser.until("document.querySelector('td button')")
+    for _ in range(30):
+        browser.press("Tab")
+        if browser.evaluate("document.activeElement.matches('td button')"):
+            break
+    else:
+        raise AssertionError("Tab does not reach the details")
+    browser.press("Enter")
+    browser.until("document.querySelector('tr.detail')")
+    assert browser.evaluate("document.activeElement.getAttribute('aria-expanded')") == "true"
+    assert "Prompt digest" in browser.text()
+    browser.press("Enter")
+    browser.until("!document.querySelector('tr.detail')")
+
+
+def test_a_screen_reader_finds_landmarks_names_and_the_live_state(browser, served):
+    running, _ = served
+    unlock(browser, running)
+    browser.until("document.querySelector('td button')")
+    nodes = browser.call("Accessibility.getFullAXTree")["nodes"]
+    roles = {}
+    for node in nodes:
+        if not node.get("ignored"):
+            roles.setdefault(node["role"]["value"], []).append(node.get("name", {}).get("value", ""))
+    assert {"banner", "main", "contentinfo", "heading", "table", "columnheader", "status", "alert"} <= set(roles)
+    assert {"Who answers", "Routers", "Recent decisions", "What ends when"} <= set(roles["heading"])
+    assert all(name for role in ("button", "link", "meter", "region") for name in roles.get(role, []))
+    assert any("small 71 %" in name for name in roles["image"])
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_every_text_has_enough_contrast(browser, served, dark):
+    running, _ = served
+    unlock(browser, running)
+    browser.look(dark=dark)
+    browser.until("document.querySelector('td button')")
+    poor = browser.evaluate(CONTRAST)
+    assert poor == []
+
+
+def test_it_fits_a_narrow_screen_without_sideways_scrolling(browser, served):
+    running, _ = served
+    unlock(browser, running)
+    browser.look(dark=False, width=380, height=800)
+    browser.until("document.querySelector('td button')")
+    assert browser.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+
+
+def test_a_corrupt_router_is_told_with_its_code_and_remedy(browser, served, request):
+    running, here = served
+    good = here.artifact()
+    unlock(browser, running)
+    files = sorted(path for path in here.router_directory.iterdir() if path.name != "router.yaml")
+    files[0].write_bytes(b"broken")
+    browser.until("document.getElementById('state').textContent === 'serving, degraded'")
+    browser.until("document.getElementById('notes').textContent.includes('serves nothing')")
+    for prompt in prompts(3):
+        assert running.chat(prompt).status_code == 200
+    browser.until("document.getElementById('decisions').textContent.includes('by weight')")
+    keep(browser, request)
+    from tests.support.routing import place
+
+    place(good, here.router_directory)
+    browser.until("document.getElementById('state').textContent === 'all is well'", limit_s=20)
+
+
+def keep(browser, request):
+    """Screenshots beside the test's temporary files, for eyes."""
+    folder = Path(request.getfixturevalue("tmp_path")).parent / "screenshots"
+    folder.mkdir(exist_ok=True)
+    for dark in (False, True):
+        browser.look(dark=dark, height=900)
+        browser.screenshot(folder / f"{request.node.name}-{'dark' if dark else 'light'}.png")
+        assert (folder / f"{request.node.name}-{'dark' if dark else 'light'}.png").stat().st_size > 10_000
+
+
+CONTRAST = r"""(() => {
+  const linear = (v) => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+  const parse = (c) => c.match(/[\d.]+/g).map(Number);
+  const light = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
+  const ground = (e) => { for (; e; e = e.parentElement) { const c = parse(getComputedStyle(e).backgroundColor); if (c.length < 4 || c[3] > 0.9) return c; } return [255, 255, 255]; };
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  const poor = [];
+  for (let node; (node = walker.nextNode());) {
+    const e = node.parentElement;
+    if (!node.textContent.trim() || !e.checkVisibility() || e.closest('.unseen,.skip,noscript')) continue;
+    const [a, b] = [light(parse(getComputedStyle(e).color)), light(ground(e))].sort((x, y) => y - x);
+    if ((a + 0.05) / (b + 0.05) < 4.5) poor.push(`${node.textContent.trim().slice(0, 40)}: ${((a + 0.05) / (b + 0.05)).toFixed(2)}`);
+  }
+  return poor;
+})()"""
