@@ -33,6 +33,7 @@ _DESCRIPTOR = 0x0008
 _UTF8 = 0x0800
 _KNOWN_FLAGS = 0x0002 | 0x0004 | _DESCRIPTOR | _UTF8  # bits 1 and 2 tell how hard deflate tried
 _STORED, _DEFLATED = 0, 8
+_NEWEST_FORMAT = 45  # "version needed to extract" of ZIP64, the newest that honest packers write
 _ZIP64_EXTRA, _UNICODE_PATH_EXTRA = 0x0001, 0x7075
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f\\:]")
 
@@ -137,7 +138,7 @@ class Archive:
             self._refuse("the directory holds more than its members")
 
     def _member(self, fields: tuple[int, ...], names_at: int, end: int) -> Member:
-        _, _, _, flags, method, _, _, crc, packed, size, name_len, extra_len, comment_len, disk, _, mode, offset = (
+        _, _, needs, flags, method, _, _, crc, packed, size, name_len, extra_len, comment_len, disk, _, mode, offset = (
             fields
         )
         if names_at + name_len + extra_len + comment_len > end:
@@ -146,7 +147,8 @@ class Archive:
         name = self._name(raw, flags)
         if flags & _ENCRYPTED:
             self._refuse(f"{name} is encrypted", member=name)
-        if flags & ~_KNOWN_FLAGS or method not in (_STORED, _DEFLATED) or comment_len or disk:
+        foreign = flags & ~_KNOWN_FLAGS or method not in (_STORED, _DEFLATED) or needs > _NEWEST_FORMAT
+        if foreign or comment_len or disk:
             self._refuse(f"{name} uses a feature that no wheel needs", member=name, flags=hex(flags), method=method)
         if 0xFFFFFFFF in (packed, size, offset):
             self._refuse(f"{name} needs ZIP64", member=name)
@@ -221,7 +223,7 @@ class Archive:
         at = member.offset
         if at + _LOCAL.size > self._directory:
             self._refuse(f"{member.name} lies outside the archive", member=member.name)
-        magic, _, flags, method, _, _, crc, packed, size, name_len, extra_len = _LOCAL.unpack_from(self._data, at)
+        magic, needs, flags, method, _, _, crc, packed, size, name_len, extra_len = _LOCAL.unpack_from(self._data, at)
         names_at = at + _LOCAL.size
         start = names_at + name_len + extra_len
         end = start + member.packed_bytes
@@ -231,7 +233,8 @@ class Archive:
         told = (crc, packed, size)
         declared = (member.crc, member.packed_bytes, member.size_bytes)
         deferred = bool(flags & _DESCRIPTOR) and told == (0, 0, 0)
-        if raw != member.raw_name or flags != member.flags or method != member.method:
+        same = (raw, flags, method) == (member.raw_name, member.flags, member.method)
+        if not same or needs > _NEWEST_FORMAT:
             self._refuse(f"{member.name}: header and directory disagree", member=member.name)
         if told != declared and not deferred:
             self._refuse(f"{member.name}: header and directory disagree on size or CRC", member=member.name)

@@ -14,8 +14,9 @@ from pydantic import BaseModel, ConfigDict
 from appliance import documents
 from appliance.errors import VendorError
 from appliance.files import locked, read_regular, sync_directory, translated, write_atomic
-from appliance.vendoring.index import Index, redacted
+from appliance.vendoring.index import Index
 from appliance.vendoring.locks import Pin
+from appliance.vendoring.pages import redacted
 from appliance.vendoring.selection import Selected, rank, select, wheel_name
 from appliance.vendoring.targets import Target
 

@@ -14,10 +14,8 @@ import urllib.parse
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import httpx
 from packaging.utils import (
@@ -28,14 +26,12 @@ from packaging.utils import (
     parse_wheel_filename,
 )
 
-from appliance import documents
-from appliance.errors import DocumentError, VendorError
+from appliance.errors import VendorError
 from appliance.files import read_regular
+from appliance.vendoring.pages import JSON_TYPE, MAX_PAGE_BYTES, IndexFile, parse_page, redacted
 
-MAX_PAGE_BYTES = 64 * 1024 * 1024  # bytes of one project's page
 ATTEMPTS = 4
-_JSON = "application/vnd.pypi.simple.v1+json"
-_ACCEPT = f"{_JSON}, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.1"
+_ACCEPT = f"{JSON_TYPE}, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.1"
 _DEFAULT_INDEX = "https://pypi.org/simple"
 
 
@@ -92,29 +88,6 @@ class Sources:
 
 def _words(options: Mapping[str, str], name: str) -> tuple[str, ...]:
     return tuple(options.get(name, "").split())
-
-
-@dataclass(frozen=True)
-class IndexFile:
-    """A file as an index offers it.
-
-    Attributes:
-        filename: as the index spells it.
-        url: where it lies; may hold credentials, never print it.
-        sha256: hex, or None where the index does not tell.
-        requires_python: PEP 440 specifier or None.
-        uploaded: PEP 700 upload time, or None where the index does not tell.
-        yanked: whether its publisher has withdrawn it.
-        size_bytes: or None.
-    """
-
-    filename: str
-    url: str
-    sha256: str | None = None
-    requires_python: str | None = None
-    uploaded: datetime | None = None
-    yanked: bool = False
-    size_bytes: int | None = None
 
 
 @dataclass
@@ -177,7 +150,7 @@ class Index:
             with self._client.stream("GET", file.url) as response:
                 response.raise_for_status()
                 yield response.iter_bytes(1 << 20)
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise _unreachable(file.url, _reason(error)) from None
 
     def _page(self, url: str) -> list[IndexFile]:
@@ -186,7 +159,7 @@ class Index:
             page = local / "index.html"
             if not page.is_file():
                 return []
-            return _html(read_regular(page.resolve(), max_bytes=MAX_PAGE_BYTES), url)
+            return parse_page(read_regular(page.resolve(), max_bytes=MAX_PAGE_BYTES), "text/html", url)
         response = self._get(url)
         if response.status_code == 404:
             return []
@@ -194,10 +167,7 @@ class Index:
             raise _unreachable(url, f"HTTP status {response.status_code}")
         if len(response.content) > MAX_PAGE_BYTES:
             raise VendorError("VENDOR_INDEX_MALFORMED", "the index answers with an oversized page", url=redacted(url))
-        base = str(response.url)
-        if response.headers.get("content-type", "").startswith(_JSON):
-            return _json(response.content, base)
-        return _html(response.content, base)
+        return parse_page(response.content, response.headers.get("content-type", ""), str(response.url))
 
     def _get(self, url: str) -> httpx.Response:
         for attempt in range(1, ATTEMPTS + 1):
@@ -205,8 +175,8 @@ class Index:
                 response = self._client.get(url, headers={"Accept": _ACCEPT})
                 if attempt == ATTEMPTS or response.status_code not in {429, 500, 502, 503, 504}:
                     return response
-            except httpx.HTTPError as error:
-                if attempt == ATTEMPTS:
+            except (httpx.HTTPError, httpx.InvalidURL) as error:
+                if attempt == ATTEMPTS or isinstance(error, httpx.InvalidURL):
                     raise _unreachable(url, _reason(error)) from None
             time.sleep(0.3 * 2**attempt)
         raise AssertionError("unreachable")
@@ -217,21 +187,16 @@ class Index:
             return self._page(place)
         if local.is_dir():
             return [IndexFile(path.name, path.resolve().as_uri()) for path in sorted(local.iterdir())]
-        return _html(read_regular(local, max_bytes=MAX_PAGE_BYTES), local.resolve().as_uri()) if local.exists() else []
-
-
-def redacted(url: str) -> str:
-    """A URL without credentials and query, fit for messages."""
-    parts = urllib.parse.urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    return urllib.parse.urlunsplit((parts.scheme, host, parts.path, "", ""))
+        if not local.exists():
+            return []
+        return parse_page(read_regular(local, max_bytes=MAX_PAGE_BYTES), "text/html", local.resolve().as_uri())
 
 
 def _unreachable(url: str, reason: str) -> VendorError:
     return VendorError("VENDOR_INDEX_UNREACHABLE", f"the index does not answer: {reason}", url=redacted(url))
 
 
-def _reason(error: httpx.HTTPError) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, httpx.HTTPStatusError):
         return f"HTTP status {error.response.status_code}"
     return f"{type(error).__name__} {error}".strip()
@@ -249,69 +214,3 @@ def _project(filename: str) -> str | None:
         return str(parse_sdist_filename(filename)[0])
     except (InvalidWheelFilename, InvalidSdistFilename):
         return None
-
-
-def _json(data: bytes, base: str) -> list[IndexFile]:
-    try:
-        page: Any = documents.read_json(data, what="index page", max_bytes=MAX_PAGE_BYTES)
-        return [
-            IndexFile(
-                filename=entry["filename"],
-                url=urllib.parse.urljoin(base, entry["url"]),
-                sha256=entry["hashes"].get("sha256"),
-                requires_python=entry.get("requires-python"),
-                uploaded=_time(entry.get("upload-time")),
-                yanked=bool(entry.get("yanked")),
-                size_bytes=entry.get("size"),
-            )
-            for entry in page["files"]
-        ]
-    except (DocumentError, KeyError, TypeError, AttributeError, ValueError) as error:
-        raise VendorError("VENDOR_INDEX_MALFORMED", f"not a PEP 691 page: {error!r}", url=redacted(base)) from None
-
-
-def _time(text: str | None) -> datetime | None:
-    return datetime.fromisoformat(text) if text else None
-
-
-class _Anchors(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[tuple[dict[str, str | None], str]] = []
-        self._open: dict[str, str | None] | None = None
-        self._text = ""
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag == "a":
-            self._open, self._text = dict(attrs), ""
-
-    def handle_data(self, data: str) -> None:
-        self._text += data
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag == "a" and self._open is not None:
-            self.found.append((self._open, self._text.strip()))
-            self._open = None
-
-
-def _html(data: bytes, base: str) -> list[IndexFile]:
-    parser = _Anchors()
-    parser.feed(data.decode("utf-8", "replace"))
-    files = []
-    for attributes, _ in parser.found:
-        href = attributes.get("href")
-        if not href:
-            continue
-        url = urllib.parse.urljoin(base, href)
-        parts = urllib.parse.urlsplit(url)
-        algorithm, _, digest = parts.fragment.partition("=")
-        files.append(
-            IndexFile(
-                filename=urllib.parse.unquote(parts.path.rpartition("/")[2]),
-                url=urllib.parse.urldefrag(url).url,
-                sha256=digest if algorithm == "sha256" else None,
-                requires_python=attributes.get("data-requires-python"),
-                yanked="data-yanked" in attributes,
-            )
-        )
-    return files

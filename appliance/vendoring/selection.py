@@ -18,8 +18,9 @@ from packaging.utils import (
 from packaging.version import Version
 
 from appliance.errors import VendorError
-from appliance.vendoring.index import Index, IndexFile
+from appliance.vendoring.index import Index
 from appliance.vendoring.locks import Pin
+from appliance.vendoring.pages import IndexFile
 from appliance.vendoring.targets import Target
 
 LOOKUPS_AT_ONCE = 12

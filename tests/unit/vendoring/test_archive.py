@@ -218,6 +218,12 @@ def test_encryption_and_foreign_methods_are_refused():
     assert "no wheel needs" in refused(pack({"a.py": b"x" * 100}, compression=zipfile.ZIP_LZMA))
 
 
+@pytest.mark.parametrize(("header", "offset"), [(CENTRAL, 6), (LOCAL, 4)])
+def test_a_member_that_asks_for_a_newer_format_is_refused(header: bytes, offset: int):
+    """Found by fuzzing: the standard library refuses to open such an archive, other readers do not look."""
+    assert refused(patched(pack(HONEST), header, offset, struct.pack("<H", 148)))
+
+
 @pytest.mark.parametrize("mode", [stat.S_IFLNK | 0o777, stat.S_IFIFO | 0o644, stat.S_IFCHR | 0o644, 0o104755])
 def test_links_devices_and_set_user_bits_are_refused(mode: int):
     assert refused(patched(pack({"a.py": b"/etc/passwd"}), CENTRAL, 38, struct.pack("<L", mode << 16)))

@@ -6,8 +6,8 @@ import pytest
 from packaging.version import Version
 
 from appliance.errors import VendorError
-from appliance.vendoring.index import IndexFile
 from appliance.vendoring.locks import Pin
+from appliance.vendoring.pages import IndexFile
 from appliance.vendoring.selection import best, rank, select, wheel_name
 from appliance.vendoring.targets import Target
 
