@@ -6,6 +6,7 @@ uploaded; what is downloaded counts only once its SHA-256 stands in the lock.
 
 from __future__ import annotations
 
+import json
 import ssl
 import subprocess
 import sys
@@ -32,7 +33,14 @@ from appliance.vendoring.pages import JSON_TYPE, MAX_PAGE_BYTES, IndexFile, pars
 
 ATTEMPTS = 4
 _ACCEPT = f"{JSON_TYPE}, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.1"
-_DEFAULT_INDEX = "https://pypi.org/simple"
+# what `pip download` would work with: its files, the environment and its own defaults, in its own order
+_ASK_PIP = """
+import json
+from pip._internal.commands import create_command
+options, _ = create_command("download").parse_args(["nothing"])
+names = ("index_url", "extra_index_urls", "find_links", "no_index", "cert", "proxy", "timeout")
+print(json.dumps({name: getattr(options, name) for name in names}))
+"""
 
 
 @dataclass(frozen=True)
@@ -60,34 +68,20 @@ class Sources:
         Raises:
             VendorError: VENDOR_TOOL_FAILED where pip does not answer.
         """
-        command = [sys.executable, "-m", "pip", "config", "list", "--disable-pip-version-check"]
+        command = [sys.executable, "-c", _ASK_PIP]
         result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=60)
         if result.returncode != 0:
             raise VendorError(
                 "VENDOR_TOOL_FAILED", "pip does not tell its configuration", tool="pip", says=result.stderr[-500:]
             )
-        options: dict[str, str] = {}
-        rank = {"global": 0, "download": 1, "install": 1, ":env:": 2}
-        best: dict[str, int] = {}
-        for line in result.stdout.splitlines():
-            key, _, quoted = line.partition("=")
-            section, _, option = key.partition(".")
-            if section in rank and rank[section] >= best.get(option, 0):
-                best[option] = rank[section]
-                options[option] = quoted.strip()[1:-1].replace("\\n", "\n")
-        only_links = options.get("no-index", "").lower() in {"1", "true", "yes", "on"}
-        indexes = () if only_links else (options.get("index-url", _DEFAULT_INDEX), *_words(options, "extra-index-url"))
+        options = json.loads(result.stdout)
         return cls(
-            indexes=indexes,
-            find_links=_words(options, "find-links"),
-            certificates=options.get("cert"),
-            proxy=options.get("proxy"),
-            timeout_s=float(options.get("default-timeout", options.get("timeout", "60"))),
+            indexes=() if options["no_index"] else (options["index_url"], *options["extra_index_urls"]),
+            find_links=tuple(options["find_links"]),
+            certificates=options["cert"],
+            proxy=options["proxy"] or None,
+            timeout_s=float(options["timeout"]),
         )
-
-
-def _words(options: Mapping[str, str], name: str) -> tuple[str, ...]:
-    return tuple(options.get(name, "").split())
 
 
 @dataclass

@@ -154,11 +154,11 @@ def test_a_file_index_and_find_links_serve_as_well(tmp_path: Path):
 def test_pips_own_configuration_decides_where_to_look(tmp_path: Path):
     (tmp_path / "pip.conf").write_text(
         "[global]\nindex-url = https://one.example/simple\nextra-index-url = https://two.example/a\n  https://three.example\n"
-        "find-links = /global\n[install]\nindex-url = https://installs.example/simple\n"
+        "find-links = /global\n[download]\nindex-url = https://downloads.example/simple\n"
     )
     environment = {"PATH": os.environ["PATH"], "PIP_CONFIG_FILE": str(tmp_path / "pip.conf"), "HOME": str(tmp_path)}
     sources = Sources.from_pip(environment=environment)
-    assert sources.indexes == ("https://installs.example/simple", "https://two.example/a", "https://three.example")
+    assert sources.indexes == ("https://downloads.example/simple", "https://two.example/a", "https://three.example")
     assert sources.find_links == ("/global",)
     both = Sources.from_pip(
         environment={**environment, "PIP_INDEX_URL": "https://env.example", "PIP_FIND_LINKS": "/env"}
