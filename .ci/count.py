@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 EXPECTED = int(Path(__file__).with_name("expected-tests").read_text())
 
@@ -14,7 +14,7 @@ def main(folder: Path) -> int:
     ran = failed = 0
     skipped: list[str] = []
     for report in folder.glob("*.xml"):
-        for case in ElementTree.parse(report).iter("testcase"):
+        for case in ET.parse(report).iter("testcase"):
             kinds = {child.tag for child in case}
             if "skipped" in kinds:
                 skipped.append(f"{case.get('classname')}::{case.get('name')}")

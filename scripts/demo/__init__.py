@@ -1,0 +1,1 @@
+"""`make demo`, in two halves: outside the sealed room and inside."""

@@ -48,10 +48,12 @@ def main() -> int:
 
     with step(2, "Wheels and the embedding model, every hash checked"):
         command(appliance, "vendor", "fetch", "--profile", PROFILE, "--target", TARGET)
-        # command(appliance, "vendor", "audit", f"vendor/wheelhouse/{TARGET}")
+        command(appliance, "vendor", "audit", f"vendor/wheelhouse/{TARGET}")
 
     with step(3, "The encoder: all-MiniLM-L6-v2 to int8 ONNX, compared with the original"):
-        key = digest_of([ROOT / "vendor" / "models.yaml", *source("training/encoder_export.py"), AUTHORITY / "anchor.json"])
+        key = digest_of(
+            [ROOT / "vendor" / "models.yaml", *source("training/encoder_export.py"), AUTHORITY / "anchor.json"]
+        )
 
         def export() -> None:
             command(appliance, "train", "export-encoder", "--out", ENCODER)
@@ -60,7 +62,9 @@ def main() -> int:
         made_once(ENCODER, key, export)
 
     with step(4, "A KNN router from real outcomes, measured and signed"):
-        key = digest_of([OUTCOMES, *source("training"), *source("routers"), ENCODER / "encoder.yaml", AUTHORITY / "anchor.json"])
+        key = digest_of(
+            [OUTCOMES, *source("training"), *source("routers"), ENCODER / "encoder.yaml", AUTHORITY / "anchor.json"]
+        )
 
         def fit() -> None:
             labels = [word for label, name in LABELS.items() for word in ("--label", f"{label}={name}")]
@@ -73,8 +77,15 @@ def main() -> int:
         made_once(ROUTER, key, fit)
 
     with step(5, "The release: manifest, signature, plain tar, the same bytes each time"):
-        key = digest_of([*ROOT.glob("appliance/**/*.py"), *ROOT.glob("bundle/**/*"), ENCODER / "artifact.sigstore.json",
-                         ROUTER / "artifact.sigstore.json", ROOT / "vendor/requirements/gateway.lock"])
+        key = digest_of(
+            [
+                *ROOT.glob("appliance/**/*.py"),
+                *ROOT.glob("bundle/**/*"),
+                ENCODER / "artifact.sigstore.json",
+                ROUTER / "artifact.sigstore.json",
+                ROOT / "vendor/requirements/gateway.lock",
+            ]
+        )
 
         def build() -> None:
             command(
@@ -122,7 +133,9 @@ def source(place: str) -> Iterable[Path]:
 
 def digest_of(files: Iterable[Path]) -> str:
     """SHA-256 over the contents of files, whatever their order."""
-    listing = sorted(f"{path.relative_to(ROOT)} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in files if path.is_file())
+    listing = sorted(
+        f"{path.relative_to(ROOT)} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in files if path.is_file()
+    )
     return hashlib.sha256("\n".join(listing).encode()).hexdigest()
 
 

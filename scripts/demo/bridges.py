@@ -32,7 +32,9 @@ def bridged_upstreams(folder: Path, environment: Mapping[str, str]) -> Iterator[
                 continue
             parts = urlsplit(url)
             if parts.scheme not in {"http", "https"} or not parts.hostname:
-                raise SystemExit(f"{variable} must be an http(s) base URL such as http://127.0.0.1:8000/v1, not {url!r}")
+                raise SystemExit(
+                    f"{variable} must be an http(s) base URL such as http://127.0.0.1:8000/v1, not {url!r}"
+                )
             path = folder / f"{name}.sock"
             path.unlink(missing_ok=True)
             outer = socket.socket(socket.AF_UNIX)

@@ -30,7 +30,9 @@ def _venv():
 
 def _openssl():
     path = shutil.which("openssl")
-    said = subprocess.run([path, "version"], capture_output=True, text=True).stdout.strip() if path else "no openssl"
+    said = "no openssl"
+    if path:
+        said = subprocess.run([path, "version"], capture_output=True, text=True, check=False).stdout.strip()
     return said.startswith("OpenSSL 3"), said, "sudo apt-get install openssl (version 3)"
 
 

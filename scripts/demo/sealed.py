@@ -136,7 +136,9 @@ def start_gateway(room: Room, stack: contextlib.ExitStack, bridges: dict[str, di
     """Configure and boot the installed gateway over TLS, in front of two model servers."""
     bases = {name: stack.enter_context(upstream(room, name, bridges.get(name))) for name in LABELS.values()}
     tls = room.prefix / "etc" / "tls"
-    room.developer("appliance", "ca", "issue", "tls-server", "gateway", "--san", "127.0.0.1", "--san", "localhost", "--out", tls)
+    room.developer(
+        "appliance", "ca", "issue", "tls-server", "gateway", "--san", "127.0.0.1", "--san", "localhost", "--out", tls
+    )
     secret = room.prefix / "etc" / "secrets" / "master.key"
     secret.parent.mkdir(mode=0o700, exist_ok=True)
     secret.touch(mode=0o600)
@@ -152,10 +154,15 @@ def start_gateway(room: Room, stack: contextlib.ExitStack, bridges: dict[str, di
 
 def configuration(room: Room, bases: dict[str, tuple[str, str]]) -> dict[str, Any]:
     """The gateway's `appliance.yaml`: two deployments of one group, routed by the router of the volume."""
+    key = os.environ.get("DEMO_API_KEY", "none")
     deployments = [
         {
             "model_name": "chat",
-            "litellm_params": {"model": f"openai/{model}", "api_base": base, "api_key": os.environ.get("DEMO_API_KEY", "none")},
+            "litellm_params": {
+                "model": f"openai/{model}",
+                "api_base": base,
+                "api_key": key,
+            },
             "model_info": {"id": name},
         }
         for name, (base, model) in bases.items()
@@ -264,7 +271,13 @@ def upstream(room: Room, name: str, bridge: dict[str, str] | None) -> Iterator[t
 
 @contextlib.contextmanager
 def running(
-    command: list[str], folder: Path, log: Path, *, port: int | None = None, ready: str | None = None, seconds: float = 90
+    command: list[str],
+    folder: Path,
+    log: Path,
+    *,
+    port: int | None = None,
+    ready: str | None = None,
+    seconds: float = 90,
 ) -> Iterator[None]:
     """Run a server until it listens on `port` or has printed `ready`; stop it by its own process id."""
     with open(log, "wb") as output:
@@ -273,7 +286,9 @@ def running(
         deadline = time.monotonic() + seconds
         while not (listens(port) if port else ready in log.read_text("utf-8", "replace")):
             if process.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit(f"    it did not start: {' '.join(command)}\n{log.read_text('utf-8', 'replace')[-2000:]}")
+                raise SystemExit(
+                    f"    it did not start: {' '.join(command)}\n{log.read_text('utf-8', 'replace')[-2000:]}"
+                )
             time.sleep(0.1)
         yield
     finally:
