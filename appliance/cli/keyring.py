@@ -96,6 +96,12 @@ def key_places(given: list[str] | None, *, make: bool = False) -> Mapping[str, A
 
 def open_authority(path: Path, passphrase_file: Path | None, keys: list[str] | None, *, make: bool = False) -> Any:
     """Open an authority with these options."""
-    from appliance.trust.authority import Authority
+    from dataclasses import replace
 
-    return Authority.open(path, passphrase=Passphrases(passphrase_file), elsewhere=key_places(keys, make=make))
+    from appliance.trust.authority import Authority
+    from appliance.trust.keys import no_passphrase
+
+    opened = Authority.open(path, passphrase=Passphrases(passphrase_file), elsewhere=key_places(keys, make=make))
+    if opened.state.development:  # its keys are in the clear, and new ones are made so too
+        opened.keys = replace(opened.keys, passphrase=no_passphrase)
+    return opened

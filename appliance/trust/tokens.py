@@ -74,12 +74,16 @@ def open_token_key(text: str, *, make: bool = False) -> TokenKey:
         TrustError: TRUST_TOKEN_KEY (module, token, PIN or key not usable).
     """
     import pkcs11
-    from pkcs11.exceptions import PKCS11Error
+    from pkcs11.exceptions import PKCS11Error, UserAlreadyLoggedIn
     from pkcs11.util.ec import encode_ec_public_key, encode_named_curve_parameters
 
     uri = read_uri(text)
     try:
-        session = pkcs11.lib(uri.module).get_token(token_label=uri.token).open(user_pin=uri.pin, rw=make)
+        token = pkcs11.lib(uri.module).get_token(token_label=uri.token)
+        try:
+            session = token.open(user_pin=uri.pin, rw=make)
+        except UserAlreadyLoggedIn:  # another key of this token is open: one login serves the process
+            session = token.open(rw=make)
         try:
             private = session.get_key(object_class=pkcs11.ObjectClass.PRIVATE_KEY, label=uri.label)
         except pkcs11.NoSuchKey:

@@ -1,0 +1,230 @@
+"""`appliance ca` as an operator meets it: every verb, text and JSON, refusals with code and remedy."""
+
+import hashlib
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from appliance import documents
+from appliance.errors import catalogue
+from appliance.trust.names import statement_type
+from tests.support.trust import RECIPES
+
+PAYLOAD = documents.write_json({"_type": statement_type("release"), "version": "1.2.3"})
+
+
+def ca(*arguments, cwd, check=True, env=None):
+    result = subprocess.run(
+        [sys.executable, "-m", "appliance.cli.main", "ca", *map(str, arguments)],
+        cwd=cwd, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL, check=False,
+        env={**os.environ, "COLUMNS": "200", **(env or {})},
+    )  # fmt: skip
+    if check:
+        assert result.returncode == 0, result.stderr + result.stdout
+    return result
+
+
+def report(*arguments, cwd, **options):
+    return json.loads(ca(*arguments, "--json", cwd=cwd, **options).stdout)
+
+
+def refusal(*arguments, cwd, **options):
+    result = ca(*arguments, "--json", cwd=cwd, check=False, **options)
+    assert result.returncode == 1, result.stderr
+    error = json.loads(result.stdout)["error"]
+    assert error["remedy"]
+    assert error["code"] in catalogue()
+    return error["code"]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with a development authority in ca/authority, as `make demo` has it."""
+    folder = tmp_path_factory.mktemp("home")
+    made = report("init", "--development", "--recipes", RECIPES, cwd=folder)
+    assert made["anchor"] == "ca/authority/anchor.json"
+    return folder
+
+
+@pytest.mark.slow
+def test_init_refuses_to_overwrite_and_says_what_to_do(home):
+    result = ca("init", "--development", "--recipes", RECIPES, cwd=home, check=False)
+    assert result.returncode == 1
+    assert "TRUST_AUTHORITY_EXISTS" in result.stderr
+    assert "next: " in result.stderr
+
+
+@pytest.mark.slow
+def test_a_person_reads_the_anchors_fingerprint_and_the_warnings(home):
+    text = ca("status", cwd=home).stdout
+    fingerprint = report("status", cwd=home)["anchor_sha256"]
+    assert fingerprint in text
+    assert "a development authority" in text
+    assert hashlib.sha256((home / "ca/authority/anchor.json").read_bytes()).hexdigest() == fingerprint
+
+
+@pytest.mark.slow
+def test_tls_certificates_are_issued_renewed_and_revoked(home):
+    first = report("issue", "tls-server", "gw", "--san", "gw.zone", "--san", "10.0.0.5", "--out", "tls", cwd=home)
+    assert (home / first["key"]).stat().st_mode & 0o777 == 0o600
+    second = report("renew", "gw", "--out", "tls", cwd=home)
+    assert first["serial"] != second["serial"]
+    report("revoke", "--tls", first["serial"], cwd=home)
+    assert [each["serial"] for each in report("status", cwd=home)["tls"]] == [second["serial"]]
+    shown = subprocess.run(
+        ["openssl", "x509", "-in", home / "tls/gw.pem", "-noout", "-ext", "subjectAltName"],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert "DNS:gw.zone, IP Address:10.0.0.5" in shown
+
+
+@pytest.mark.slow
+def test_usage_errors_are_told_apart_from_refusals(home):
+    for wrong in (
+        ("issue", "tls-sever", "gw", "--out", "t"),
+        ("renew", "gw"),
+        ("revoke",),
+        ("authorise", "upgrade", "1", "--machine", "x", "--out", "t"),
+        ("authorise", "clock", "tomorrow", "--machine", "a" * 64, "--out", "t"),
+        ("authorise", "downgrade", "1", "--machine", "a" * 64, "--out", "t", "--days", "400"),
+        ("rotate", "signing", "--compromised-since", "yesterday"),
+        ("status", "--key", "nonsense"),
+        ("log", "export", "x", "--log", "tree"),
+    ):
+        assert ca(*wrong, cwd=home, check=False).returncode == 2, wrong
+    assert refusal("issue", "tls-server", "gw", "--out", "t", cwd=home) == "TRUST_TLS_NAMES"
+    assert refusal("issue", "tls-client", "../gw", "--out", "t", cwd=home) == "FILE_UNSAFE_NAME"
+    assert refusal("rotate", "tuf-root-9", cwd=home) == "TRUST_KEY_UNKNOWN"
+    assert refusal("status", "--authority", "nowhere", cwd=home) == "TRUST_AUTHORITY_MISSING"
+    assert refusal("revoke", "--role", "pope", cwd=home) == "TRUST_ROLE_UNKNOWN"
+    assert not (home / "t").exists()
+
+
+@pytest.mark.slow
+def test_a_host_trusts_refreshes_reports_and_is_authorised(home, tmp_path):
+    anchor, media = home / "ca/authority/anchor.json", home / "ca/authority/repository"
+    fingerprint = report("status", cwd=home)["anchor_sha256"]
+    state = tmp_path / "state"
+    trusting = ("trust", anchor, "--media", media, "--state", state, "--sha256")
+    assert refusal(*trusting, "0" * 64, cwd=tmp_path) == "TRUST_ANCHOR_DIGEST"
+    assert not state.exists()
+    first = report(*trusting, fingerprint.upper(), cwd=tmp_path)
+    report("renew", cwd=home)
+    second = report("refresh", "--media", media, "--state", state, cwd=tmp_path)
+    assert second["metadata"]["timestamp"]["version"] == first["metadata"]["timestamp"]["version"] + 1
+    assert "time floor" in ca("status", "--state", state, cwd=tmp_path).stdout
+    machine = report("machine", cwd=tmp_path)["machine"]
+    back = first["time_floor"]
+    report("authorise", "clock", back, "--machine", machine, "--out", tmp_path / "token", cwd=home)
+    report("redeem", tmp_path / "token", back, "--state", state, cwd=tmp_path)
+    assert refusal("redeem", tmp_path / "token", back, "--state", state, cwd=tmp_path) == "TRUST_TOKEN_USED"
+
+
+@pytest.mark.slow
+def test_keys_policy_and_services_are_rotated(home, tmp_path):
+    assert report("rotate", "tuf-root-3", cwd=home)["new_keys"] == ["tuf-root-4"]
+    assert report("rotate", "tsa", "--compromised-since", "2026-01-01T00:00:00Z", cwd=home)["new_keys"] == ["tsa-2"]
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(
+        (RECIPES / "policy.yaml").read_text().replace("lowest_epochs: {}", "lowest_epochs: { release: 3 }")
+    )
+    report("rotate", "policy", "--policy", policy, cwd=home)
+    versions = report("status", cwd=home)["metadata_versions"]
+    assert versions["root"] == 2
+
+
+@pytest.mark.slow
+def test_the_log_is_exported_and_audited_without_the_authority(home, tmp_path):
+    from appliance.trust.signing import open_signer
+
+    open_signer(home / "ca/authority", "release-signer").sign_statement(PAYLOAD)
+    config = json.loads((home / "ca/authority/trust_config.json").read_text())
+    (tmp_path / "root.json").write_bytes(documents.write_json(config["trustedRoot"]))
+    arguments = ("log", "audit", tmp_path / "log.json", "--trusted-root", tmp_path / "root.json")
+    kept = ("--checkpoint", tmp_path / "seen")
+    report("log", "export", tmp_path / "log.json", cwd=home)
+    assert report(*arguments, *kept, cwd=tmp_path)["contains_earlier"] is None
+    open_signer(home / "ca/authority", "producer").sign_statement(PAYLOAD)
+    report("log", "export", tmp_path / "log.json", cwd=home)
+    assert report(*arguments, *kept, cwd=tmp_path)["contains_earlier"] is True
+    data = (tmp_path / "log.json").read_bytes()
+    (tmp_path / "log.json").write_bytes(data.replace(b'"entries":["', b'"entries":["AAAA","'))
+    assert refusal(*arguments, *kept, cwd=tmp_path) == "TRUST_LOG_DAMAGED"
+
+
+@pytest.mark.slow
+def test_a_real_authority_asks_for_passphrases_and_keeps_root_keys_on_media(tmp_path):
+    """Passphrases from a file of names; two of three media for the root; nothing signs without."""
+    lines = ["default=online secret", *(f"tuf-root-{n}=holder {n}" for n in range(1, 5))]
+    (tmp_path / "passphrases").write_text("\n".join(lines) + "\n")
+    media = [f"--key=tuf-root-{n}={tmp_path}/medium-{n}/root.pem" for n in (1, 2, 3)]
+    secret = ("--passphrase-file", "passphrases")
+    assert refusal("init", "--recipes", RECIPES, "--out", "nobody", cwd=tmp_path) == "TRUST_PASSPHRASE"
+    report("init", "--recipes", RECIPES, "--out", "ca", *media, *secret, cwd=tmp_path)
+    assert b"ENCRYPTED" in (tmp_path / "medium-1/root.pem").read_bytes()
+    place = ("--authority", "ca")
+    assert refusal("renew", *place, cwd=tmp_path) == "TRUST_PASSPHRASE"
+    assert report("renew", *place, cwd=tmp_path, env={"APPLIANCE_CA_PASSPHRASE_FILE": "passphrases"})["renewed"]
+    new = f"--key=tuf-root-4={tmp_path}/medium-4/root.pem"
+    assert refusal("rotate", "tuf-root-3", *place, media[0], new, *secret, cwd=tmp_path) == "TRUST_THRESHOLD"
+    assert not (tmp_path / "medium-4").exists()
+    rotated = report("rotate", "tuf-root-3", *place, *media[:2], new, *secret, cwd=tmp_path)
+    assert rotated["new_keys"] == ["tuf-root-4"]
+    report_ = report("status", *place, *secret, cwd=tmp_path)
+    assert report_["keys_not_here"] == ["tuf-root-1", "tuf-root-2", "tuf-root-4"]
+    assert not any("root keys lie" in each for each in report_["warnings"])
+    (tmp_path / "empty").write_text("\n")
+    assert refusal("renew", *place, "--passphrase-file", "empty", cwd=tmp_path) == "TRUST_PASSPHRASE"
+
+
+@pytest.mark.slow
+def test_on_a_terminal_the_passphrase_is_asked_for_twice_and_never_echoed(tmp_path):
+    parent, child = pty.openpty()
+    # setsid -c makes the pseudo-terminal the controlling one, which getpass opens
+    command = [
+        "setsid",
+        "-c",
+        "-w",
+        sys.executable,
+        "-m",
+        "appliance.cli.main",
+        "ca",
+        "init",
+        "--recipes",
+        str(RECIPES),
+    ]
+    process = subprocess.Popen([*command, "--out", str(tmp_path / "ca")], stdin=child, stdout=child, stderr=child)
+    os.close(child)
+    seen = b""
+    for prompt in (b"passphrase for", b"once more:"):
+        while prompt not in seen:
+            seen += os.read(parent, 4096)
+        os.write(parent, b"s3cret words\n")
+    try:
+        while chunk := os.read(parent, 4096):
+            seen += chunk
+    except OSError:
+        pass  # the terminal closes with its process
+    assert process.wait(60) == 0, seen
+    assert b"s3cret" not in seen
+    assert b"ENCRYPTED" in (tmp_path / "ca/keys/signing-1.pem").read_bytes()
+
+
+def test_every_trust_code_has_a_remedy_that_names_existing_verbs():
+    """A remedy that sends a person to a command which does not exist is worse than none."""
+    import re
+
+    from typer.main import get_command
+
+    from appliance.cli.ca import app
+
+    verbs = set(get_command(app).commands)
+    for entry in catalogue().values():
+        for verb in re.findall(r"`appliance ca ([a-z]+)", entry.remedy):
+            assert verb in verbs, entry.code
+    assert Path(RECIPES / "README.md").is_file()
