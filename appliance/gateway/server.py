@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable
 from types import FrameType
@@ -19,6 +21,7 @@ from appliance.notify import notify, watchdog_interval_s
 from appliance.settings import Drain, Listen
 
 log = logging.getLogger("appliance.server")
+LAST_SECONDS = 10  # from the end of the streams to the end of the process
 
 
 def listen(settings: Listen) -> socket.socket:
@@ -65,6 +68,24 @@ def check_tls(settings: Listen) -> None:
         raise GatewayError(
             "GATEWAY_TLS", f"{error}", certificate=str(settings.tls.certificate), key=str(settings.tls.key)
         ) from None
+
+
+def renew_certificate(config: uvicorn.Config, settings: Listen) -> None:
+    """Show new connections the certificate that lies in the files now; running connections are not touched.
+
+    A pair that does not fit together is refused before the live context is changed. A further client CA is added to
+    those accepted; one that left the file is forgotten with the next start.
+
+    Raises:
+        GatewayError: GATEWAY_TLS; the certificate in use stays.
+    """
+    if settings.tls is None or config.ssl is None:
+        return
+    check_tls(settings)
+    config.ssl.load_cert_chain(settings.tls.certificate, settings.tls.key, password=lambda: "")
+    if settings.tls.client_ca is not None:
+        config.ssl.load_verify_locations(cafile=settings.tls.client_ca)
+    log.info("certificate renewed")
 
 
 def configuration(application: Any, settings: Listen, drain: Drain) -> uvicorn.Config:
@@ -122,8 +143,7 @@ class Server(uvicorn.Server):
         del frame
         if self._close_at is not None:
             log.warning("second %s: running requests are cut", signal.Signals(sig).name)
-            self.force_exit = self.should_exit = True
-            return
+            os._exit(0)  # whatever hangs, hangs no longer
         notify("STOPPING=1")
         self._close_at = time.monotonic() + self._drain.readiness_s
         log.info(
@@ -135,6 +155,10 @@ class Server(uvicorn.Server):
         self._give_sign()
         if self._close_at is not None and time.monotonic() >= self._close_at:
             self.should_exit = True
+            # the limit holds even where a library does not let go of a cancelled request
+            limit = threading.Timer(self._drain.streams_s + LAST_SECONDS, os._exit, (0,))
+            limit.daemon = True
+            limit.start()
         return await super().on_tick(counter)
 
     def _give_sign(self) -> None:

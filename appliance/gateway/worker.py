@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance import __version__
-from appliance.errors import GatewayError
+from appliance.errors import ApplianceError, GatewayError
 from appliance.gateway import (
     control,
     egress,
@@ -70,8 +70,10 @@ class Worker:
         """
         self.decider = build_decider(self.settings, self._config, self.slots, self.decisions)
         self._start_routers()
+        inner = proxy.application()
+        logs.adopt_libraries()
         application = Application(
-            self._prepared.application,
+            inner,
             started=self._when_started,
             ready=self.ready,
             reports=reports.reports(self),
@@ -88,6 +90,8 @@ class Worker:
         try:
             self._server.run(sockets=[listener])
         except SystemExit:
+            if isinstance(application.startup_error, ApplianceError):
+                raise application.startup_error from None
             cause = (application.startup_failure or "LiteLLM did not start").strip().splitlines()[-1]
             raise GatewayError("GATEWAY_LITELLM", cause[:500]) from None
         finally:
@@ -101,7 +105,12 @@ class Worker:
         return self._server is not None and self._server.started and not self._server.draining
 
     def reload(self) -> None:
-        """Look at every router's folder at once, even where the last state was refused."""
+        """Look at every router's folder and at the certificate at once, even where the last state was refused."""
+        if self._server is not None:
+            try:
+                server.renew_certificate(self._server.config, self.settings.listen)
+            except GatewayError as error:
+                log.warning("certificate refused, the old one stays", extra={"code": error.code, "cause": error.cause})
         for watch in self._watches:
             watch.reload()
 
