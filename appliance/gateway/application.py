@@ -65,6 +65,7 @@ class Application:
         self._reports, self._keys, self._max_body_bytes = reports, keys, max_body_bytes
         self._metrics = metrics
         self.startup_failure: str | None = None
+        self.startup_error: Exception | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One connection, as ASGI 3 defines it."""
@@ -172,7 +173,7 @@ class Application:
                 try:
                     await self._started()
                 except Exception as error:  # noqa: BLE001 (told to the server in the protocol's own way)
-                    self.startup_failure = str(error)
+                    self.startup_error, self.startup_failure = error, str(error)
                     message = {"type": "lifespan.startup.failed", "message": str(error)}
             await send(message)
 

@@ -12,12 +12,11 @@ import logging
 import os
 import socket
 from dataclasses import dataclass
-from typing import Any
 
 from appliance import documents
 from appliance.errors import ApplianceError, FileError, GatewayError
 from appliance.files import locked, translated, write_atomic
-from appliance.gateway import litellm_config, lockdown, logs, proxy, secrets, server
+from appliance.gateway import litellm_config, lockdown, proxy, secrets, server
 from appliance.gateway.supervisor import Supervisor
 from appliance.settings import Settings
 
@@ -47,14 +46,12 @@ class Prepared:
     Attributes:
         settings, config, master_key: as checked.
         locks: taken already.
-        application: LiteLLM's, imported.
     """
 
     settings: Settings
     config: litellm_config.LiteLLMConfig
     master_key: str
     locks: lockdown.Lockdown
-    application: Any
 
 
 def check(settings: Settings) -> Checked:
@@ -100,6 +97,7 @@ def boot(settings: Settings) -> int:
         if settings.listen.workers == 1:
             _serve(prepared, 0, listener)
             return 0
+        proxy.application()
         gc.freeze()  # what is shared stays shared: the collector does not touch it in the workers
         return Supervisor(settings.listen.workers, lambda number, shared: _serve(prepared, number, shared), _say).run(
             listener
@@ -117,9 +115,7 @@ def _prepare(checked: Checked) -> Prepared:
         telemetry=checked.settings.telemetry,
     )
     locks = lockdown.before_import(checked.settings, checked.config)
-    application = proxy.application()
-    logs.adopt_libraries()
-    return Prepared(checked.settings, checked.config, checked.master_key, locks, application)
+    return Prepared(checked.settings, checked.config, checked.master_key, locks)
 
 
 def _serve(prepared: Prepared, number: int, listener: socket.socket) -> None:

@@ -65,16 +65,18 @@ def before_serving(settings: Settings, locks: Lockdown) -> None:
     """
     if settings.lockdown.seccomp:
         locks.seccomp = kernel.seccomp()
-    locks.self_test = _try_to_leave(locks.guard)
-    if settings.lockdown.egress == "enforce" and locks.self_test != "refused":
+    if settings.lockdown.egress != "enforce":
+        return
+    locks.self_test = _try_to_leave(locks.guard, NOWHERE)
+    if locks.self_test != "refused":
         raise GatewayError("GATEWAY_EGRESS_OPEN", f"the self-test ended with: {locks.self_test}", tried=NOWHERE)
 
 
-def _try_to_leave(guard: egress.EgressGuard) -> str:
+def _try_to_leave(guard: egress.EgressGuard, address: tuple[str, int]) -> str:
     with guard.uncounted(), socket.socket() as probe:
         probe.settimeout(0.2)
         try:
-            probe.connect(NOWHERE)
+            probe.connect(address)
         except egress.EgressRefused:
             return "refused"
         except OSError as error:
