@@ -2,33 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from appliance.routers.strategies import Prompts
 
-NEAR = 0.97  # cosine above which two prompts count as one
+NEAR = (0.97, 0.99, 0.999)  # cosine above which two prompts count as one; the stricter ones where prompts lie dense
+LARGEST_SHARE = 0.1  # of all prompts; a larger group is a chain of neighbours, not a set of copies
 BLOCK = 1024
 
 
-def near_groups(prompts: Prompts, *, threshold: float = NEAR) -> NDArray[np.intp]:
+def near_groups(prompts: Prompts) -> NDArray[np.intp]:
     """Group prompts that are copies, or whose vectors nearly coincide (transitively).
 
+    Where even the strictest threshold chains a tenth of the prompts together, only exact copies are grouped.
+
     Args:
-        prompts: n prompts with unit-length vectors.
-        threshold: cosine above which two prompts belong together.
+        prompts: n prompts.
 
     Returns:
         Shape (n,), group numbers 0, 1, ... in order of first appearance.
     """
+    for threshold in NEAR:
+        labels = _components(prompts, threshold)
+        if np.bincount(labels).max() <= max(2, LARGEST_SHARE * len(prompts)):
+            return labels
+    return same_text_groups(prompts.texts)
+
+
+def same_text_groups(texts: Sequence[str]) -> NDArray[np.intp]:
+    """Group exact copies but for case and white space, shape (n,)."""
+    seen: dict[str, int] = {}
+    return np.array([seen.setdefault(" ".join(text.lower().split()), len(seen)) for text in texts], np.intp)
+
+
+def _components(prompts: Prompts, threshold: float) -> NDArray[np.intp]:
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
     vectors = prompts.embeddings / np.maximum(np.linalg.norm(prompts.embeddings, axis=1, keepdims=True), 1e-12)
     count = len(prompts)
-    left, right = [np.arange(count)], [np.arange(count)]
+    copies = same_text_groups(prompts.texts)
+    first = np.unique(copies, return_index=True)[1][copies]  # every copy is linked to its first appearance
+    left, right = [np.arange(count), np.arange(count)], [np.arange(count), first]
     for start in range(0, count, BLOCK):
         rows, columns = np.nonzero(vectors[start : start + BLOCK] @ vectors[start:].T >= threshold)
         left.append(rows + start)

@@ -30,7 +30,7 @@ class Knn(Strategy):
 
     Args:
         labels: models, in the order of `outcomes`' columns.
-        embeddings: shape (m, d), unit length.
+        embeddings: shape (m, d); brought to unit length.
         outcomes: shape (m, labels), scores 0..1.
         parameters: k and weighting.
     """
@@ -41,7 +41,7 @@ class Knn(Strategy):
         self, labels: tuple[str, ...], embeddings: Floats, outcomes: Floats, parameters: KnnParameters
     ) -> None:
         super().__init__(labels)
-        self.embeddings, self.outcomes, self.parameters = embeddings, outcomes, parameters
+        self.embeddings, self.outcomes, self.parameters = _unit(embeddings), outcomes, parameters
         self._k = min(parameters.k, len(embeddings))
 
     def neighbours(self, embedding: Floats) -> list[tuple[int, float]]:
@@ -71,7 +71,7 @@ class Knn(Strategy):
         outcomes = files.tensor("outcomes", dtype="float32", shape=(len(embeddings), len(labels)))
         if not embeddings.size:
             raise RouterError("ROUTER_WEIGHTS", "the router remembers no prompt", tensor="embeddings")
-        return cls(labels, _unit(embeddings), outcomes, parameters(KnnParameters, files, cls.name))
+        return cls(labels, embeddings, outcomes, parameters(KnnParameters, files, cls.name))
 
     def dump(self) -> StrategyFiles:
         """Tensors `embeddings`, `outcomes`; parameters."""
@@ -80,4 +80,5 @@ class Knn(Strategy):
 
 def _unit(rows: Floats) -> Floats:
     length = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.asarray(rows / np.maximum(length, 1e-12), np.float32)
+    length = np.where(np.abs(length - 1) < 1e-6, 1, np.maximum(length, 1e-12))  # unit rows stay bit for bit
+    return np.asarray(rows / length, np.float32)
