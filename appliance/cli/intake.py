@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from appliance.intake.behaviour import Probe
     from appliance.routers.loading import LoadedRouter
 
-MAX_PROMPTS = 2000
+MAX_PROMPTS = 500  # embedding one takes some ten milliseconds
 
 BorderAt = Annotated[
     Path, typer.Option("--border", envvar="APPLIANCE_BORDER", help="The border's folder: cases, journal.")
