@@ -33,7 +33,7 @@ class Difference:
 
     Attributes:
         kind: `new`, `removed`, `changed`, `rebuilt` (same version, other bytes), or what a package newly does:
-            `startup`, `program`, `plugin`, `native`, `outside`, `licence`, `requires`.
+            `startup`, `program`, `plugin`, `native`, `host`, `outside`, `licence`, `requires`.
         package: normalised name.
         detail: versions, or the thing that is new.
     """
@@ -107,6 +107,7 @@ def _brings(old: Inspection | None, new: Inspection) -> Iterator[Difference]:
         ("program", _items(old.programs if old else {}), _items(new.programs)),
         ("plugin", _items(old.plugins if old else {}), _items(new.plugins)),
         ("native", _native(old), _native(new)),
+        ("host", _hosts(old), _hosts(new)),
         ("outside", set(old.outside if old else ()), set(new.outside)),
         ("requires", _requires(old), _requires(new)),
         ("licence", _licence(old or new), _licence(new)),
@@ -126,6 +127,10 @@ def _startup(wheel: Inspection | None) -> set[str]:
 def _native(wheel: Inspection | None) -> set[str]:
     # the folder of bundled libraries and their hashed names change with every build: the plain name is what matters
     return {_plain(library.path) for library in wheel.native} if wheel else set()
+
+
+def _hosts(wheel: Inspection | None) -> set[str]:
+    return {host for library in wheel.native for host in library.hosts} if wheel else set()
 
 
 def _plain(path: str) -> str:

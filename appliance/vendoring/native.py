@@ -18,6 +18,7 @@ from appliance.errors import VendorError
 MAGIC = b"\x7fELF"
 _MACHINES = {"EM_X86_64": "x86_64", "EM_AARCH64": "aarch64"}
 _GLIBC = re.compile(r"GLIBC_(\d+)\.(\d+)(?:\.\d+)?\Z")
+_HOST = re.compile(rb"(?:[A-Za-z0-9-]{1,63}\.)+[A-Za-z]{2,24}(?![A-Za-z0-9.-])")
 _PF_X = 1
 
 
@@ -30,6 +31,7 @@ class NativeLibrary(BaseModel):
         glibc: highest GLIBC symbol version, e.g. `2.17`; None where it needs none (static, or not against glibc).
         needs: names of the libraries it loads.
         search_paths: run paths that lead out of the package; hosts should not have them.
+        hosts: names of hosts whose URLs stand in the file; most are documentation, some are where it phones home.
         executable_stack: whether it asks for a stack that may hold code; hardened hosts refuse that.
     """
 
@@ -40,6 +42,7 @@ class NativeLibrary(BaseModel):
     glibc: str | None
     needs: tuple[str, ...]
     search_paths: tuple[str, ...]
+    hosts: tuple[str, ...]
     executable_stack: bool
 
     @property
@@ -73,6 +76,7 @@ def read_native(path: str, content: bytes, *, wheel: str) -> NativeLibrary:
                 for part in value.split(":")
                 if part and not part.startswith(("$ORIGIN", "${ORIGIN}"))
             ),
+            hosts=url_hosts(content),
             executable_stack=any(
                 segment["p_type"] == "PT_GNU_STACK" and segment["p_flags"] & _PF_X for segment in elf.iter_segments()
             ),
@@ -82,6 +86,19 @@ def read_native(path: str, content: bytes, *, wheel: str) -> NativeLibrary:
         raise VendorError(
             "VENDOR_NATIVE", f"{wheel}: {path} cannot be read as ELF: {error!r}"[:300], wheel=wheel, file=path
         ) from None
+
+
+def url_hosts(content: bytes) -> tuple[str, ...]:
+    """Hosts of the http(s) URLs in a binary, sorted."""
+    found: set[str] = set()
+    at = content.find(b"://")
+    while at != -1:
+        if content[max(at - 5, 0) : at].lower().endswith((b"http", b"https")):
+            host = _HOST.match(content, at + 3)
+            if host:
+                found.add(host[0].decode("ascii").lower())
+        at = content.find(b"://", at + 3)
+    return tuple(sorted(found))
 
 
 def _dynamic(elf: ELFFile) -> Iterator[tuple[str, str]]:

@@ -81,6 +81,14 @@ class AllowedOutside(_Document):
     reason: Reason
 
 
+class KnownEndpoint(_Document):
+    """A telemetry host that stands in a native library, and what keeps it from being called."""
+
+    package: Name
+    host: Annotated[str, Field(pattern=r"^[a-z0-9-]+(\.[a-z0-9-]+)+$")]
+    reason: Reason
+
+
 class Ripening(_Document):
     """How long a release must have been public before it may enter.
 
@@ -107,6 +115,9 @@ class Policy(_Document):
         reported_licences: words that the approver should see each time.
         startup: files that may run or be read at interpreter start.
         outside: places outside its own folder that a package may install to.
+        telemetry_words: a host of a native library that has one of them as a label (`events`, `telemetry`) is taken
+            for a place where it phones home, and refused unless `endpoints` has it.
+        endpoints: such hosts, each with what silences it.
         bytecode: package -> reason; packages that may carry compiled Python.
         yanked: package -> reason; withdrawn releases that may enter all the same.
         ripening: see `Ripening`.
@@ -120,6 +131,8 @@ class Policy(_Document):
     reported_licences: tuple[Annotated[str, Field(min_length=2)], ...] = ()
     startup: tuple[AllowedStartup, ...] = ()
     outside: tuple[AllowedOutside, ...] = ()
+    telemetry_words: tuple[Annotated[str, Field(min_length=3)], ...] = ()
+    endpoints: tuple[KnownEndpoint, ...] = ()
     bytecode: dict[Name, Reason] = {}
     yanked: dict[Name, Reason] = {}
     ripening: Ripening
@@ -141,3 +154,7 @@ class Policy(_Document):
     def allows_outside(self, package: str, installed: str) -> bool:
         """Whether a package may install a file outside its folder, at this installed path."""
         return any(rule.package == package and installed.startswith(rule.prefix) for rule in self.outside)
+
+    def silenced(self, package: str, host: str) -> str | None:
+        """What keeps a telemetry host of a package from being called; None where nobody has said."""
+        return next((rule.reason for rule in self.endpoints if (rule.package, rule.host) == (package, host)), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -191,7 +192,21 @@ def native(wheel: Inspection, at: Circumstances) -> Iterator[Finding]:
             )
 
 
-EACH = (versions, startup, outside, hidden_code, licence, withdrawn, ripe, native)
+def phones_home(wheel: Inspection, at: Circumstances) -> Iterator[Finding]:
+    """Telemetry hosts in native libraries: threads outside Python that no import guard sees."""
+    words = set(at.policy.telemetry_words)
+    for host in sorted({host for library in wheel.native for host in library.hosts}):
+        if words.isdisjoint(re.split(r"[.-]", host)):
+            continue
+        reason = at.policy.silenced(wheel.name, host)
+        if reason is None:
+            cause = f"{wheel.filename}: a native library knows the host {host}"
+            yield VendorError("VENDOR_PHONES_HOME", cause, wheel=wheel.filename, host=host)
+        else:
+            yield Notice(wheel.filename, f"knows {host}; {reason}")
+
+
+EACH = (versions, startup, outside, hidden_code, licence, withdrawn, ripe, native, phones_home)
 
 
 def collisions(wheels: Sequence[Inspection]) -> Iterator[Finding]:

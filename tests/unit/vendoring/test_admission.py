@@ -17,6 +17,7 @@ from appliance.vendoring.admission import Admission, admit, judge
 from appliance.vendoring.audit import audit
 from appliance.vendoring.fetch import FetchedWheel
 from appliance.vendoring.locks import Pin
+from appliance.vendoring.native import url_hosts
 from appliance.vendoring.policy import Policy
 from appliance.vendoring.rules import Circumstances
 from appliance.vendoring.targets import Target
@@ -172,6 +173,34 @@ def test_a_library_for_another_machine_or_a_newer_glibc_is_refused_whatever_the_
     disguised = look(WheelMaker(files={"honest/x.so": library()}))
     assert codes(disguised, target=arm) == ["VENDOR_NATIVE"]
     assert codes(look(WheelMaker(tag="cp312-cp312-manylinux_2_17_x86_64"))) == ["VENDOR_TAG"]
+
+
+def test_a_native_library_that_knows_a_telemetry_host_is_refused_until_somebody_says_what_silences_it():
+    """As onnxruntime 1.32 does, from threads that no guard within Python sees."""
+    talking = library() + b"\0see https://docs.example.org/x\0https://mobile.events.data.example.com/1.0\0"
+    wheel = look(WheelMaker(tag="cp311-cp311-manylinux_2_17_x86_64", files={"honest/x.so": talking}))
+    assert set(wheel.native[0].hosts) == {"docs.example.org", "mobile.events.data.example.com"}
+    assert codes(wheel) == []
+    watching = {"telemetry_words": ["events"]}
+    assert codes(wheel, rules=policy(**watching)) == ["VENDOR_PHONES_HOME"]
+    known = {"package": "honest", "host": "mobile.events.data.example.com", "reason": REASON}
+    assert codes(wheel, rules=policy(**watching, endpoints=[known])) == []
+    assert codes(wheel, rules=policy(**watching, endpoints=[{**known, "package": "other"}])) == ["VENDOR_PHONES_HOME"]
+
+
+@pytest.mark.parametrize(
+    ("content", "hosts"),
+    [
+        (b"http://a.example.com", ("a.example.com",)),
+        (b"HTTPS://A.Example.com:8443/x https://a.example.com\0", ("a.example.com",)),
+        (b"ftp://a.example.com xhttp:// https://localhost/ https://10.0.0.1/ https://-", ()),
+        (b"https://user@a.example.com https://%s.example.com ://://", ()),
+        (b"https://" + b"a" * 70 + b".com", ()),
+        (b"", ()),
+    ],
+)
+def test_hosts_are_read_out_of_binaries(content: bytes, hosts: tuple[str, ...]):
+    assert url_hosts(content) == hosts
 
 
 def test_two_wheels_that_install_different_content_at_one_path_are_refused():
