@@ -74,7 +74,7 @@ def fit(
     """Fit a router on outcomes and write it as an unsigned artifact."""
     with refusals(as_json):
         from appliance.artifact import read, router_metadata
-        from appliance.errors import FileError, TrainingError
+        from appliance.errors import FileError
         from appliance.training.embedding import cache_directory, find_encoder, open_encoder
         from appliance.training.fit import fit as fit_examples
         from appliance.training.fit import fitter, router_artifact
@@ -86,9 +86,7 @@ def fit(
             fitter(strategy)  # refuse an unknown name before the long work
         if out.exists() and not replace and (not out.is_dir() or any(out.iterdir())):
             raise FileError("FILE_EXISTS", f"{out} is there already", path=str(out))
-        pairs = [item.partition("=") for item in label or []]
-        if any(not separator or not left or not right for left, separator, right in pairs):
-            raise TrainingError("TRAINING_ARGUMENT", "--label takes LABEL=MODEL", given=label)
+        served = _assignments(label, "--label")
         steps, cache = Steps(quiet=as_json), cache_directory(os.environ)
         steps("reading the data")
         dataset = load_dataset(data)
@@ -100,7 +98,7 @@ def fit(
             fitted,
             name=name or default_name(data),
             version=version or default_version(created, dataset.digest),
-            labels={left: right for left, _, right in pairs},
+            labels=served,
             encoder_digest=found.digest,
             data_digest=dataset.digest,
             created=created,
@@ -133,33 +131,115 @@ def evaluate(
     router: Annotated[Path, typer.Argument(help="Folder of the router.")],
     data: Data,
     encoder: EncoderDir = None,
+    price: Annotated[
+        list[str] | None, typer.Option("--price", help="MODEL=COST of a request, for the cost curve.")
+    ] = None,
+    report: Annotated[Path | None, typer.Option("--report", help="Write an HTML page, readable offline.")] = None,
+    robustness: Annotated[bool, typer.Option("--robustness", help="Also disturb prompts and count flips.")] = False,
     seed: Annotated[int, typer.Option("--seed", help="Of the bootstrap.", min=0)] = 0,
     as_json: Json = False,
 ) -> None:
     """Measure a router on outcomes it was not fitted on; every figure with a 95 % interval."""
     with refusals(as_json):
         from appliance.artifact import read
-        from appliance.routers.loading import load_router
-        from appliance.training.embedding import cache_directory, find_encoder, open_encoder
-        from appliance.training.evaluate import evaluate_scores, for_router, predict
-        from appliance.training.outcomes import load_dataset
-        from appliance.training.preparing import prepare
+        from appliance.files import write_atomic
+        from appliance.training.embedding import cache_directory
+        from appliance.training.measuring import measure
+
+        measured = measure(
+            read(router),
+            data,
+            encoder_directory=encoder,
+            cache=cache_directory(os.environ),
+            prices={name: _number(value) for name, value in _assignments(price, "--price").items()},
+            robustness=robustness,
+            seed=seed,
+            progress=Steps(quiet=as_json),
+        )
+        if report is not None:
+            write_atomic(report, measured.html(f"Router {measured.report['router']}").encode())
+
+        def text(console: Console) -> None:
+            _print_figures(console, measured.report)
+            if report is not None:
+                console.print(f"report  {report}", markup=False)
+
+        show(measured.report, as_json, text)
+
+
+@app.command()
+def package(
+    router: Annotated[Path, typer.Argument(help="Folder of the fitted router.")],
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", help="Folder to write; must not be there yet.")],
+    current: Annotated[Path | None, typer.Option("--current", help="Router that serves now, to be beaten.")] = None,
+    confidence: Annotated[float, typer.Option("--confidence", help="Coverage of the interval, 0.5 to 1.")] = 0.95,
+    override: Annotated[
+        str | None, typer.Option("--override", help="Who lets it pass in spite of the verdict, and why; recorded.")
+    ] = None,
+    encoder: EncoderDir = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of the bootstrap.", min=0)] = 0,
+    as_json: Json = False,
+) -> None:
+    """The gate: write the router for signing if it beats the best fixed choice, or the current router, on data."""
+    with refusals(as_json):
+        from appliance.artifact import read
+        from appliance.training.embedding import cache_directory
+        from appliance.training.measuring import measure
+        from appliance.training.package import judge
+        from appliance.training.package import package as pack
+        from appliance.training.writing import write_directory
 
         steps, cache = Steps(quiet=as_json), cache_directory(os.environ)
         artifact = read(router)
-        loaded = load_router(artifact)
-        dataset = for_router(load_dataset(data), loaded)
-        found = find_encoder(directory=encoder, cache=cache, digest=loaded.metadata.encoder_digest, progress=steps)
-        examples = prepare(dataset, open_encoder(found), cache=cache, progress=steps)
-        predicted = predict(loaded, examples.prompts, progress=steps)
-        report: dict[str, Any] = {
-            "router": str(router),
-            "digest": artifact.digest,
-            "strategy": loaded.metadata.strategy,
-            "seen_in_training": dataset.digest == loaded.metadata.training_data_digest,
-            **evaluate_scores(predicted, examples.scores, examples.groups, examples.labels, seed=seed),
-        }
-        show(report, as_json, lambda console: _print_figures(console, report))
+        measured = measure(artifact, data, encoder_directory=encoder, cache=cache, seed=seed, progress=steps)
+        baseline, against = None, "best_single"
+        if current is not None:
+            serving = read(current)
+            other = measure(serving, data, encoder_directory=None, cache=cache, seed=seed, progress=steps)
+            order = [other.examples.labels.index(label) for label in measured.examples.labels]
+            baseline, against = other.predicted[:, order], serving.digest
+        verdict = judge(
+            measured.predicted,
+            measured.examples.scores,
+            measured.examples.groups,
+            baseline=baseline,
+            against=against,
+            confidence=confidence,
+            seed=seed,
+        )
+        packaged = pack(artifact, verdict, override=override)
+        write_directory(out, packaged.files)
+        report = {"router": str(out), "digest": packaged.digest, "gate": verdict.as_dict(), "override": override}
+
+        def text(console: Console) -> None:
+            low, high = verdict.interval
+            console.print(f"router {out}\ndigest {packaged.digest}", markup=False)
+            console.print(f"gain   {verdict.figure} {verdict.gain:+.4f} [{low:+.4f}, {high:+.4f}]", markup=False)
+            console.print(f"next: appliance artifact sign {out}", markup=False)
+
+        show(report, as_json, text)
+
+
+def _assignments(items: list[str] | None, option: str) -> dict[str, str]:
+    from appliance.errors import TrainingError
+
+    pairs = [item.rpartition("=") for item in items or []]
+    if any(not separator or not left or not right for left, separator, right in pairs):
+        raise TrainingError("TRAINING_ARGUMENT", f"{option} takes NAME=VALUE", given=items)
+    return {left: right for left, _, right in pairs}
+
+
+def _number(text: str) -> float:
+    from appliance.errors import TrainingError
+
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1e9:
+        raise TrainingError("TRAINING_ARGUMENT", f"{text!r} is not a cost")
+    return value
 
 
 def _print_figures(console: Console, report: dict[str, Any]) -> None:
