@@ -9,7 +9,7 @@ from typing import Any
 
 from appliance.errors import VendorError
 from appliance.vendoring.admission import Admission, admit
-from appliance.vendoring.closure import check_closure, read_requirements
+from appliance.vendoring.closure import check_closure, roots_of
 from appliance.vendoring.difference import Difference, compare, read_report_file
 from appliance.vendoring.fetch import Progress, silent
 from appliance.vendoring.policy import Policy
@@ -75,22 +75,13 @@ def audit(
     admission = admit(directory, Policy.read(vendor), now=now, target=host, pins=pins, progress=progress)
     unneeded: tuple[str, ...] = ()
     if profile and not admission.refusals:
-        roots = [
-            requirement
-            for lock in targets.locks(profile, target)
-            for requirement in read_requirements(vendor / "requirements" / _input(lock.name))
-        ]
+        roots = roots_of(vendor, targets.locks(profile, target))
         try:
             unneeded = check_closure(roots, admission.inspections, host)
         except VendorError as error:
             admission = Admission(admission.inspections, (error,), admission.notices)
     differences = None if against is None else compare(_previous(against, progress), admission.inspections)
     return Audit(admission, unneeded, differences)
-
-
-def _input(lock: str) -> str:
-    """`gateway.lock` and `gateway.cp312.lock` both come from `gateway.in`."""
-    return f"{lock.split('.', 1)[0]}.in"
 
 
 def _previous(against: Path, progress: Progress) -> tuple[Inspection, ...]:

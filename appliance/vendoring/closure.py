@@ -16,6 +16,7 @@ from packaging.version import Version
 
 from appliance.errors import VendorError
 from appliance.files import read_regular
+from appliance.vendoring.locks import Lock
 from appliance.vendoring.targets import Target
 from appliance.vendoring.wheel import Inspection
 
@@ -41,6 +42,12 @@ def read_requirements(path: Path) -> list[Requirement]:
                     "VENDOR_LOCK_MALFORMED", f"{path.name}, line {number}: {error}", lock=path.name, line=number
                 ) from None
     return found
+
+
+def roots_of(vendor: Path, locks: Iterable[Lock]) -> list[Requirement]:
+    """What the inputs of some locks ask for; `gateway.lock` and `gateway.cp312.lock` both come from `gateway.in`."""
+    inputs = dict.fromkeys(f"{lock.name.split('.', 1)[0]}.in" for lock in locks)
+    return [root for name in inputs for root in read_requirements(vendor / "requirements" / name)]
 
 
 def check_closure(roots: Iterable[Requirement], wheels: Iterable[Inspection], target: Target) -> tuple[str, ...]:
