@@ -20,7 +20,9 @@ from tuf.api.metadata import Root
 
 from appliance import documents
 from appliance.errors import DocumentError, TrustError
+from appliance.trust import keys
 from appliance.trust.authority import Authority
+from appliance.trust.keys import is_canonical
 from appliance.trust.names import statement_type
 from appliance.trust.repository import Repository
 from appliance.trust.trusted_root import parse_rfc3339, rfc3339
@@ -92,8 +94,9 @@ def write_token(
         expires=rfc3339(now + lifetime),
     )
     payload = documents.write_json(statement.model_dump(by_alias=True))
-    signers = [CryptoSigner(authority.keys.load(name)) for name in repository.root_keys_at_hand()]
-    signatures = {signed.keyid: signed.signature for signed in (signer.sign(payload) for signer in signers)}
+    at_hand = [authority.keys.load(name) for name in repository.root_keys_at_hand()]
+    signers = [(key, CryptoSigner(key)) for key in at_hand]
+    signatures = {signer.public_key.keyid: keys.sign(key, payload).hex() for key, signer in signers}
     return documents.write_json({"statement": statement.model_dump(by_alias=True), "signatures": signatures})
 
 
@@ -141,6 +144,9 @@ def check_token(
             f"the authorisation needs {result.threshold} root signatures, {len(result.signed)} hold",
             signed=sorted(result.signed),
         )
+    if len(result.signed) != len(signatures) or not all(_exact(each) for each in parsed.signatures.values()):
+        # a surplus signature that does not hold is no ornament: somebody has been at the token
+        raise TrustError("TRUST_TOKEN_MALFORMED", "a signature of the authorisation does not hold, or is not canonical")
     if statement.action != action:
         raise TrustError("TRUST_TOKEN_ACTION", f"the token authorises a {statement.action}, not a {action}")
     if machine is None or statement.machine != machine:
@@ -154,3 +160,11 @@ def check_token(
     if statement.nonce in used:
         raise TrustError("TRUST_TOKEN_USED", "the token was used on this host before", used=used[statement.nonce])
     return Authorisation(statement.action, statement.version, statement.nonce)
+
+
+def _exact(signature: str) -> bool:
+    """Whether a signature is in the one form our signers write."""
+    try:
+        return bytes.fromhex(signature).hex() == signature and is_canonical(bytes.fromhex(signature))
+    except ValueError:
+        return False

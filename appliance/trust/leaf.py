@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat import asn1
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -31,6 +31,15 @@ _PROFILE: dict[ObjectIdentifier, bool] = {
     OIDC_ISSUER_V2: False,
     ExtensionOID.PRECERT_SIGNED_CERTIFICATE_TIMESTAMPS: False,
 }
+
+_UNREADABLE = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
 
 
 @dataclass(frozen=True)
@@ -79,7 +88,8 @@ def read_leaf(der: bytes, anchors: Anchors) -> Leaf:
         extensions = {each.oid: each for each in certificate.extensions}
         key = certificate.public_key()
         exact = certificate.public_bytes(Encoding.DER) == der
-    except (ValueError, TypeError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+        certificate.issuer, certificate.subject, certificate.signature_hash_algorithm  # noqa: B018 (read lazily)
+    except _UNREADABLE as error:
         raise TrustError("TRUST_CERTIFICATE_MALFORMED", f"the certificate cannot be read: {str(error)[:200]}") from None
     if not exact:
         raise TrustError("TRUST_CERTIFICATE_MALFORMED", "the certificate is not plain DER")
@@ -106,7 +116,7 @@ def _authority(certificate: x509.Certificate, anchors: Anchors) -> Chain:
     for chain in anchors.authorities:
         try:
             certificate.verify_directly_issued_by(chain.certificates[0])
-        except (ValueError, TypeError, InvalidSignature):
+        except (*_UNREADABLE, InvalidSignature):
             continue
         if is_canonical(certificate.signature):
             return chain

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -127,7 +128,7 @@ def read(data: bytes) -> Anchors:
         )
     except DocumentError as error:
         raise TrustError("TRUST_ROOT_MALFORMED", error.cause) from None
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
         reason = f"{type(error).__name__}: {error}"
         raise TrustError("TRUST_ROOT_MALFORMED", f"trusted_root.json cannot be used ({reason})") from None
 

@@ -11,7 +11,7 @@ from appliance import documents
 from appliance.errors import ApplianceError
 from appliance.trust.authorisation import write_token
 from appliance.trust.authority import Authority
-from appliance.trust.keys import KeyRing
+from appliance.trust.keys import KeyRing, sign
 from appliance.trust.repository import Repository
 from appliance.trust.store import TrustStore
 
@@ -49,8 +49,9 @@ def resigned(zone, token, names, **changes):
     statement = {**json.loads(token)["statement"], **changes}
     payload = documents.write_json(statement)
     ring = KeyRing(zone.path / "keys")
-    signed = [CryptoSigner(ring.load(name)).sign(payload) for name in names]
-    return documents.write_json({"statement": statement, "signatures": {s.keyid: s.signature for s in signed}})
+    holders = {CryptoSigner(ring.load(name)).public_key.keyid: ring.load(name) for name in names}
+    signatures = {key_id: sign(key, payload).hex() for key_id, key in holders.items()}
+    return documents.write_json({"statement": statement, "signatures": signatures})
 
 
 def test_a_token_works_once(store, token, now):
@@ -114,6 +115,12 @@ SIGNERS = {
 @pytest.mark.parametrize("name", SIGNERS)
 def test_a_token_signed_by(name, zone, store, token, now):
     refused("TRUST_THRESHOLD", redeem, store, resigned(zone, token, SIGNERS[name]), now)
+
+
+def test_a_surplus_signature_that_does_not_hold_spoils_the_token(zone, store, token, now):
+    good = json.loads(resigned(zone, token, ("tuf-root-1", "tuf-root-2")))
+    good["signatures"]["0" * 64] = next(iter(good["signatures"].values()))
+    refused("TRUST_TOKEN_MALFORMED", redeem, store, documents.write_json(good), now)
 
 
 def test_any_two_of_the_three_root_keys_suffice(zone, store, token, now):

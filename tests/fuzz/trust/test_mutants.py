@@ -1,0 +1,83 @@
+"""Mutation fuzzing of every parser at the trust boundary: no mutant accepted, no exception but ours."""
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.fuzz.trust.targets import targets
+
+pytestmark = pytest.mark.slow
+
+NAMES = [
+    "statement", "bundle", "artifact bundle", "artifact file", "certificate", "time-stamp", "checkpoint",
+    "authorisation", "log export", "anchor", "policy", "trusted root", "timestamp.json", "1.snapshot.json",
+    "1.targets.json",
+]  # fmt: skip
+SLOW = {name for name in NAMES if name.endswith(".json")}
+
+
+@pytest.fixture(scope="session")
+def known(tmp_path_factory):
+    return targets(tmp_path_factory.mktemp("fuzz"))
+
+
+def test_every_target_is_fuzzed(known):
+    assert list(known) == NAMES
+
+
+@st.composite
+def mutants(draw, original):
+    """A few edits of the kinds that parsers stumble over: bits, bytes, cuts, copies, tokens of the format."""
+    data = bytearray(original)
+    for _ in range(draw(st.integers(1, 3))):
+        position = draw(st.integers(0, max(len(data) - 1, 0)))
+        kind = draw(st.integers(0, 7))
+        if kind == 0 and data:
+            data[position] ^= 1 << draw(st.integers(0, 7))
+        elif kind == 1 and data:
+            data[position] = draw(st.integers(0, 255))
+        elif kind == 2:
+            del data[position : position + draw(st.integers(1, 64))]
+        elif kind == 3:
+            data[position:position] = draw(st.binary(max_size=16))
+        elif kind == 4:
+            data[position:position] = data[position : position + draw(st.integers(1, 64))]
+        elif kind == 5:
+            tokens = [b'"', b"{", b"}", b"[", b"null", b"1e999", b"-0", b"\\u0000", b"\xff", b"\x00", b"\n\n", b"true"]
+            data[position:position] = draw(st.sampled_from(tokens))
+        elif kind == 6:
+            del data[position:]
+        else:
+            other = draw(st.integers(0, max(len(data) - 1, 0)))
+            first, last = sorted((position, other))
+            data[first:last] = data[first:last][::-1]
+    return bytes(data)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_mutant_is_accepted_and_nothing_but_our_refusals_escapes_from(name, known):
+    target = known[name]
+    target.try_one(target.original)
+
+    @settings(
+        max_examples=40 if name in SLOW else 300,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(mutants(target.original))
+    def run(mutant):
+        target.try_one(mutant)
+
+    run()
+
+
+@pytest.mark.parametrize("name", ["bundle", "certificate", "time-stamp", "checkpoint", "authorisation", "statement"])
+def test_every_single_bit_counts_in_a(name, known):
+    """Not one bit of what we sign is without meaning: each turned bit, on its own, is refused."""
+    target = known[name]
+    step = 1 if len(target.original) < 700 else 7
+    for position in range(0, len(target.original) * 8, step):
+        mutant = bytearray(target.original)
+        mutant[position // 8] ^= 1 << position % 8
+        target.try_one(bytes(mutant))
