@@ -15,6 +15,7 @@ from pydantic.functional_validators import AfterValidator
 from appliance import documents
 from appliance.errors import ConfigError, DocumentError, FileError
 from appliance.files import read_regular
+from appliance.registry.settings import RegistrySettings
 
 MAX_BYTES = 1024 * 1024  # bytes of appliance.yaml
 
@@ -22,6 +23,13 @@ MAX_BYTES = 1024 * 1024  # bytes of appliance.yaml
 def _below_base(path: Path, info: ValidationInfo) -> Path:
     base = (info.context or {}).get("base", Path())
     return Path(base / path.expanduser())
+
+
+def _registry_below_base(registry: RegistrySettings, info: ValidationInfo) -> RegistrySettings:
+    """Its paths count from the folder of appliance.yaml, too."""
+    paths = {name: getattr(registry, name) for name in type(registry).model_fields}
+    moved = {name: _below_base(value, info) for name, value in paths.items() if isinstance(value, Path)}
+    return registry.model_copy(update=moved)
 
 
 FilePath = Annotated[Path, AfterValidator(_below_base)]
@@ -116,7 +124,12 @@ class Canary(_Section):
 class Router(_Section):
     """One routing model and how it is kept current."""
 
-    directory: FilePath = Field(description="Folder of the signed router artifact; watched for changes.")
+    directory: FilePath | None = Field(None, description="Folder of the signed router artifact; watched for changes.")
+    registry: Annotated[RegistrySettings, AfterValidator(_registry_below_base)] | None = Field(
+        None,
+        description="Instead of a folder: the registry to follow (`home: directory` or `s3`), see docs/registry.md.",
+    )
+    channel: RouterName | None = Field(None, description="Of the registry.")
     on_bad_update: Literal["keep-last-good", "static"] = Field(
         "keep-last-good",
         description="When the folder turns bad: go on with the last verified router, or route statically.",
@@ -125,6 +138,14 @@ class Router(_Section):
     poll_interval_s: float = Field(1.0, ge=0.05, le=3600, description="How often the folder is looked at, seconds.")
     canaries: tuple[Canary, ...] = Field((), max_length=256, description="Replayed before a new version takes over.")
     canary_agreement: Share = Field(1.0, description="Share of the labelled canaries a new version must get right.")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Router:
+        if (self.directory is None) == (self.registry is None):
+            raise ValueError("give exactly one of directory and registry")
+        if (self.registry is None) != (self.channel is None):
+            raise ValueError("registry and channel belong together")
+        return self
 
 
 class Candidate(_Section):

@@ -46,7 +46,8 @@ def _sections(model: type[BaseModel], path: str) -> Iterator[tuple[str, type[Bas
 
 def _models(annotation: Any, suffix: str = "") -> Iterator[tuple[type[BaseModel], str]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation, suffix
+        if annotation.__module__ == Settings.__module__:  # the registry's own sections: docs/registry.md
+            yield annotation, suffix
         return
     origin = typing.get_origin(annotation)
     deeper = {dict: ".NAME", tuple: "[]"}.get(origin, suffix) if origin else suffix
@@ -59,7 +60,9 @@ def _type(annotation: Any) -> str:
     if origin is typing.Annotated:
         return _type(arguments[0])
     compound = {
-        typing.Union: lambda: " or ".join(_type(item) for item in arguments if item is not types.NoneType),
+        typing.Union: lambda: " or ".join(
+            dict.fromkeys(_type(item) for item in arguments if item is not types.NoneType)
+        ),
         typing.Literal: lambda: ", ".join(f"`{item}`" for item in arguments),
         dict: lambda: f"mapping of {_type(arguments[1])}",
         tuple: lambda: f"list of {_type(arguments[0])}",

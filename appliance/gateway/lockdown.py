@@ -35,7 +35,6 @@ class Lockdown:
     def describe(self) -> dict[str, Any]:
         """For status."""
         return {
-            "egress": self.guard.describe(),
             "landlock": self.landlock,
             "seccomp": self.seccomp,
             "self_test": self.self_test,
@@ -49,6 +48,9 @@ def before_import(settings: Settings, config: LiteLLMConfig) -> Lockdown:
     chosen = settings.lockdown
     allowed = egress.destinations(config.document) | egress.destinations(settings.telemetry.otlp_endpoint)
     allowed |= {egress.destination(text) for text in chosen.allow}
+    for router in settings.routing.routers.values():
+        if router.registry is not None and router.registry.home == "s3":
+            allowed.add(egress.destination(router.registry.endpoint))
     locks = Lockdown(egress.EgressGuard(allowed, enforce=chosen.egress == "enforce"))
     locks.guard.install()
     if chosen.landlock:

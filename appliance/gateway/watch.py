@@ -9,15 +9,22 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from appliance.artifact import ArtifactFiles
 from appliance.errors import ApplianceError, FileError, GatewayError
-from appliance.gateway.active import Slot
+from appliance.gateway.active import Serving, Slot
 from appliance.gateway.loading import LastGood, Loader
 from appliance.settings import Router
 
 log = logging.getLogger("appliance.routers")
+
+DENIED = frozenset({"TRUST_DENIED", "REGISTRY_REVOKED", "GATEWAY_CHANNEL_WITHDRAWN"})
 
 Fingerprint = tuple[tuple[str, int, int, int], ...]
 
@@ -41,37 +48,44 @@ def fingerprint(directory: Path) -> Fingerprint:
     return tuple(sorted(found))
 
 
-class RouterWatch:
-    """Keeps one slot in step with its folder.
+class Watch(ABC):
+    """Keeps one slot in step with a source, on a thread of its own.
 
     Args:
         slot: where the router serves from.
         settings: of this router.
-        loader: reads, verifies, loads.
-        last_good: where a router that serves is kept, or None.
+        loader: verifies and loads.
+        jitter: share of the interval by which looks are spread, so that many hosts do not ask at once.
     """
 
-    def __init__(self, slot: Slot, settings: Router, loader: Loader, last_good: LastGood | None) -> None:
-        self.slot, self._settings, self._loader, self._last_good = slot, settings, loader, last_good
-        self._judged: Fingerprint | None = None  # what the present state was decided on
-        self._seen: Fingerprint | None = None
+    def __init__(self, slot: Slot, settings: Router, loader: Loader, *, jitter: float = 0.0) -> None:
+        self.slot, self._settings, self._loader, self._jitter = slot, settings, loader, jitter
         self._wake = threading.Event()
         self._stop = False
-        self._lock = threading.Lock()
+        self._again = False
         self._thread: threading.Thread | None = None
 
+    @abstractmethod
+    def first(self) -> None:
+        """Load what is there, or the last known good."""
+
+    @abstractmethod
+    def look(self) -> bool:
+        """One look at the source. Returns whether something was judged."""
+
+    def describe(self) -> dict[str, Any]:
+        """What status shows beside the slot."""
+        return {}
+
     def start(self) -> None:
-        """Load now, then keep watching on a thread."""
-        self._judge(fingerprint(self._settings.directory))
-        if self.slot.current is None and self._settings.on_bad_update == "keep-last-good":
-            self._from_last_good()
+        """Load now, then keep watching."""
+        self.first()
         self._thread = threading.Thread(target=self._run, name=f"watch-{self.slot.name}", daemon=True)
         self._thread.start()
 
     def reload(self) -> None:
         """Look at once and judge again even what was refused (SIGHUP, the endpoint)."""
-        with self._lock:
-            self._judged = None
+        self._again = True
         self._wake.set()
 
     def stop(self) -> None:
@@ -79,59 +93,103 @@ class RouterWatch:
         self._stop = True
         self._wake.set()
 
-    def look(self) -> bool:
-        """One look at the folder. Returns whether something was judged."""
-        now = fingerprint(self._settings.directory)
-        steady, self._seen = now == self._seen, now
-        if now == self._judged or not steady:
-            return False
-        self._judge(now)
-        return True
-
     def _run(self) -> None:
         while not self._stop:
-            self._wake.wait(self._settings.poll_interval_s)
+            pause = self._settings.poll_interval_s * (1 + self._jitter * random.uniform(-1, 1))  # noqa: S311
+            self._wake.wait(pause)
             self._wake.clear()
             if self._stop:
                 return
             try:
                 self.look()
             except Exception:
-                log.exception("looking at %s failed", self._settings.directory)
+                log.exception("looking for router %s failed", self.slot.name)
 
-    def _judge(self, state: Fingerprint) -> None:
-        self._judged = state
+    def _take(self, load: Callable[[], Serving]) -> bool:
+        """Load beside what serves, then swap or refuse. Returns whether the new one serves."""
         try:
-            serving, files = self._loader.from_directory(self.slot.name, self._settings.directory)
+            serving = load()
         except ApplianceError as error:
             self._refuse(error)
-            return
+            return False
         except Exception as error:
             log.exception("router %s could not be loaded", self.slot.name)
             self._refuse(GatewayError("GATEWAY_ROUTER_LOAD", f"{type(error).__name__}: {error}", router=self.slot.name))
-            return
+            return False
         previous = self.slot.current
         if previous is not None and previous.digest == serving.digest and previous.origin == serving.origin:
             self.slot.healthy()
         else:
             self.slot.swap(serving)
         log.info("router serves", extra={"router": self.slot.name, "digest": serving.digest})
-        if self._last_good is not None:
-            try:
-                self._last_good.keep(files)
-            except (FileError, OSError) as error:
-                log.warning("last-known-good could not be written: %s", error)
+        return True
 
     def _refuse(self, error: ApplianceError) -> None:
-        keep = self._settings.on_bad_update == "keep-last-good"
+        # what the zone's trust has denied was good once, and is so no longer
+        keep = self._settings.on_bad_update == "keep-last-good" and error.code not in DENIED
         self.slot.refuse(error, keep=keep)
         log.warning(
             "router update refused",
             extra={"router": self.slot.name, "code": error.code, "cause": error.cause, "kept": keep},
         )
 
+
+class DirectoryWatch(Watch):
+    """Keeps one slot in step with a folder, and with the zone's trust, whose deny-list may grow.
+
+    Args:
+        slot, settings, loader: as `Watch`.
+        directory: of the artifact.
+        trust: the trust store; a new generation of it judges the folder anew.
+        last_good: where a router that serves is kept.
+    """
+
+    def __init__(
+        self, slot: Slot, settings: Router, loader: Loader, *, directory: Path, trust: Path, last_good: LastGood
+    ) -> None:
+        super().__init__(slot, settings, loader)
+        self._directory, self._trust, self._last_good = directory, trust, last_good
+        self._judged: Fingerprint | None = None  # what the present state was decided on
+        self._seen: Fingerprint | None = None
+
+    def first(self) -> None:
+        """Load from the folder, else the last known good."""
+        self._judge(self._state())
+        if self.slot.current is None and self._settings.on_bad_update == "keep-last-good":
+            self._from_last_good()
+
+    def look(self) -> bool:
+        """Judge the folder where it has changed and holds still."""
+        now = self._state()
+        steady, self._seen = now == self._seen, now
+        if self._again:
+            self._judged = None
+        if now == self._judged or not (steady or self._again):
+            return False
+        self._again = False
+        self._judge(now)
+        return True
+
+    def _state(self) -> Fingerprint:
+        return (*fingerprint(self._directory), (generation(self._trust), 0, 0, 0))
+
+    def _judge(self, state: Fingerprint) -> None:
+        self._judged = state
+        files: list[ArtifactFiles] = []
+
+        def load() -> Serving:
+            serving, read = self._loader.from_directory(self.slot.name, self._directory)
+            files.append(read)
+            return serving
+
+        if self._take(load):
+            try:
+                self._last_good.keep(files[0])
+            except (FileError, OSError) as error:
+                log.warning("last-known-good could not be written: %s", error)
+
     def _from_last_good(self) -> None:
-        home = self._last_good.find() if self._last_good else None
+        home = self._last_good.find()
         if home is None:
             return
         try:
@@ -139,5 +197,12 @@ class RouterWatch:
         except ApplianceError as error:
             log.warning("last-known-good refused", extra={"router": self.slot.name, "code": error.code})
             return
-        problem = self.slot.problem
-        self.slot.swap(serving, problem=problem)
+        self.slot.swap(serving, problem=self.slot.problem)
+
+
+def generation(trust: Path) -> str:
+    """Name of the trust store's current generation; changes with every refresh."""
+    try:
+        return str((trust / "current").readlink())
+    except OSError as error:
+        return f"! {error.errno}"

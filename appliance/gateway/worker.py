@@ -53,7 +53,7 @@ class Worker:
         self.metrics = Metrics()
         self.decisions = DecisionLog(self.metrics.decided)
         self._started_at = utc_now()
-        self._watches: list[Any] = []
+        self._watches: dict[str, Any] = {}
         self._server: server.Server | None = None
         self._control = control.ControlServer(self.run_dir / f"worker-{number}.sock", reports.verbs(self))
 
@@ -95,7 +95,7 @@ class Worker:
             cause = (application.startup_failure or "LiteLLM did not start").strip().splitlines()[-1]
             raise GatewayError("GATEWAY_LITELLM", cause[:500]) from None
         finally:
-            for watch in self._watches:
+            for watch in self._watches.values():
                 watch.stop()
             self.decider.scorer.pool.close()
             self._control.stop()
@@ -111,7 +111,7 @@ class Worker:
                 server.renew_certificate(self._server.config, self.settings.listen)
             except GatewayError as error:
                 log.warning("certificate refused, the old one stays", extra={"code": error.code, "cause": error.cause})
-        for watch in self._watches:
+        for watch in self._watches.values():
             watch.reload()
 
     def status(self) -> dict[str, Any]:
@@ -127,7 +127,9 @@ class Worker:
             "started_at": self._started_at,
             "ready": self.ready(),
             "draining": bool(self._server and self._server.draining),
-            "routers": {name: slot.describe() for name, slot in self.slots.items()},
+            "routers": {
+                name: {**slot.describe(), **self._watches[name].describe()} for name, slot in self.slots.items()
+            },
             "groups": {name: self._group_status(name, cooling) for name in self._config.groups},
             "ml_path": {
                 "breaker": asdict(scorer.breaker.view()),
@@ -137,6 +139,7 @@ class Worker:
                 "cache_misses": scorer.cache.misses,
             },
             "decisions": self.decisions.counts(),
+            "egress": self.locks.guard.describe(),
             "lockdown": self.locks.describe(),
         }
 
@@ -198,15 +201,14 @@ class Worker:
     def _start_routers(self) -> None:
         if not self.slots:
             return
-        from appliance.gateway.loading import LastGood, Loader
-        from appliance.gateway.watch import RouterWatch
+        from appliance.gateway.loading import Loader
+        from appliance.gateway.sources import open_watch
 
         loader = Loader(self.settings)
         for name, router in self.settings.routing.routers.items():
-            last_good = LastGood(self.settings.state_dir / "routers" / name)
-            watch = RouterWatch(self.slots[name], router, loader, last_good)
+            watch = open_watch(self.settings, self.slots[name], router, loader)
             watch.start()
-            self._watches.append(watch)
+            self._watches[name] = watch
             if router.required and self.slots[name].current is None:
                 problem = self.slots[name].problem or {}
                 raise GatewayError(

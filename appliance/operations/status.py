@@ -40,7 +40,7 @@ def condense(workers: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "ready": all(worker["ready"] for worker in workers),
         "converged": all(router["converged"] for router in routers.values()),
-        "egress_refused": sum(worker["lockdown"]["egress"]["refused"] for worker in workers),
+        "egress_refused": sum(worker["egress"]["refused"] for worker in workers),
         "routers": routers,
         "groups": workers[0]["groups"],
     }

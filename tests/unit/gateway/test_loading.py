@@ -14,7 +14,7 @@ from appliance.errors import ApplianceError, GatewayError
 from appliance.gateway import egress, lockdown, server
 from appliance.gateway.active import Slot
 from appliance.gateway.loading import LastGood, Loader
-from appliance.gateway.watch import RouterWatch, fingerprint
+from appliance.gateway.watch import DirectoryWatch, fingerprint
 from tests.support.routing import place, zone
 from tests.support.trust import make_authority
 
@@ -41,15 +41,17 @@ def configured(here, **router) -> settings.Settings:
     )
 
 
-def watch(here, *, now=lambda: datetime.now(UTC), **router) -> RouterWatch:
+def watch(here, *, now=lambda: datetime.now(UTC), **router) -> DirectoryWatch:
     chosen = configured(here, **router)
-    last_good = LastGood(here.directory / "kept")
-    return RouterWatch(Slot("default"), chosen.routing.routers["default"], Loader(chosen, now=now), last_good)
+    return DirectoryWatch(
+        Slot("default"), chosen.routing.routers["default"], Loader(chosen, now=now),
+        directory=here.router_directory, trust=here.directory / "trust", last_good=LastGood(here.directory / "kept"),
+    )  # fmt: skip
 
 
 def test_an_honest_router_is_verified_loaded_and_kept(here):
     made = watch(here)
-    made._judge(fingerprint(here.router_directory))
+    made._judge(made._state())
     assert made.slot.current.digest == here.artifact().digest
     assert artifacts.read(LastGood(here.directory / "kept").find()).digest == made.slot.current.digest
 
@@ -66,7 +68,7 @@ def test_an_unknown_role_may_sign_routers_only_where_the_configuration_does_not_
 @pytest.mark.parametrize("days", [-20000, 9000])
 def test_a_clock_of_1970_or_2050_is_refused_by_name(here, days):
     made = watch(here, now=lambda: datetime.now(UTC) + timedelta(days=days))
-    made._judge(fingerprint(here.router_directory))
+    made._judge(made._state())
     assert made.slot.problem["code"] in {"TRUST_CLOCK_BEHIND", "TRUST_CLOCK_AHEAD", "TRUST_METADATA_EXPIRED"}
 
 
@@ -75,10 +77,10 @@ CANARIES = [{"prompt": "easy the", "label": "a"}, {"prompt": "hard prove", "labe
 
 def test_a_router_that_answers_the_canaries_takes_over_and_one_that_does_not_is_refused(here):
     made = watch(here, canaries=CANARIES)
-    made._judge(fingerprint(here.router_directory))
+    made._judge(made._state())
     good = made.slot.current.digest
     here.put(version="2.0.0", swapped=True)
-    made._judge(fingerprint(here.router_directory))
+    made._judge(made._state())
     assert made.slot.problem["code"] == "GATEWAY_CANARY"
     assert made.slot.problem["evidence"]["wrong"][0] == {"canary": "0", "expected": "a", "chosen": "b"}
     assert made.slot.current.digest == good
@@ -87,7 +89,7 @@ def test_a_router_that_answers_the_canaries_takes_over_and_one_that_does_not_is_
 def test_a_share_of_the_canaries_may_be_enough(here):
     here.put(version="2.0.0", swapped=True)
     made = watch(here, canaries=[*CANARIES, {"prompt": "easy", "label": "b"}], canary_agreement=0.3)
-    made._judge(fingerprint(here.router_directory))
+    made._judge(made._state())
     assert made.slot.problem is None
 
 
@@ -98,13 +100,13 @@ def test_what_nobody_foresaw_is_a_refusal_with_a_code_not_a_dead_thread(here):
         raise MemoryError("too much")
 
     made._loader.from_directory = explode
-    made._judge(fingerprint(here.router_directory))
+    made._judge(made._state())
     assert made.slot.problem["code"] == "GATEWAY_ROUTER_LOAD"
 
 
 def test_a_folder_is_judged_only_when_it_has_held_still(here):
     made = watch(here)
-    made._judge(fingerprint(here.router_directory))
+    made._judge(made._state())
     assert not made.look()
     (here.router_directory / "weights.safetensors").write_bytes(b"half a fi")
     assert not made.look(), "seen once"
@@ -213,10 +215,10 @@ def test_a_guard_that_does_not_hold_keeps_the_gateway_from_serving(here, monkeyp
 
 def test_a_serving_pair_is_never_mixed(here):
     made = watch(here)
-    made._judge(fingerprint(here.router_directory))
+    made._judge(made._state())
     first = made.slot.current
     here.put(version="2.0.0", swapped=True)
-    made._judge(fingerprint(here.router_directory))
+    made._judge(made._state())
     assert made.slot.current is not first
     assert dataclasses.is_dataclass(first)
     assert first.router.metadata.version == "1.0.0", "who holds the old pair keeps it"

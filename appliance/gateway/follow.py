@@ -1,0 +1,116 @@
+"""A router that follows a channel of the registry: epochs, withdrawal and revocation hold in the gateway itself.
+
+The registry's follower brings verified files; they are verified once more when they are loaded, because what is loaded
+is what must have been verified. A dead registry is a problem to show, never a reason to stop serving.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from appliance.errors import ApplianceError, GatewayError
+from appliance.gateway.active import Serving, Slot
+from appliance.gateway.loading import Loader
+from appliance.gateway.watch import Watch, generation
+from appliance.registry.cache import Cache
+from appliance.registry.follower import Follower, Served
+from appliance.registry.registry import Registry
+from appliance.registry.settings import open_store
+from appliance.registry.trust_source import TrustSource
+from appliance.settings import Router
+
+JITTER = 0.2
+
+
+class ChannelWatch(Watch):
+    """Keeps one slot in step with a channel.
+
+    Args:
+        slot, settings, loader: as `Watch`; `settings.registry` and `settings.channel` say what is followed.
+        trust: the trust store.
+        cache: content-addressed, shared by the workers of this host.
+    """
+
+    def __init__(self, slot: Slot, settings: Router, loader: Loader, *, trust: Path, cache: Path) -> None:
+        super().__init__(slot, settings, loader, jitter=JITTER)
+        self._trust, self._cache = trust, cache
+        self._follower: Follower | None = None
+        self._judged = ""
+        self._out_of_reach = False
+
+    def first(self) -> None:
+        """Serve what this host served last, then ask the registry."""
+        try:
+            served = self._open().boot()
+        except ApplianceError as error:
+            self._refuse(error)
+            return
+        self._judged = generation(self._trust)
+        if served is not None:
+            self._serve(served)
+        self.look()
+
+    def look(self) -> bool:
+        """Ask the registry once; judge what is news, and what is served where the zone's trust has changed."""
+        follower, now = self._open(), generation(self._trust)
+        changed = self._again or now != self._judged
+        self._again, self._judged = False, now
+        try:
+            news = follower.poll()
+        except ApplianceError as error:
+            withdrawn = follower.served is not None and follower.served.artifact is None
+            self.slot.refuse(error, keep=not withdrawn)
+            news, self._out_of_reach = None, True
+        else:
+            if self._out_of_reach and self.slot.current is not None:
+                self.slot.healthy()
+            self._out_of_reach = False
+        if news is None and changed:
+            news = follower.served
+        if news is None:
+            return False
+        self._serve(news)
+        return True
+
+    def describe(self) -> dict[str, Any]:
+        """How well the channel is followed."""
+        if self._follower is None:
+            return {"channel": {"name": self._settings.channel}}
+        health = self._follower.health()
+        return {
+            "channel": {
+                "name": health.channel,
+                "epoch": health.epoch,
+                "version": health.version,
+                "contact_age_s": health.contact_age_s,
+                "expired": health.expired,
+                "problem": health.problem.code if health.problem is not None else None,
+            }
+        }
+
+    def _open(self) -> Follower:
+        if self._follower is None:
+            registry, channel = self._settings.registry, self._settings.channel
+            assert registry is not None  # noqa: S101 (the settings model demands it with a channel)
+            assert channel is not None  # noqa: S101
+            source = TrustSource(self._trust)
+            home = Registry(open_store(registry), material=source.material, clock=source.now)
+            self._follower = Follower(home, Cache(self._cache), channel, material=source.material, clock=source.now)
+        return self._follower
+
+    def _serve(self, served: Served) -> None:
+        artifact = served.artifact
+        if artifact is None:
+            pointer = served.state.pointer
+            self._refuse(
+                GatewayError(
+                    "GATEWAY_CHANNEL_WITHDRAWN", f"channel {self._settings.channel} is withdrawn", epoch=pointer.epoch
+                )
+            )
+            return
+
+        def load() -> Serving:
+            return self._loader.from_bytes(self.slot.name, artifact, origin="registry")[0]
+
+        self._take(load)

@@ -1,0 +1,119 @@
+"""A gateway that follows a channel of the registry, and one whose zone denies what it serves."""
+
+from datetime import UTC, datetime
+
+import pytest
+
+from appliance import settings
+from appliance.gateway.active import Slot
+from appliance.gateway.loading import Loader
+from appliance.gateway.sources import open_watch
+from appliance.registry.directory import DirectoryStore
+from appliance.registry.registry import Registry
+from appliance.registry.trust_source import TrustSource
+from appliance.trust.authority import Authority
+from appliance.trust.ceremony import Revocation, revoke
+from appliance.trust.store import TrustStore
+from tests.support.routing import zone
+from tests.support.trust import make_authority
+
+LABELS = {"a": "openai/small", "b": "openai/large"}
+
+
+@pytest.fixture
+def here(tmp_path):
+    made = zone(tmp_path / "zone", make_authority(tmp_path / "ca"), labels=LABELS)
+    (tmp_path / "zone/registry").mkdir()
+    return made
+
+
+def registry(here) -> Registry:
+    source = TrustSource(here.directory / "trust")
+    return Registry(DirectoryStore(here.directory / "registry"), material=source.material, clock=source.now)
+
+
+def promote(here, version: str, **options) -> str:
+    made = here.artifact(version=version, **options)
+    home = registry(here)
+    home.publish(made, name="default", version=version)
+    home.promote("default", version, here.authority.signer("import-officer"))
+    return made.digest
+
+
+def watch(here, *, directory=False, **router):
+    sections = here.sections(router=router)
+    if not directory:
+        sections["routing"]["routers"]["default"].pop("directory")
+        sections["routing"]["routers"]["default"] |= {
+            "registry": {"home": "directory", "path": "registry"},
+            "channel": "default",
+        }
+    litellm = {"inline": {"model_list": []}, "master_key_file": "key"}
+    document = {"schema_version": 1, "state_dir": "state", "litellm": litellm, **sections}
+    chosen = settings.parse(document, base=here.directory)
+    return open_watch(chosen, Slot("default"), chosen.routing.routers["default"], Loader(chosen))
+
+
+def test_the_gateway_serves_what_the_channel_points_to_and_follows_it(here):
+    first = promote(here, "1.0.0")
+    made = watch(here)
+    made.first()
+    assert (made.slot.current.digest, made.slot.current.origin) == (first, "registry")
+    assert not made.look(), "nothing new"
+    second = promote(here, "2.0.0", swapped=True)
+    assert made.look()
+    assert made.slot.current.digest == second
+    assert made.describe()["channel"]["epoch"] == 2
+
+
+def test_a_dead_registry_is_shown_and_serving_goes_on_even_over_a_restart(here):
+    digest = promote(here, "1.0.0")
+    made = watch(here)
+    made.first()
+    (here.directory / "registry").rename(here.directory / "gone")
+    made.look()
+    assert made.slot.current.digest == digest
+    assert made.slot.problem["code"].startswith("REGISTRY_")
+    (here.directory / "gone").rename(here.directory / "registry")
+    made.look()
+    assert made.slot.problem is None
+    for channel in (here.directory / "registry/channels").iterdir():
+        channel.write_bytes(b"ruined")
+    restarted = watch(here)
+    restarted.first()
+    assert restarted.slot.current.digest == digest
+    assert restarted.slot.problem is not None
+
+
+def test_a_revoked_version_stops_serving_whatever_the_setting_says(here):
+    digest = promote(here, "1.0.0")
+    made = watch(here, on_bad_update="keep-last-good")
+    made.first()
+    registry(here).revoke("default", [digest], here.authority.signer("import-officer"))
+    made.look()
+    assert made.slot.current is None
+    assert made.slot.problem["code"] == "GATEWAY_CHANNEL_WITHDRAWN"
+
+
+@pytest.mark.parametrize("directory", [True, False])
+def test_what_the_zones_trust_denies_stops_serving_without_a_restart(here, directory):
+    digest = here.put(version="1.0.0").digest
+    promote(here, "1.0.0")
+    made = watch(here, directory=directory)
+    made.first()
+    assert made.slot.current.digest == digest
+    now = datetime.now(UTC)
+    revoke(Authority.open(here.authority.path), Revocation(digests=(digest,)), now=now)
+    TrustStore.open(here.directory / "trust").refresh(here.authority.repository, now=now)
+    made.look()
+    made.look()
+    assert made.slot.current is None
+    assert made.slot.problem["code"] == "TRUST_DENIED"
+
+
+def test_a_router_comes_from_one_place(here):
+    from appliance.errors import ConfigError
+
+    with pytest.raises(ConfigError) as refusal:
+        watch(here, directory=True, registry={"home": "directory", "path": "registry"}, channel="default")
+    assert "exactly one of directory and registry" in refusal.value.cause
