@@ -124,10 +124,29 @@ def check_token(
         TrustError: TRUST_TOKEN_MALFORMED, TRUST_THRESHOLD, TRUST_TOKEN_ACTION, TRUST_TOKEN_MACHINE,
             TRUST_TOKEN_VERSION, TRUST_TOKEN_EXPIRED, TRUST_TOKEN_USED.
     """
+    statement = _authentic(token, root)
+    issued, expires = parse_rfc3339(statement.issued), parse_rfc3339(statement.expires)
+    if statement.action != action:
+        raise TrustError("TRUST_TOKEN_ACTION", f"the token authorises a {statement.action}, not a {action}")
+    if machine is None or statement.machine != machine:
+        raise TrustError(
+            "TRUST_TOKEN_MACHINE", "the token is for another machine", token=statement.machine[:16], here=machine
+        )
+    if statement.version != version:
+        raise TrustError("TRUST_TOKEN_VERSION", f"the token is for {statement.version}, not for {version}")
+    if not issued - timedelta(days=1) <= now <= expires:
+        raise TrustError("TRUST_TOKEN_EXPIRED", "the token does not hold now", issued=issued, expires=expires, now=now)
+    if statement.nonce in used:
+        raise TrustError("TRUST_TOKEN_USED", "the token was used on this host before", used=used[statement.nonce])
+    return Authorisation(statement.action, statement.version, statement.nonce)
+
+
+def _authentic(token: bytes, root: Root) -> Statement:
+    """Parse a token whose every signature is a root key's, enough of them."""
     try:
         document = documents.read_json(token, what="authorisation", max_bytes=_MAX_BYTES)
         parsed = documents.validate(_Token, document, what="authorisation")
-        issued, expires = parse_rfc3339(parsed.statement.issued), parse_rfc3339(parsed.statement.expires)
+        parse_rfc3339(parsed.statement.issued), parse_rfc3339(parsed.statement.expires)
     except DocumentError as error:
         raise TrustError("TRUST_TOKEN_MALFORMED", error.cause, **error.evidence) from None
     except ValueError as error:
@@ -147,19 +166,7 @@ def check_token(
     if len(result.signed) != len(signatures) or not all(_exact(each) for each in parsed.signatures.values()):
         # a surplus signature that does not hold is no ornament: somebody has been at the token
         raise TrustError("TRUST_TOKEN_MALFORMED", "a signature of the authorisation does not hold, or is not canonical")
-    if statement.action != action:
-        raise TrustError("TRUST_TOKEN_ACTION", f"the token authorises a {statement.action}, not a {action}")
-    if machine is None or statement.machine != machine:
-        raise TrustError(
-            "TRUST_TOKEN_MACHINE", "the token is for another machine", token=statement.machine[:16], here=machine
-        )
-    if statement.version != version:
-        raise TrustError("TRUST_TOKEN_VERSION", f"the token is for {statement.version}, not for {version}")
-    if not issued - timedelta(days=1) <= now <= expires:
-        raise TrustError("TRUST_TOKEN_EXPIRED", "the token does not hold now", issued=issued, expires=expires, now=now)
-    if statement.nonce in used:
-        raise TrustError("TRUST_TOKEN_USED", "the token was used on this host before", used=used[statement.nonce])
-    return Authorisation(statement.action, statement.version, statement.nonce)
+    return statement
 
 
 def _exact(signature: str) -> bool:
