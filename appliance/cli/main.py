@@ -24,6 +24,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "inventory": ("appliance.cli.install", "inventory", "Export what is installed, for a delta bundle."),
     "ca": ("appliance.cli.ca", "app", "The authority: certificates, roles, trust metadata."),
     "artifact": ("appliance.cli.artifact", "app", "Pack, sign, admit, publish, promote and revoke routers."),
+    "config": ("appliance.cli.config", "app", "The configuration in PostgreSQL: tables, check, history, return."),
     "train": ("appliance.cli.train", "app", "From traces and spend logs to an evaluated router."),
     "serve": ("appliance.cli.serve", "serve", "Run the gateway."),
     "sync": ("appliance.cli.sync", "sync", "Sidecar: bring verified routers from the registry to a shared folder."),

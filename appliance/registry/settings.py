@@ -11,6 +11,7 @@ from appliance import documents
 from appliance.errors import RegistryError
 from appliance.files import read_regular
 from appliance.registry.contract import Store
+from appliance.registry.postgres import PostgresSettings
 from appliance.registry.tls import checked_pin
 
 Pin = Annotated[str, AfterValidator(checked_pin)]
@@ -94,6 +95,20 @@ def read_settings(path: Path) -> DirectorySettings | S3Settings:
     """
     data = read_regular(path, max_bytes=documents.MAX_BYTES)
     return documents.validate(_File, documents.read_yaml(data, what=str(path)), what=str(path)).registry
+
+
+class _DatabaseFile(_Settings):
+    postgres: PostgresSettings
+
+
+def read_postgres(path: Path) -> PostgresSettings:
+    """Read a YAML file with one key, `postgres`.
+
+    Raises:
+        DocumentError, FileError: as `documents` and `files` say.
+    """
+    data = read_regular(path, max_bytes=documents.MAX_BYTES)
+    return documents.validate(_DatabaseFile, documents.read_yaml(data, what=str(path)), what=str(path)).postgres
 
 
 def read_credentials(path: Path) -> Credentials:

@@ -1,0 +1,90 @@
+"""`appliance config`: the zone's configuration in PostgreSQL."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from appliance.cli.output import Json, refusals, show
+
+if TYPE_CHECKING:
+    from appliance.registry.live import ConfigDatabase
+
+app = typer.Typer(no_args_is_help=True, help="The zone's configuration in PostgreSQL: tables, check, history, return.")
+
+DatabaseAt = Annotated[
+    Path,
+    typer.Option("--database", envvar="APPLIANCE_DATABASE", help="YAML with the key `postgres`; see docs/registry.md."),
+]
+
+
+def _database(path: Path) -> ConfigDatabase:
+    from appliance.registry.live import ConfigDatabase
+    from appliance.registry.settings import read_postgres
+
+    return ConfigDatabase(read_postgres(path))
+
+
+@app.command()
+def migrate(database: DatabaseAt, as_json: Json = False) -> None:
+    """Make the tables, or bring them to this appliance's form."""
+    with refusals(as_json):
+        step = _database(database).migrate()
+        show({"step": step}, as_json, lambda out: out.print(f"tables are at step {step}"))
+
+
+@app.command()
+def check(database: DatabaseAt, as_json: Json = False) -> None:
+    """Read the newest revision as a gateway would; exit 1 if any row is refused."""
+    with refusals(as_json):
+        from appliance.registry.live import LiveConfig
+
+        config = _database(database).read(LiveConfig())
+        report = {
+            "revision": config.revision,
+            "rows": {table: sorted(rows) for table, rows in config.rows.items()},
+            "problems": [asdict(problem) for problem in config.problems],
+        }
+
+        def text(out: Any) -> None:
+            counts = ", ".join(f"{len(rows)} {table}" for table, rows in config.rows.items())
+            out.print(f"revision {config.revision}: {counts}", markup=False)
+            for problem in config.problems:
+                out.print(f"refused {problem.table} {problem.key}: {problem.cause}", markup=False)
+
+        show(report, as_json, text)
+        if config.problems:
+            raise typer.Exit(1)
+
+
+@app.command()
+def history(
+    database: DatabaseAt,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many, newest first.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """Who changed the configuration, and when."""
+    with refusals(as_json):
+        revisions = _database(database).history(limit=limit)
+
+        def text(out: Any) -> None:
+            for one in revisions:
+                out.print(f"{one.number:6}  {one.at}  {one.author:16} {one.comment}", markup=False)
+
+        show([asdict(one) for one in revisions], as_json, text)
+
+
+@app.command("return")
+def return_(
+    revision: Annotated[int, typer.Argument(min=1, help="The revision to return to.")],
+    database: DatabaseAt,
+    as_json: Json = False,
+) -> None:
+    """Return to an earlier revision; it becomes a new one, and every gateway follows."""
+    with refusals(as_json):
+        number = _database(database).restore(revision)
+        said = f"revision {number} is revision {revision} again"
+        show({"revision": number, "of": revision}, as_json, lambda out: out.print(said))

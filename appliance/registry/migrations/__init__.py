@@ -1,0 +1,1 @@
+"""Migrations of the configuration's tables; run by `live.migrate`, never by hand."""

@@ -1,0 +1,336 @@
+"""Deployment B: the configuration in PostgreSQL. Two gateways converge, bad rows stay out, one command returns."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from appliance.errors import RegistryError
+from appliance.registry.live import Changes, ConfigDatabase, LiveConfig, assemble, difference
+from appliance.registry.live_watch import ConfigWatcher
+from appliance.registry.postgres import PostgresSettings, parameters
+from tests.support.postgres import PostgresServer, postgres_server
+from tests.support.servers import free_port
+from tests.support.small_authority import SmallAuthority
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def server(tls_authority: SmallAuthority) -> Iterator[PostgresServer]:
+    with postgres_server(tls_authority.issue("127.0.0.1")) as running:
+        yield running
+
+
+@pytest.fixture
+def settings(server: PostgresServer, tmp_path: Path) -> PostgresSettings:
+    """A database of its own for each test."""
+    found = server.settings(tmp_path)
+    with psycopg.connect(**parameters(found), autocommit=True) as connection:
+        connection.execute("DROP SCHEMA IF EXISTS appliance CASCADE")
+    return found
+
+
+@pytest.fixture
+def database(settings: PostgresSettings) -> ConfigDatabase:
+    ready = ConfigDatabase(settings)
+    ready.migrate()
+    return ready
+
+
+def execute(settings: PostgresSettings, *statements: str) -> None:
+    """What an operator's SQL tool does: one transaction."""
+    with psycopg.connect(**parameters(settings)) as connection:
+        for statement in statements:
+            connection.execute(statement)  # type: ignore[arg-type]
+
+
+def deployment(identity: str, *, group: str = "chat", base: str = "https://127.0.0.1:1", weight: int = 1) -> str:
+    return (
+        "INSERT INTO deployment (id, model_group, model, api_base, key_reference, weight) VALUES"
+        f" ('{identity}', '{group}', 'openai/{identity}', '{base}', 'os.environ/UPSTREAM_KEY', {weight})"
+        " ON CONFLICT (id) DO UPDATE SET weight = EXCLUDED.weight, api_base = EXCLUDED.api_base"
+    )
+
+
+class Gateway:
+    """An applier that holds a real LiteLLM router, as the gateway does."""
+
+    def __init__(self) -> None:
+        from litellm import Router
+
+        self.router = Router(model_list=[])
+        self.applied: list[Changes] = []
+
+    def apply(self, changes: Changes, config: LiveConfig) -> None:
+        from litellm.types.router import Deployment
+
+        for identity in changes.deletes["deployment"]:
+            self.router.delete_deployment(id=identity)
+        for row in changes.upserts["deployment"]:
+            self.router.upsert_deployment(Deployment(**row.litellm()))
+        self.applied.append(changes)
+
+    @property
+    def deployments(self) -> list[str]:
+        return sorted(one["model_info"]["id"] for one in self.router.get_model_list() or [])
+
+
+class Memory:
+    """An applier that remembers."""
+
+    def __init__(self) -> None:
+        self.applied: list[Changes] = []
+
+    def apply(self, changes: Changes, config: LiveConfig) -> None:
+        self.applied.append(changes)
+
+
+@pytest.fixture
+def watcher(database: ConfigDatabase, tmp_path: Path) -> Callable[..., ConfigWatcher]:
+    def make(applier: Any = None, **more: Any) -> ConfigWatcher:
+        return ConfigWatcher(database, applier or Memory(), kept=tmp_path / "kept.json", **more)
+
+    return make
+
+
+def test_migrating_twice_is_migrating_once(database: ConfigDatabase) -> None:
+    assert database.migrate() == "0001"
+    assert database.newest() == 0
+    assert database.read(LiveConfig()).revision == 0
+
+
+def test_a_transaction_is_one_revision_with_its_author(database: ConfigDatabase) -> None:
+    execute(
+        database.settings,
+        "SELECT set_config('appliance.comment', 'two upstreams', true)",
+        deployment("small"),
+        deployment("large"),
+    )
+    [revision] = database.history()
+    assert (revision.author, revision.comment) == ("appliance", "two upstreams")
+    config = database.read(LiveConfig())
+    assert set(config.rows["deployment"]) == {"small", "large"}
+    small = config.rows["deployment"]["small"].litellm()
+    assert small["litellm_params"]["api_key"] == "os.environ/UPSTREAM_KEY"
+
+
+def test_only_the_difference_is_applied(database: ConfigDatabase, watcher: Callable[..., ConfigWatcher]) -> None:
+    execute(database.settings, *(deployment(f"d{number}") for number in range(20)))
+    applier = Memory()
+    watching = watcher(applier)
+    assert watching.refresh()
+    assert not watching.refresh()
+    execute(database.settings, deployment("d3", weight=5), "DELETE FROM deployment WHERE id = 'd4'")
+    assert watching.refresh()
+    changes = applier.applied[-1]
+    assert [row.id for row in changes.upserts["deployment"]] == ["d3"]
+    assert changes.deletes["deployment"] == ("d4",)
+
+
+BAD_ROWS = {
+    "a key instead of a reference": "UPDATE deployment SET key_reference = 'sk-live-secret' WHERE id = 'small'",
+    "a secret among the parameters": """UPDATE deployment SET parameters = '{"api_key": "sk"}' WHERE id = 'small'""",
+    "credentials in the address": "UPDATE deployment SET api_base = 'https://user:pw@host/' WHERE id = 'small'",
+    "another scheme": "UPDATE deployment SET api_base = 'file:///etc/passwd' WHERE id = 'small'",
+    "a weight out of range": "UPDATE deployment SET weight = -1 WHERE id = 'small'",
+}
+
+
+@pytest.mark.parametrize("name", BAD_ROWS)
+def test_a_bad_row_is_refused_and_reported_and_what_runs_is_not_touched(
+    database: ConfigDatabase, watcher: Callable[..., ConfigWatcher], name: str
+) -> None:
+    execute(database.settings, deployment("small"), deployment("large"))
+    applier, said = Memory(), []
+    watching = watcher(applier, report=said.append)
+    watching.refresh()
+    execute(database.settings, BAD_ROWS[name], deployment("large", weight=7))
+    watching.refresh()
+    assert [row.id for row in applier.applied[-1].upserts["deployment"]] == ["large"], "the good row goes on its way"
+    assert applier.applied[-1].deletes["deployment"] == ()
+    assert watching.running.rows["deployment"]["small"].weight == 1
+    assert [problem.key for problem in watching.running.problems] == ["small"]
+    assert "small" in said[-1]
+    assert "sk-live-secret" not in said[-1], "a report never repeats a secret"
+
+
+def test_a_group_that_names_no_router_keeps_its_running_form(
+    database: ConfigDatabase, watcher: Callable[..., ConfigWatcher]
+) -> None:
+    execute(
+        database.settings,
+        "INSERT INTO router_source VALUES ('default', 's3://127.0.0.1:9000/registry/zone/', 'default')",
+        "INSERT INTO model_group (name, strategy, router) VALUES ('chat', 'ml', 'default')",
+    )
+    watching = watcher()
+    watching.refresh()
+    execute(database.settings, "UPDATE model_group SET router = 'nowhere'")
+    watching.refresh()
+    assert watching.running.rows["model_group"]["chat"].router == "default"
+    assert watching.running.problems[0].table == "model_group"
+
+
+def test_one_command_returns_to_an_earlier_revision(
+    database: ConfigDatabase, watcher: Callable[..., ConfigWatcher], tmp_path: Path
+) -> None:
+    from typer.testing import CliRunner
+
+    from appliance.cli.config import app
+
+    execute(database.settings, deployment("small"))
+    good = database.newest()
+    execute(database.settings, "DELETE FROM deployment", deployment("wrong"))
+    watching = watcher()
+    watching.refresh()
+    found = database.settings.model_dump(mode="json", exclude_none=True)
+    (tmp_path / "database.yaml").write_text(json.dumps({"postgres": found}))
+    done = CliRunner().invoke(app, ["return", str(good), "--database", str(tmp_path / "database.yaml"), "--json"])
+    assert done.exit_code == 0, done.output
+    watching.refresh()
+    assert list(watching.running.rows["deployment"]) == ["small"]
+    assert database.history()[0].comment == f"return to revision {good}"
+    with pytest.raises(RegistryError) as info:
+        database.restore(999)
+    assert info.value.code == "REGISTRY_REVISION"
+
+
+def test_a_gateway_boots_from_what_it_applied_last_while_the_database_is_away(
+    database: ConfigDatabase, watcher: Callable[..., ConfigWatcher], tmp_path: Path
+) -> None:
+    execute(database.settings, deployment("small"))
+    watcher().refresh()
+    away = ConfigDatabase(database.settings.model_copy(update={"port": free_port()}))
+    applier = Memory()
+    booted = ConfigWatcher(away, applier, kept=tmp_path / "kept.json")
+    assert list(booted.boot().rows["deployment"]) == ["small"]
+    with pytest.raises(RegistryError) as info:
+        booted.refresh()
+    assert info.value.code == "REGISTRY_DATABASE"
+    assert len(applier.applied) == 1
+    (tmp_path / "kept.json").write_bytes(b"{")
+    assert ConfigWatcher(away, applier, kept=tmp_path / "kept.json").boot().revision == 0
+
+
+def test_an_editor_without_the_right_to_write_history_still_makes_it(database: ConfigDatabase) -> None:
+    with psycopg.connect(**parameters(database.settings), autocommit=True) as connection:
+        connection.execute("DROP ROLE IF EXISTS editor")
+        connection.execute("CREATE ROLE editor LOGIN PASSWORD 'editor-secret'")
+        connection.execute("GRANT USAGE ON SCHEMA appliance TO editor")
+        connection.execute("GRANT SELECT, INSERT, UPDATE, DELETE ON appliance.deployment TO editor")
+    edited = {**parameters(database.settings), "user": "editor", "password": "editor-secret"}
+    with psycopg.connect(**edited) as connection:
+        connection.execute(deployment("small"))  # type: ignore[arg-type]
+    assert database.history()[0].author == "editor"
+    with psycopg.connect(**edited) as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):
+        connection.execute("DELETE FROM revision")
+    with psycopg.connect(**parameters(database.settings), autocommit=True) as connection:
+        connection.execute("DROP OWNED BY editor")
+        connection.execute("DROP ROLE editor")
+
+
+def test_a_transaction_that_would_write_a_false_history_is_refused(database: ConfigDatabase) -> None:
+    with psycopg.connect(**parameters(database.settings)) as connection:
+        connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        with pytest.raises(psycopg.errors.RaiseException):
+            connection.execute(deployment("small"))  # type: ignore[arg-type]
+
+
+def test_writers_at_once_make_revisions_in_the_order_of_their_commits(database: ConfigDatabase) -> None:
+    threads = [
+        threading.Thread(target=execute, args=(database.settings, deployment(f"d{number}"))) for number in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(database.history()) == 8
+    assert len(database.read(LiveConfig()).rows["deployment"]) == 8, "the newest revision holds every commit"
+
+
+def test_a_database_of_another_authority_is_refused(settings: PostgresSettings, tmp_path: Path) -> None:
+    (tmp_path / "other.pem").write_bytes(SmallAuthority().pem)
+    with pytest.raises(RegistryError) as info:
+        ConfigDatabase(settings.model_copy(update={"ca_file": tmp_path / "other.pem"})).newest()
+    assert info.value.code == "REGISTRY_DATABASE"
+
+
+def test_the_environment_cannot_redirect_or_weaken_the_connection(
+    settings: PostgresSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {
+        "PGHOSTADDR": "127.0.0.9",
+        "PGSSLMODE": "disable",
+        "PGSSLROOTCERT": "/x",
+        "PGPORT": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    with psycopg.connect(**parameters(settings)) as connection:
+        row = connection.execute("SELECT version FROM pg_stat_ssl WHERE pid = pg_backend_pid()").fetchone()
+    assert row == ("TLSv1.3",)
+
+
+def gateway_process(settings: PostgresSettings, kept: Path, seen: multiprocessing.Queue, stop: Any) -> None:
+    """One gateway: LiteLLM's router kept up with the database."""
+    gateway = Gateway()
+
+    class Telling:
+        def apply(self, changes: Changes, config: LiveConfig) -> None:
+            gateway.apply(changes, config)
+            seen.put((kept.name, config.revision, gateway.deployments, time.monotonic()))
+
+    ended = threading.Event()
+    threading.Thread(target=lambda: (stop.wait(), ended.set()), daemon=True).start()
+    watcher = ConfigWatcher(ConfigDatabase(settings), Telling(), kept=kept, poll_s=1.0)
+    seen.put((kept.name, -1, [], time.monotonic()))
+    watcher.run(ended)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_two_gateways_with_litellm_routers_converge_within_two_seconds(
+    database: ConfigDatabase, tmp_path: Path
+) -> None:
+    import litellm  # noqa: F401 (imported once, before the processes are forked)
+
+    fork = multiprocessing.get_context("fork")
+    seen, stop = fork.Queue(), fork.Event()
+    gateways = [
+        fork.Process(target=gateway_process, args=(database.settings, tmp_path / f"gateway-{number}", seen, stop))
+        for number in range(2)
+    ]
+    for process in gateways:
+        process.start()
+    assert {seen.get(timeout=60)[1] for _ in gateways} == {-1}
+    time.sleep(1.0)
+    took = []
+    for expected, statements in (
+        (["large", "small"], [deployment("small"), deployment("large")]),
+        (["large", "medium"], [deployment("medium"), "DELETE FROM deployment WHERE id = 'small'"]),
+    ):
+        execute(database.settings, *statements)
+        committed = time.monotonic()
+        for _ in gateways:
+            _, _, deployments, at = seen.get(timeout=30)
+            assert deployments == expected
+            took.append(at - committed)
+    stop.set()
+    for process in gateways:
+        process.join(20)
+    print(f"converged after {', '.join(f'{seconds:.2f}' for seconds in took)} s")
+    assert max(took) < 2.0
+
+
+def test_the_difference_of_equal_configurations_is_nothing() -> None:
+    row = {"id": "a", "model_group": "g", "model": "m", "api_base": "https://h"}
+    one = assemble(1, {"deployment": [row]}, LiveConfig())
+    assert not difference(one, assemble(2, {"deployment": [row]}, LiveConfig()))
+    assert assemble(3, {"deployment": ["no row", {"id": 5}]}, one).problems[0].table == "deployment"
+    assert assemble(4, None, one).rows["deployment"] == {}
