@@ -1,0 +1,362 @@
+"""Each runbook, run as a script against the real command."""
+
+import json
+import shutil
+import ssl
+import subprocess
+import tarfile
+import threading
+
+import httpx
+import pytest
+import yaml
+
+from appliance.bundle.stage0.journal import Prefix
+from tests.support import artifacts
+from tests.support.bundle import small_release
+from tests.support.gateway import deployment, free_port, serve, write_config
+from tests.support.runbooks import COMMAND, Desk
+from tests.support.trust import make_authority
+from tests.support.upstream import upstream
+
+pytestmark = [pytest.mark.slow, pytest.mark.server]
+
+
+@pytest.fixture(scope="module")
+def zone(tmp_path_factory):
+    return make_authority(tmp_path_factory.mktemp("zone") / "ca")
+
+
+@pytest.fixture(scope="module")
+def releases(zone, tmp_path_factory):
+    return [small_release(tmp_path_factory.mktemp("release"), zone, f"1.{n}.0", epoch=n + 1) for n in range(2)]
+
+
+@pytest.fixture(scope="module")
+def installed(zone, releases, tmp_path_factory):
+    """A host on which `install-from-media` has installed the first release."""
+    home = tmp_path_factory.mktemp("host")
+    (home / "anchor.json").write_bytes(releases[0].anchor)
+    desk = Desk(home, home / "prefix")
+    desk.done("install-from-media", releases[0].media, "--anchor", home / "anchor.json", "--apply")
+    write_config(
+        home / "prefix" / "etc",
+        [
+            {
+                "model_name": "chat",
+                "litellm_params": {"model": "openai/x", "api_base": "http://127.0.0.1:9/v1", "api_key": "none"},
+                "model_info": {"id": "x"},
+            }
+        ],
+        tls=False,
+    )  # noqa: E501
+    return desk
+
+
+@pytest.fixture
+def desk(installed, tmp_path):
+    """A copy of the host, so that every test has its own."""
+    shutil.copytree(installed.prefix, tmp_path / "prefix", symlinks=True)
+    return Desk(tmp_path, tmp_path / "prefix")
+
+
+@pytest.fixture
+def registry(zone, desk, tmp_path):
+    """A directory registry that serves version 1.0.0 and has 1.1.0 beside it, followed by the host."""
+    home = tmp_path / "registry"
+    home.mkdir()
+    for version in ("1.0.0", "1.1.0"):
+        folder = artifacts.write(
+            artifacts.signed(artifacts.router_files(version=version), zone.signer("import-officer")), tmp_path / version
+        )
+        desk.done("promote-model", folder, version, "--registry", home, "--authority", zone.path, "--apply")
+    desk.done("promote-model", "default", "1.0.0", "--registry", home, "--authority", zone.path, "--apply")
+    desk.done("sync-now", "--registry", home)
+    return home
+
+
+def served(registry, desk) -> dict:
+    run = subprocess.run(
+        [COMMAND, "artifact", "show", "default", "--registry", registry, "--trust", desk.prefix / "state" / "trust", "--json"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return json.loads(run.stdout)["target"]
+
+
+def tree(folder):
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and "install" not in path.parts and path.suffix not in {".lock"} and path.name != "lock"
+    }
+
+
+def test_install_upgrade_and_roll_back(desk, releases):
+    before = Prefix(desk.prefix).active()
+    assert before.startswith("1.0.0-")
+    said = desk.done("install-from-media", releases[1].media)
+    assert "repeat with --apply" in said
+    assert Prefix(desk.prefix).active() == before
+    desk.done("install-from-media", releases[1].media, "--apply")
+    assert Prefix(desk.prefix).active().startswith("1.1.0-")
+    assert desk.asked == ["try-restart appliance-gateway.service"]
+    desk.done("install-from-media", releases[1].media, "--apply")  # again: already installed
+    desk.done("roll-back")
+    assert Prefix(desk.prefix).active().startswith("1.1.0-")
+    desk.done("roll-back", "--apply")
+    assert Prefix(desk.prefix).active() == before
+
+
+def test_media_that_are_not_there_are_refused_with_the_next_step(desk):
+    run = desk("install-from-media", "/media/nothing", "--apply")
+    assert run.returncode == 1
+    assert "next: mount the media" in run.stderr
+
+
+def test_import_promote_and_withdraw_a_model(desk, registry, zone):
+    assert served(registry, desk)["version"] == "1.0.0"
+    desk.done(
+        "withdraw-model", "default", "1.0.0", "--registry", registry, "--authority", zone.path, "--instead", "1.1.0"
+    )
+    assert served(registry, desk)["version"] == "1.0.0"
+    desk.done(
+        "withdraw-model", "default", "1.0.0", "--registry", registry, "--authority", zone.path, "--instead", "1.1.0", "--apply"
+    )  # fmt: skip
+    assert served(registry, desk)["version"] == "1.1.0"
+    run = desk("promote-model", "default", "1.0.0", "--registry", registry, "--authority", zone.path, "--apply")
+    assert run.returncode == 1
+    assert "REGISTRY_REVOKED" in run.stderr
+
+
+def test_a_model_that_no_officer_signed_is_not_promoted(desk, registry, zone, tmp_path):
+    folder = artifacts.write(artifacts.router_files(version="2.0.0"), tmp_path / "unsigned")
+    run = desk("promote-model", folder, "2.0.0", "--registry", registry, "--authority", zone.path, "--apply")
+    assert run.returncode == 1
+    assert served(registry, desk)["version"] == "1.0.0"
+
+
+def test_move_the_registry(desk, registry, tmp_path):
+    desk.done("move-registry", registry, tmp_path / "elsewhere")
+    assert not (tmp_path / "elsewhere").exists()
+    desk.done("move-registry", registry, tmp_path / "elsewhere", "--apply")
+    desk.done("move-registry", registry, tmp_path / "elsewhere", "--apply")  # again after a kill
+    shutil.rmtree(registry)
+    desk.done("sync-now")  # follows etc/registry.yaml, which names the new home
+    written = yaml.safe_load((desk.prefix / "etc" / "registry.yaml").read_text())
+    assert written["registry"]["path"] == str(tmp_path / "elsewhere")
+
+
+def test_renew_and_rotate_trust_and_take_it_over_on_the_host(desk, tmp_path):
+    mine = make_authority(tmp_path / "ca")
+    shutil.rmtree(desk.prefix / "state" / "trust")
+    mine.store(desk.prefix / "state" / "trust")
+
+    def versions() -> dict:
+        path = desk.prefix / "state" / "trust"
+        run = subprocess.run(
+            [COMMAND, "ca", "status", "--state", path, "--json"], capture_output=True, text=True, check=True
+        )
+        return {name: value for name, value in json.loads(run.stdout).items() if name != "clock"}
+
+    before = versions()
+    desk.done("renew-trust", "--authority", mine.path)
+    desk.done("rotate-signing-roots", "signing", "--authority", mine.path)
+    desk.done("refresh-trust", mine.repository)
+    assert versions() == before
+    desk.done("renew-trust", "--authority", mine.path, "--apply")
+    desk.done("rotate-signing-roots", "signing", "--authority", mine.path, "--apply")
+    desk.done("refresh-trust", mine.repository, "--apply")
+    assert versions() != before
+    assert desk("refresh-trust", tmp_path, "--apply").returncode == 1
+
+
+def test_back_up_destroy_the_prefix_and_restore(desk, registry, releases, tmp_path):
+    (desk.prefix / "etc" / "secrets").mkdir(exist_ok=True)
+    (desk.prefix / "etc" / "secrets" / "up.key").write_text("kept")
+    before = {part: tree(desk.prefix / part) for part in ("etc", "state")}
+    desk.done("back-up", tmp_path / "backup.tar", "--apply")
+    assert (tmp_path / "backup.tar").stat().st_mode & 0o777 == 0o600
+    shutil.rmtree(desk.prefix)
+    (tmp_path / "anchor.json").write_bytes(releases[0].anchor)
+    said = desk.done(
+        "replace-disk", releases[0].media, tmp_path / "backup.tar", "--anchor", tmp_path / "anchor.json", "--apply"
+    )
+    assert "3. the doctor" in said
+    assert Prefix(desk.prefix).active().startswith("1.0.0-")
+    for part, files in before.items():
+        now = tree(desk.prefix / part)
+        lost = {name for name, data in files.items() if now.get(name) != data and "partial" not in name}
+        assert not lost
+    desk.done("sync-now", "--registry", registry)
+
+
+def test_a_damaged_or_strange_backup_is_not_restored(desk, tmp_path):
+    desk.done("back-up", tmp_path / "backup.tar", "--apply")
+    with (tmp_path / "backup.tar").open("r+b") as stream:
+        stream.seek(600)
+        stream.write(b"x")
+    run = desk("restore", tmp_path / "backup.tar", "--apply")
+    assert run.returncode == 1
+    assert "not the one that was written" in run.stderr
+    with tarfile.open(tmp_path / "strange.tar", "w") as tar:
+        tar.addfile(tarfile.TarInfo("../outside"))
+    subprocess.run("sha256sum strange.tar > strange.tar.sha256", shell=True, cwd=tmp_path, check=True)
+    run = desk("restore", tmp_path / "strange.tar", "--apply")
+    assert run.returncode == 1
+    assert "other files" in run.stderr
+
+
+def test_a_restore_that_was_killed_is_finished_by_the_next_one(desk, tmp_path):
+    desk.done("back-up", tmp_path / "backup.tar", "--apply")
+    wanted = tree(desk.prefix / "etc")
+    # as a kill leaves it after `etc` was moved away and before the new one came
+    unpacked = desk.prefix / ".restoring"
+    unpacked.mkdir()
+    subprocess.run(["tar", "-xf", tmp_path / "backup.tar", "-C", unpacked], check=True)
+    (unpacked / "complete").touch()
+    (desk.prefix / "etc").rename(desk.prefix / "etc.before-restore")
+    desk.done("restore", tmp_path / "backup.tar", "--apply")
+    assert tree(desk.prefix / "etc") == wanted
+    assert not unpacked.exists()
+
+
+def test_a_lost_admin_key_is_replaced(desk):
+    file = desk.prefix / "etc" / "master.key"
+    old = file.read_text()
+    desk.done("new-admin-key", "--file", file)
+    assert file.read_text() == old
+    desk.done("new-admin-key", "--file", file, "--apply")
+    assert file.read_text() != old
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert desk.asked[-1] == "restart appliance-gateway.service"
+    check = subprocess.run(
+        [COMMAND, "serve", "--check", "--config", desk.prefix / "etc" / "appliance.yaml"], check=False
+    )
+    assert check.returncode == 0
+
+
+def test_a_compromised_signer_is_evacuated(desk, tmp_path):
+    mine = make_authority(tmp_path / "ca")
+    shutil.rmtree(desk.prefix / "state" / "trust")
+    mine.store(desk.prefix / "state" / "trust")
+    home = tmp_path / "registry"
+    home.mkdir()
+    evil = artifacts.write(
+        artifacts.signed(artifacts.router_files(version="6.6.6", payload=b"evil"), mine.signer("import-officer")), tmp_path / "evil"
+    )  # fmt: skip
+    honest = artifacts.write(artifacts.router_files(version="1.0.1"), tmp_path / "honest")
+    desk.done(
+        "evacuate-signer", "import-officer", "1.0.1", "--since", "2026-01-01T00:00:00Z", "--authority", mine.path,
+        "--registry", home, "--honest", honest, "--apply",
+    )  # fmt: skip
+    assert served(home, desk)["version"] == "1.0.1"
+    verify = subprocess.run(
+        [COMMAND, "artifact", "verify", evil, "--trust", desk.prefix / "state" / "trust"], capture_output=True, text=True, check=False
+    )  # fmt: skip
+    assert verify.returncode == 1
+    assert "TRUST_" in verify.stderr
+
+
+def test_support_is_collected_and_the_drill_changes_nothing(desk, zone, registry, tmp_path):
+    assert "appliance-support/doctor.json" in desk.done("collect-support", tmp_path / "support.tar")
+    before = tree(desk.prefix)
+    run = desk("drill", "--authority", zone.path)
+    assert (
+        "ready    roll-back" in run.stdout or "refused  roll-back" in run.stdout
+    )  # one release: nothing to go back to
+    for name in ("back-up", "rotate-tls", "renew-trust", "rotate-signing-roots", "refresh-trust", "new-admin-key"):
+        assert f"ready    {name}" in run.stdout
+    assert "APPLIANCE " in run.stdout
+    assert tree(desk.prefix) == before
+
+
+def test_units_are_installed_into_an_image(desk, tmp_path):
+    root = tmp_path / "image"
+    root.mkdir()
+    desk.done("install-units", "--root", root, "--apply")
+    desk.done("install-units", "--root", root, "--apply")
+    unit = (root / "etc/systemd/system/appliance-gateway.service").read_text()
+    assert f"ExecStart={desk.prefix}/current/env/bin/appliance serve" in unit
+    assert "/opt/appliance" not in unit
+    assert "appliance:" in (root / "etc/passwd").read_text()
+
+
+def test_only_one_runbook_works_at_a_time(desk):
+    (desk.prefix / "state").mkdir(exist_ok=True)
+    with subprocess.Popen(["flock", desk.prefix / "state" / ".runbook.lock", "sleep", "60"]) as holder:
+        try:
+            for _ in range(50):
+                run = desk("new-admin-key", "--apply")
+                if run.returncode:
+                    break
+            assert run.returncode == 1
+            assert "another runbook" in run.stderr
+        finally:
+            subprocess.run(["pkill", "-P", str(holder.pid)], check=False)
+            holder.kill()
+
+
+def test_certificates_and_their_ca_are_rotated_under_load_without_a_failed_request(tmp_path):
+    """Overlap: clients trust both CAs; then issue, switch, reload, retire."""
+    mine = make_authority(tmp_path / "ca")
+    etc = tmp_path / "prefix" / "etc"
+    (tmp_path / "prefix" / "state").mkdir(parents=True)
+    desk = Desk(tmp_path, tmp_path / "prefix")
+    port = free_port()
+    rotate = ("rotate-tls", "--authority", mine.path, "--san", "127.0.0.1", "--apply")
+    desk.done(*rotate)
+    with upstream("small") as small:
+        config, key = write_config(
+            etc, [deployment("chat", small)], port=port, tls=False,
+            listen={"tls": {"certificate": "tls/gateway.pem", "key": "tls/gateway.key"}},
+        )  # fmt: skip
+        shutil.copy(etc / "tls" / "ca.pem", etc / "tls.crt")
+        trusted = tmp_path / "clients-trust.pem"
+        trusted.write_bytes((etc / "tls" / "ca.pem").read_bytes())
+        with serve(config, key) as running:
+            desk.act = f"kill -HUP {running.process.pid}"
+            stop, failures, serials, count = threading.Event(), [], set(), [0]
+
+            def load() -> None:
+                while not stop.is_set():
+                    context = ssl.create_default_context(cadata=trusted.read_text())
+                    try:
+                        with httpx.Client(
+                            verify=context, trust_env=False, timeout=20
+                        ) as client:  # a connection of its own
+                            answer = client.post(
+                                f"https://127.0.0.1:{port}/v1/chat/completions",
+                                headers={"authorization": f"Bearer {key}"},
+                                json={"model": "chat", "messages": [{"role": "user", "content": "hello"}]},
+                            )
+                        count[0] += 1
+                        if answer.status_code != 200:
+                            failures.append(answer.text)
+                    except httpx.HTTPError as error:
+                        failures.append(repr(error))
+
+            threads = [threading.Thread(target=load) for _ in range(3)]
+            for thread in threads:
+                thread.start()
+            try:
+                for step in range(3):
+                    if step == 1:  # the CA itself: the new one is trusted before anything is issued by it
+                        desk.done("rotate-signing-roots", "tls", "--authority", mine.path, "--apply")
+                        fresh = subprocess.run(
+                            [COMMAND, "ca", "issue", "tls-server", "probe", "--san", "127.0.0.1", "--out", tmp_path / "probe",
+                             "--authority", mine.path], check=True, capture_output=True,
+                        )  # fmt: skip
+                        assert fresh.returncode == 0
+                        both = trusted.read_bytes() + (tmp_path / "probe" / "ca.pem").read_bytes()
+                        trusted.with_suffix(".new").write_bytes(both)
+                        trusted.with_suffix(".new").rename(trusted)
+                    desk.done(*rotate, "--connect", f"127.0.0.1:{port}")
+                    serials.add(ssl.get_server_certificate(("127.0.0.1", port)))
+            finally:
+                stop.set()
+                for thread in threads:
+                    thread.join()
+    assert not failures
+    assert len(serials) == 3
+    assert count[0] > 20
+    assert len(list((etc / "tls.d").iterdir())) <= 3
