@@ -141,6 +141,19 @@ class Repository:
             unrecognized_fields={ISSUED_FIELD: trusted_root.rfc3339(now)},
         )
         self._write(self._sign(timestamp, "timestamp"), "timestamp.json")
+        self._retire()
+
+    def _retire(self) -> None:
+        """Move what no client asks for any more to the authority's history: the repository travels, and stays small."""
+        current = {f"{entry.hashes['sha256']}.{name}" for name, entry in self._current_targets().items()}
+        old = [path for path in self._targets.iterdir() if path.name not in current]
+        for role in ("targets", "snapshot"):
+            newest = f"{self.version(role)}.{role}.json"
+            old += [path for path in self._metadata.glob(f"*.{role}.json") if path.name != newest]
+        for path in old:
+            history = self._authority.path / "history" / path.parent.name
+            history.mkdir(parents=True, exist_ok=True)
+            path.replace(history / path.name)
 
     def _advance(self, root: Root, now: datetime) -> None:
         root.version += 1

@@ -320,6 +320,15 @@ def test_the_same_media_twice_are_accepted(store, media, now):
     store.refresh(media.path, now=now)
 
 
+def test_the_repository_stays_small_however_often_it_is_published(repository, own, now):
+    """It travels on every medium; what no client asks for goes to the authority's history."""
+    before = len(contents(own.repository))
+    for _ in range(10):
+        repository.publish(now=now)
+    assert len(contents(own.repository)) == before
+    assert len(contents(own.path / "history")) >= 20
+
+
 def test_a_rotated_root_key_is_followed_from_the_anchor_through_many_roots(store, repository, own, now):
     for name in ("tuf-root-1", "tuf-root-2", "tuf-root-3", "tuf-targets-1", "tuf-snapshot-1", "tuf-timestamp-1"):
         repository.rotate_key(name, now=now)
