@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor, as_completed
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -190,19 +194,47 @@ def _download(selected: list[Selected], directory: Path, index: Index, progress:
     total = sum(item.file.size_bytes or 0 for item in selected)
     done = 0
     wheels: list[FetchedWheel] = []
-    pool = ThreadPoolExecutor(DOWNLOADS_AT_ONCE)
-    try:
-        # the largest first: the last download to finish should be a small one
-        ordered = sorted(selected, key=lambda item: -(item.file.size_bytes or MAX_WHEEL_BYTES))
-        for job in as_completed([pool.submit(_download_one, item, directory, index) for item in ordered]):
-            wheel = job.result()
-            wheels.append(wheel)
-            done += wheel.size_bytes
-            progress(f"fetched {len(wheels)} of {len(selected)} wheels", min(done, total), total)
-    finally:
-        pool.shutdown(cancel_futures=True)
+    # the largest first: the last download to finish should be a small one
+    ordered = sorted(selected, key=lambda item: -(item.file.size_bytes or MAX_WHEEL_BYTES))
+    for wheel in _in_parallel([partial(_download_one, item, directory, index) for item in ordered]):
+        wheels.append(wheel)
+        done += wheel.size_bytes
+        progress(f"fetched {len(wheels)} of {len(selected)} wheels", min(done, total), total)
     sync_directory(directory)
     return wheels
+
+
+def _in_parallel(tasks: list[Callable[[], FetchedWheel]]) -> Iterator[FetchedWheel]:
+    """Results as they come; the first failure is raised at once, without waiting for a server that hangs.
+
+    Daemon threads, because those of an executor are joined at exit: a refusal, or Ctrl-C, would wait for the slowest.
+    """
+    waiting: queue.SimpleQueue[Callable[[], FetchedWheel]] = queue.SimpleQueue()
+    results: queue.SimpleQueue[FetchedWheel | BaseException] = queue.SimpleQueue()
+    for task in tasks:
+        waiting.put(task)
+
+    def work() -> None:
+        try:
+            while True:
+                results.put(waiting.get_nowait()())
+        except queue.Empty:
+            return
+        except BaseException as error:  # noqa: BLE001 (handed to the thread that waits)
+            results.put(error)
+
+    for _ in range(min(DOWNLOADS_AT_ONCE, len(tasks))):
+        threading.Thread(target=work, daemon=True, name="fetch").start()
+    try:
+        for _ in tasks:
+            result = results.get()
+            if isinstance(result, BaseException):
+                raise result
+            yield result
+    finally:
+        with contextlib.suppress(queue.Empty):  # what has not begun never will
+            while True:
+                waiting.get_nowait()
 
 
 def _download_one(item: Selected, directory: Path, index: Index) -> FetchedWheel:

@@ -154,21 +154,21 @@ class Index:
             if not page.is_file():
                 return []
             return parse_page(read_regular(page.resolve(), max_bytes=MAX_PAGE_BYTES), "text/html", url)
-        response = self._get(url)
-        if response.status_code == 404:
+        status, content_type, base, content = self._get(url)
+        if status == 404:
             return []
-        if response.status_code != 200:
-            raise _unreachable(url, f"HTTP status {response.status_code}")
-        if len(response.content) > MAX_PAGE_BYTES:
-            raise VendorError("VENDOR_INDEX_MALFORMED", "the index answers with an oversized page", url=redacted(url))
-        return parse_page(response.content, response.headers.get("content-type", ""), str(response.url))
+        if status != 200:
+            raise _unreachable(url, f"HTTP status {status}")
+        return parse_page(content, content_type, base)
 
-    def _get(self, url: str) -> httpx.Response:
+    def _get(self, url: str) -> tuple[int, str, str, bytes]:
+        """Status, content type, final URL and body, asked for again while the server stumbles."""
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                response = self._client.get(url, headers={"Accept": _ACCEPT})
-                if attempt == ATTEMPTS or response.status_code not in {429, 500, 502, 503, 504}:
-                    return response
+                with self._client.stream("GET", url, headers={"Accept": _ACCEPT}) as response:
+                    if attempt == ATTEMPTS or response.status_code not in {429, 500, 502, 503, 504}:
+                        kind = response.headers.get("content-type", "")
+                        return response.status_code, kind, str(response.url), _body(response)
             except (httpx.HTTPError, httpx.InvalidURL) as error:
                 if attempt == ATTEMPTS or isinstance(error, httpx.InvalidURL):
                     raise _unreachable(url, _reason(error)) from None
@@ -184,6 +184,16 @@ class Index:
         if not local.exists():
             return []
         return parse_page(read_regular(local, max_bytes=MAX_PAGE_BYTES), "text/html", local.resolve().as_uri())
+
+
+def _body(response: httpx.Response) -> bytes:
+    content = bytearray()
+    for chunk in response.iter_bytes():
+        content += chunk
+        if len(content) > MAX_PAGE_BYTES:
+            url = redacted(str(response.url))
+            raise VendorError("VENDOR_INDEX_MALFORMED", "the index answers with an oversized page", url=url)
+    return bytes(content)
 
 
 def _unreachable(url: str, reason: str) -> VendorError:

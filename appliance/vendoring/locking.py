@@ -113,6 +113,7 @@ def lock(
             VENDOR_LOCK_UNHASHED.
     """
     outcome: dict[str, Locked] = {}
+    (requirements / _UNRIPE).unlink(missing_ok=True)  # of a run that was killed
     for name in names:
         progress(f"locking {name}", None, None)
         target = requirements / f"{name}.lock"

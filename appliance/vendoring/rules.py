@@ -147,13 +147,15 @@ def ripe(wheel: Inspection, at: Circumstances) -> Iterator[Finding]:
     age = at.now - datetime.fromisoformat(told.uploaded)
     if age >= timedelta(days=rule.minimum_days):
         return
-    days = f"{age / timedelta(days=1):.1f} days"
+    days = f"was uploaded {age / timedelta(days=1):.1f} days ago"
+    if age < timedelta(0):
+        days = f"was uploaded on {told.uploaded[:10]}, while this host's clock says {at.now:%Y-%m-%d}"
     if exempt is not None:
-        yield Notice(wheel.filename, f"uploaded {days} ago; exempt: {exempt}")
+        yield Notice(wheel.filename, f"{days}; exempt: {exempt}")
         return
     yield VendorError(
         "VENDOR_TOO_YOUNG",
-        f"{wheel.filename} was uploaded {days} ago, the policy asks for {rule.minimum_days}",
+        f"{wheel.filename} {days}, the policy asks for {rule.minimum_days} days",
         wheel=wheel.filename,
         uploaded=told.uploaded,
         minimum_days=rule.minimum_days,

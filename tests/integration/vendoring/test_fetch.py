@@ -133,6 +133,38 @@ def test_a_page_that_is_no_index_is_called_so(tmp_path: Path):
     assert caught.value.code == "VENDOR_INDEX_MALFORMED"
 
 
+def test_a_page_that_does_not_end_is_not_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("appliance.vendoring.index.MAX_PAGE_BYTES", 100_000)
+    index = PackageIndex()
+    index.answer = lambda path, accept: ("text/html", b"x" * 5_000_000)  # type: ignore[method-assign]
+    with index.serving() as url, pytest.raises(VendorError) as caught:
+        run(url, tmp_path, pin(MAKERS[0]))
+    assert caught.value.code == "VENDOR_INDEX_MALFORMED"
+
+
+def test_one_refused_wheel_does_not_wait_for_a_hanging_one(tmp_path: Path):
+    """The index delivers one wheel with other bytes and lets another hang: the refusal comes at once."""
+    good, bad = WheelMaker("hanging"), WheelMaker("swapped")
+    index = index_of(good)
+    index.add("swapped", Offer(bad.filename, b"other bytes", sha256=sha256_hex(bad.build())))
+    answer, over = index.answer, threading.Event()
+
+    def hanging(path: str, accept: str) -> tuple[str, bytes] | None:
+        if path.endswith(good.filename):
+            over.wait(60)
+        return answer(path, accept)
+
+    index.answer = hanging  # type: ignore[method-assign]
+    with index.serving() as url:
+        started = time.monotonic()
+        with pytest.raises(VendorError) as caught:
+            run(url, tmp_path, pin(good), pin(bad))
+        spent = time.monotonic() - started
+        over.set()
+    assert caught.value.code == "VENDOR_HASH_MISMATCH"
+    assert spent < 30
+
+
 def test_two_fetches_into_one_folder_do_not_mix(tmp_path: Path):
     with locked(tmp_path / ".lock"), pytest.raises(FileError) as caught:
         run("http://127.0.0.1:9/simple", tmp_path, pin(MAKERS[0]))

@@ -105,6 +105,8 @@ def test_a_release_must_ripen_unless_a_reason_stands_in_the_policy():
     assert codes(wheel, told=told(wheel, "2026-11-20T00:00:00Z")) == ["VENDOR_TOO_YOUNG"]
     assert codes(wheel, told=told(wheel, "2026-11-16T00:00:00+00:00")) == []
     assert codes(wheel, told=told(wheel, "2031-01-01T00:00:00Z")) == ["VENDOR_TOO_YOUNG"]
+    past = Circumstances(policy(), datetime(1970, 1, 1, tzinfo=UTC), None, told(wheel, "2026-11-20T00:00:00Z"))
+    assert "this host's clock says 1970-01-01" in judge([wheel], past).refusals[0].cause
     urgent = policy(ripening={"minimum_days": 7, "exempt": {"honest": REASON}})
     assert codes(wheel, rules=urgent, told=told(wheel, "2026-11-20T00:00:00Z")) == []
 
