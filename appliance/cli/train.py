@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from appliance.cli import train_sources
 from appliance.cli.output import Json, Steps, refusals, show
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
@@ -17,6 +18,10 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=N
 @app.callback()
 def _train() -> None:
     """From traces and spend logs to an evaluated router."""
+
+
+app.command()(train_sources.extract)
+app.command()(train_sources.receive)
 
 
 @app.command("export-encoder")

@@ -1,7 +1,8 @@
 """Training outcomes: what each model scored on each prompt, one JSON object a line (`.jsonl`, `.jsonl.gz`).
 
 Fields: `query`, `scores` {model: 0..1}, optional `query_id`, `task`, `costs` {model: USD}, `latencies_ms` {model: ms},
-`timestamp` (RFC 3339). Fields of other names are ignored and counted.
+`timestamp` (RFC 3339), `propensity` (chance with which the logged model was chosen), `lineage` (where it was read).
+Fields of other names are ignored and counted.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ class Outcome(BaseModel):
     costs: dict[Model, Amount] = {}
     latencies_ms: dict[Model, Amount] = {}
     timestamp: datetime | None = None
+    propensity: Annotated[float, Field(gt=0, le=1)] | None = None
+    lineage: str | None = None
 
 
 @dataclass(frozen=True)

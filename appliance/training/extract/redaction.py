@@ -1,0 +1,90 @@
+"""What must never reach the disk is taken out of a prompt before it does."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from appliance import documents
+from appliance.errors import TrainingError
+from appliance.files import read_regular
+
+MAX_RULES_BYTES = 1024 * 1024
+
+
+class Rule(BaseModel):
+    """One rule: what to find, and what to put in its place."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Annotated[str, Field(min_length=1, max_length=64)]
+    pattern: Annotated[str, Field(min_length=1, max_length=2000)]
+    replacement: str = ""
+
+
+class Rules(BaseModel):
+    """The rules file: `rules: [{name, pattern, replacement}]`; `defaults: false` leaves ours out."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    defaults: bool = True
+    rules: tuple[Rule, ...] = ()
+
+
+DEFAULTS: Sequence[Rule] = (
+    Rule(
+        name="private-key",
+        pattern=r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----[\s\S]{0,20000}?(?:-----END [A-Z ]{0,40}PRIVATE KEY-----|\Z)",
+        replacement="[private key]",
+    ),
+    Rule(name="bearer", pattern=r"(?i)\bbearer\s+[A-Za-z0-9._~+/=-]{16,}", replacement="[token]"),
+    Rule(name="api-key", pattern=r"\b(?:sk|pk|ghp|gho|xox[abp]|AKIA)[-_A-Za-z0-9]{12,}\b", replacement="[key]"),
+    Rule(name="jwt", pattern=r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*", replacement="[token]"),
+    Rule(name="email", pattern=r"\b[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}\b", replacement="[e-mail]"),
+    Rule(name="iban", pattern=r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){3,7}(?: ?[A-Z0-9]{1,4})?\b", replacement="[iban]"),
+    Rule(name="card", pattern=r"\b(?:\d[ -]?){12,18}\d\b", replacement="[number]"),
+    Rule(name="ipv4", pattern=r"\b(?:\d{1,3}\.){3}\d{1,3}\b", replacement="[address]"),
+)
+
+
+@dataclass(frozen=True)
+class Redactor:
+    """Applies rules in order.
+
+    Attributes:
+        patterns: compiled rules with their replacement.
+    """
+
+    patterns: tuple[tuple[re.Pattern[str], str], ...]
+
+    def __call__(self, text: str) -> str:
+        """The text without what the rules name."""
+        for pattern, replacement in self.patterns:
+            text = pattern.sub(replacement.replace("\\", r"\\"), text)  # the replacement is literal
+        return text
+
+
+def load_redactor(path: Path | None) -> Redactor:
+    """The rules of a file, after ours.
+
+    Raises:
+        TrainingError: TRAINING_REDACTION for a pattern that does not compile.
+        DocumentError, FileError: where the file is malformed or cannot be read.
+    """
+    chosen = Rules()
+    if path is not None:
+        data = documents.read_yaml(read_regular(path, max_bytes=MAX_RULES_BYTES), what=path.name)
+        chosen = documents.validate(Rules, data, what=path.name)
+    rules = [*(DEFAULTS if chosen.defaults else ()), *chosen.rules]
+    compiled = []
+    for rule in rules:
+        try:
+            compiled.append((re.compile(rule.pattern), rule.replacement))
+        except (re.error, OverflowError, RecursionError) as error:
+            raise TrainingError("TRAINING_REDACTION", f"rule {rule.name}: {error}", rule=rule.name) from None
+    return Redactor(tuple(compiled))

@@ -1,0 +1,237 @@
+"""The extraction: sources into the join, the join into outcomes, with a card that says what happened to every row."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from appliance.errors import TrainingError
+from appliance.files import sync_directory, translated, write_atomic
+from appliance.registry.contract import Store
+from appliance.registry.postgres import PostgresSettings
+from appliance.training.extract.calls import Call, Span, call_of
+from appliance.training.extract.redaction import Redactor
+from appliance.training.extract.reward import Basis, reward
+from appliance.training.extract.spend import entry_of, from_postgres, from_store
+from appliance.training.extract.store import Entry, JoinStore
+from appliance.training.extract.traces import read_spans
+from appliance.training.outcomes import Outcome
+from appliance.training.progress import Progress, silent
+
+BATCH = 5000  # entries committed together
+
+DROPPED = {
+    "no_prompt": "neither trace nor spend log holds a prompt",
+    "no_model": "it is not known which model answered",
+    "no_reward": "neither judge nor user scored it (see the reward's rules)",
+    "spend_only": "no trace knows the call, and the spend log holds no prompt",
+}
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where to read.
+
+    Attributes:
+        traces: files of spans.
+        postgres: the database of the spend logs, or None.
+        objects: a bucket or folder of spend objects with a prefix, or None.
+    """
+
+    traces: Sequence[Path] = ()
+    postgres: PostgresSettings | None = None
+    objects: tuple[Store, str] | None = None
+
+
+def extract(
+    sources: Sources,
+    out: Path,
+    *,
+    redact: Redactor,
+    basis: Basis = "quality",
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Read every source, join by call id, and write outcomes with their card.
+
+    Killed at any point it goes on where it stopped when run again; sources that have grown are read from where they
+    ended. What is written is redacted, in the working file too.
+
+    Args:
+        sources: where to read.
+        out: the outcomes, `.jsonl` or `.jsonl.gz`; `<out>.card.json` and the working file `<out>.join` stand beside it.
+        redact: applied to every prompt before it is stored.
+        basis: what a call is worth where nobody scored it.
+        progress: told of what was read.
+
+    Returns:
+        The card.
+
+    Raises:
+        TrainingError: TRAINING_TRACE, TRAINING_SOURCE.
+        FileError: FILE_MISSING, FILE_NO_SPACE, FILE_PERMISSION.
+    """
+    with translated(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    store = JoinStore(out.with_name(f"{out.name}.join"))
+    try:
+        for path in sources.traces:
+            _load(store, f"trace:{path.resolve()}", _trace_entries(store, path), redact, progress)
+        if sources.postgres is not None:
+            place = f"spend:{sources.postgres.host}/{sources.postgres.database}"
+            _load(store, place, _postgres_entries(store, place, sources.postgres), redact, progress)
+        if sources.objects is not None:
+            home, prefix = sources.objects
+            place = f"spend:{home.location}/{prefix}"
+            _load(store, place, _object_entries(store, place, home, prefix), redact, progress)
+        progress("joining traces and spend logs")
+        store.settle()
+        return _write(store, out, basis, progress)
+    finally:
+        store.close()
+
+
+Item = tuple[str, Entry | None, str]  # position, entry or None, what it counts as
+
+
+def _load(store: JoinStore, source: str, items: Iterable[Item], redact: Redactor, progress: Progress) -> None:
+    entries: list[Entry] = []
+    counts: Counter[str] = Counter()
+    position, pending = "", 0
+    for total, (item_position, entry, counted) in enumerate(items):
+        if pending >= BATCH and item_position != position:  # a position is left whole
+            store.add(entries, counts, source=source, position=position)
+            entries, counts, pending = [], Counter(), 0
+            progress(f"read {total} from {source}")
+        position = item_position
+        counts[counted] += 1
+        pending += 1
+        if entry is not None:
+            call, trace_id, response_id = entry
+            entries.append((replace(call, prompt=redact(call.prompt)), trace_id, response_id))
+    if pending:
+        store.add(entries, counts, source=source, position=position)
+
+
+def _trace_entries(store: JoinStore, path: Path) -> Iterator[Item]:
+    read = store.position(f"trace:{path.resolve()}")
+    for line, span in read_spans(path, after_line=int(read or 0)):
+        if span is None:
+            yield str(line), None, "trace_lines_not_understood"
+            continue
+        call = call_of(span, f"{path.name}:{line}")
+        if call is None:
+            yield str(line), None, "spans_without_a_call"
+            continue
+        yield str(line), _entry(call, span), "spans_read"
+
+
+def _entry(call: Call, span: Span) -> Entry:
+    response_id = span.attributes.get("gen_ai.response.id")
+    return call, span.trace_id or None, str(response_id) if response_id else None
+
+
+def _postgres_entries(store: JoinStore, place: str, settings: PostgresSettings) -> Iterator[Item]:
+    for position, row in from_postgres(settings, after=store.position(place)):
+        yield position, entry_of(row, f"LiteLLM_SpendLogs:{row['request_id']}"), "spend_rows_read"
+
+
+def _object_entries(store: JoinStore, place: str, home: Store, prefix: str) -> Iterator[Item]:
+    for key, payload in from_store(home, prefix, after=store.position(place)):
+        entry = None if payload is None else entry_of(payload, key)
+        yield key, entry, "spend_objects_read" if entry is not None else "spend_objects_not_understood"
+
+
+def _write(store: JoinStore, out: Path, basis: Basis, progress: Progress) -> dict[str, Any]:
+    counts: Counter[str] = Counter()
+    digest = hashlib.sha256()
+    temporary = out.with_name(f".{out.name}.tmp")
+    with translated(out):
+        try:
+            with temporary.open("wb") as raw, _compressed(raw, out) as stream:
+                for trace, spend in store.joined():
+                    outcome, fate = _outcome(trace, spend, basis)
+                    counts[fate] += 1
+                    if outcome is not None:
+                        line = outcome.model_dump_json(exclude_defaults=True).encode() + b"\n"
+                        digest.update(line)
+                        stream.write(line)
+            temporary.rename(out)
+            sync_directory(out.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+    joined = counts.pop("joined", 0)
+    card: dict[str, Any] = {
+        "outcomes": out.name,
+        "sha256_uncompressed": digest.hexdigest(),
+        "reward_basis": basis,
+        "read": store.counts(),
+        "written": counts.pop("written", 0) + joined,
+        "joined": joined,
+        "dropped": {name: {"calls": n, "because": DROPPED[name]} for name, n in sorted(counts.items())},
+    }
+    write_atomic(out.with_name(f"{out.name}.card.json"), json.dumps(card, indent=2).encode() + b"\n")
+    progress(f"wrote {card['written']} outcomes to {out}")
+    return card
+
+
+@contextlib.contextmanager
+def _compressed(raw: Any, out: Path) -> Iterator[Any]:
+    if out.suffix != ".gz":
+        yield raw
+        return
+    with gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as stream:
+        yield stream
+
+
+def _outcome(trace: Call | None, spend: Call | None, basis: Basis) -> tuple[Outcome | None, str]:
+    """The outcome of one call, and its fate: `joined`, `written` (trace alone), or why it was dropped."""
+    if trace is None:
+        if spend is None or not spend.prompt:
+            return None, "spend_only" if spend is not None else "no_prompt"
+        call = spend
+    else:
+        call = trace if spend is None else trace.merged(spend)
+    if not call.prompt:
+        return None, "no_prompt"
+    if not call.model:
+        return None, "no_model"
+    worth = reward(call, basis)
+    if worth is None:
+        return None, "no_reward"
+    known_cost = {} if call.cost_usd is None or call.cost_usd < 0 else {call.model: call.cost_usd}
+    known_latency = {} if call.latency_ms is None else {call.model: call.latency_ms}
+    propensity = call.propensity if call.propensity is not None and 0 < call.propensity <= 1 else None
+    try:
+        started = datetime.fromtimestamp(call.started, UTC) if call.started else None
+        outcome = Outcome(
+            query=call.prompt,
+            scores={call.model: worth},
+            query_id=call.call_id,
+            task=call.task or None,
+            costs=known_cost,
+            latencies_ms=known_latency,
+            timestamp=started,
+            propensity=propensity,
+            lineage=call.lineage,
+        )
+    except (ValueError, OverflowError, OSError):
+        return None, "no_model"
+    return outcome, "joined" if trace is not None and spend is not None else "written"
+
+
+def check_sources(sources: Sources) -> None:
+    """Refuse an extraction from nothing.
+
+    Raises:
+        TrainingError: TRAINING_ARGUMENT.
+    """
+    if not sources.traces and sources.postgres is None and sources.objects is None:
+        raise TrainingError("TRAINING_ARGUMENT", "name a source: --traces, --postgres or --objects")

@@ -1,0 +1,149 @@
+"""LiteLLM's spend logs: rows of `LiteLLM_SpendLogs`, and the objects its S3 logger writes."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from appliance.errors import RegistryError, TrainingError
+from appliance.registry.contract import Store
+from appliance.registry.postgres import PostgresSettings
+from appliance.training.extract.calls import Call, number, prompt_of
+from appliance.training.extract.store import Entry
+
+BEGINNING = "0001-01-01"
+FETCH_ROWS = 2000  # rows a round trip of the server-side cursor
+MAX_OBJECT_BYTES = 64 * 1024**2
+COLUMNS = (
+    "request_id", "spend", "startTime", "endTime", "completionStartTime", "model", "model_id", "model_group",
+    "metadata", "messages", "status", "call_type",
+)  # fmt: skip
+
+
+def from_postgres(settings: PostgresSettings, *, after: str | None) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Rows in the order of their start, through a server-side cursor: (position, row).
+
+    Args:
+        settings: of the database; TLS under our own authority.
+        after: the position of the row read last, or None to begin.
+
+    Raises:
+        TrainingError: TRAINING_SOURCE.
+    """
+    import psycopg
+    from psycopg import sql
+    from psycopg.rows import dict_row
+
+    from appliance.registry.postgres import connected
+
+    since, last = json.loads(after) if after else (BEGINNING, "")
+    query = sql.SQL(
+        'SELECT {} FROM public."LiteLLM_SpendLogs" WHERE ("startTime", request_id) > (%s, %s) '
+        'ORDER BY "startTime", request_id'
+    ).format(sql.SQL(", ").join(map(sql.Identifier, COLUMNS)))
+    try:
+        with connected(settings) as connection, connection.transaction():
+            connection.execute("SET TRANSACTION READ ONLY")
+            connection.execute("SET LOCAL statement_timeout = 0")
+            with connection.cursor(name="spend", row_factory=dict_row) as cursor:
+                cursor.itersize = FETCH_ROWS
+                cursor.execute(query, (since, last))
+                for row in cursor:
+                    yield json.dumps([row["startTime"].isoformat(), row["request_id"]]), row
+    except (psycopg.Error, RegistryError) as error:
+        raise TrainingError("TRAINING_SOURCE", f"the spend logs cannot be read: {error}", host=settings.host) from None
+
+
+def from_store(store: Store, prefix: str, *, after: str | None) -> Iterator[tuple[str, Mapping[str, Any] | None]]:
+    """Objects of a bucket or folder in the order of their keys: (key, payload); None for what is no payload.
+
+    Raises:
+        TrainingError: TRAINING_SOURCE.
+    """
+    try:
+        keys = sorted(entry.key for entry in store.list(prefix) if after is None or entry.key > after)
+        for key in keys:
+            blob = store.get(key, max_bytes=MAX_OBJECT_BYTES)
+            if blob is None:
+                continue
+            documents = list(_documents(blob.data))
+            for document in documents or [None]:
+                yield key, document
+    except RegistryError as error:
+        raise TrainingError(
+            "TRAINING_SOURCE", f"the spend objects cannot be read: {error}", place=store.location
+        ) from None
+
+
+def _documents(data: bytes) -> Iterator[Mapping[str, Any] | None]:
+    if data[:2] == b"\x1f\x8b":
+        try:
+            data = _inflated(data)
+        except (OSError, EOFError, zlib.error):
+            return
+    whole = _json(data)
+    parts = [whole] if whole is not None else [_json(line) for line in data.splitlines() if line.strip()]
+    for part in parts:
+        for item in part if isinstance(part, list) else [part]:
+            yield item if isinstance(item, Mapping) else None
+
+
+def _inflated(data: bytes) -> bytes:
+    inflated = zlib.decompressobj(wbits=31).decompress(data, MAX_OBJECT_BYTES)
+    if len(inflated) >= MAX_OBJECT_BYTES:
+        raise gzip.BadGzipFile("larger than allowed")
+    return inflated
+
+
+def entry_of(row: Mapping[str, Any], lineage: str) -> Entry | None:
+    """The call that a row or payload tells of, with its response id; None where it has no id."""
+    metadata = _mapping(row.get("metadata"))
+    response_id = str(row.get("request_id") or row.get("id") or "")
+    call_id = str(row.get("litellm_call_id") or metadata.get("litellm_call_id") or response_id)
+    if not call_id:
+        return None
+    started, ended = _seconds(row.get("startTime")), _seconds(row.get("endTime"))
+    first_token = _seconds(row.get("completionStartTime"))
+    hidden = _mapping(row.get("hidden_params"))
+    call = Call(
+        call_id=call_id,
+        source="spend",
+        lineage=lineage,
+        model=str(row.get("model_id") or hidden.get("model_id") or row.get("model") or ""),
+        prompt=prompt_of(row.get("messages")) if row.get("messages") not in (None, "", {}, "{}", "[]") else "",
+        started=started or 0.0,
+        latency_ms=(ended - started) * 1e3 if started is not None and ended is not None else None,
+        first_token_ms=(first_token - started) * 1e3 if started and first_token and first_token >= started else None,
+        cost_usd=number(row.get("spend", row.get("response_cost"))),
+        failed=str(row.get("status") or "success") == "failure",
+        retries=int(number(metadata.get("attempted_retries")) or 0),
+    )
+    return call, None, response_id or None
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    parsed = _json(value) if isinstance(value, str | bytes) else value
+    return parsed if isinstance(parsed, Mapping) else {}
+
+
+def _json(data: str | bytes) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _seconds(value: Any) -> float | None:
+    """A time as seconds since 1970: a datetime, a number, or RFC 3339."""
+    if isinstance(value, datetime):
+        return (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
+    if isinstance(value, str) and number(value) is None:
+        try:
+            return _seconds(datetime.fromisoformat(value))
+        except ValueError:
+            return None
+    return number(value)

@@ -1,0 +1,147 @@
+"""The join on disk: calls from traces and from spend logs meet in one SQLite file, so that memory stays bounded.
+
+The file also remembers how far each source was read; what a batch brought and how far it went are committed together,
+so that a killed extraction goes on where it stopped and counts nothing twice.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from appliance.errors import TrainingError
+from appliance.training.extract.calls import Call
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS calls (
+  source TEXT, call_id TEXT, trace_id TEXT, response_id TEXT, document TEXT, PRIMARY KEY (source, call_id)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS by_trace ON calls (trace_id) WHERE trace_id IS NOT NULL;
+CREATE INDEX IF NOT EXISTS by_response ON calls (response_id) WHERE response_id IS NOT NULL;
+CREATE TABLE IF NOT EXISTS progress (source TEXT PRIMARY KEY, position TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS counts (name TEXT PRIMARY KEY, value INTEGER) WITHOUT ROWID;
+"""
+CACHE_KIB = 65_536  # SQLite's page cache
+
+Entry = tuple[Call, str | None, str | None]  # call, trace id, response id
+
+
+class JoinStore:
+    """Calls by source and id.
+
+    Args:
+        path: the SQLite file; made where it is not there.
+
+    Raises:
+        TrainingError: TRAINING_SOURCE where the file is none of ours.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._db = sqlite3.connect(path, isolation_level=None)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            self._db.execute(f"PRAGMA cache_size=-{CACHE_KIB}")
+            self._db.executescript(SCHEMA)
+        except sqlite3.Error as error:
+            raise TrainingError("TRAINING_SOURCE", f"the working file {path} cannot be used: {error}") from None
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    def position(self, source: str) -> str | None:
+        """How far a source was read."""
+        row = self._db.execute("SELECT position FROM progress WHERE source = ?", (source,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def add(self, entries: Sequence[Entry], counts: Counter[str], *, source: str, position: str) -> None:
+        """Store a batch, its counts and how far the source was read, all or nothing."""
+        merged: dict[tuple[str, str], Entry] = {}
+        for entry in entries:
+            key = (entry[0].source, entry[0].call_id)
+            known = merged.get(key) or self._known(*key)
+            merged[key] = entry if known is None else _joined(known, entry)
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            self._db.executemany(
+                "INSERT OR REPLACE INTO calls VALUES (?, ?, ?, ?, ?)",
+                [
+                    (c.source, c.call_id, trace, response, json.dumps(asdict(c)))
+                    for c, trace, response in merged.values()
+                ],
+            )
+            self._db.executemany(
+                "INSERT INTO counts VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
+                list(counts.items()),
+            )
+            self._db.execute("INSERT OR REPLACE INTO progress VALUES (?, ?)", (source, position))
+            self._db.execute("COMMIT")
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+
+    def counts(self) -> dict[str, int]:
+        """What was read so far, by name."""
+        return dict(self._db.execute("SELECT name, value FROM counts ORDER BY name").fetchall())
+
+    def settle(self) -> None:
+        """Give spans without a call id to the call of their trace, and spend rows to the call of their response."""
+        rows = self._db.execute("SELECT call_id, trace_id FROM calls WHERE source = 'trace' AND call_id LIKE 'trace:%'")
+        for call_id, trace_id in rows.fetchall():
+            owners = self._db.execute(
+                "SELECT call_id FROM calls WHERE trace_id = ? AND source = 'trace' AND call_id NOT LIKE 'trace:%'",
+                (trace_id,),
+            ).fetchall()
+            part = self._known("trace", call_id)
+            if part is None or not owners:
+                continue
+            joined = [_joined(owner, part) for (name,) in owners if (owner := self._known("trace", name)) is not None]
+            self._replace(joined)
+            self._db.execute("DELETE FROM calls WHERE source = 'trace' AND call_id = ?", (call_id,))
+
+    def joined(self) -> Iterator[tuple[Call | None, Call | None]]:
+        """Every call once: its trace and its spend log, one of them None where it is not there; ordered by id."""
+        traces = self._db.execute(
+            "SELECT t.document, COALESCE(s.document, r.document) FROM calls t "
+            "LEFT JOIN calls s ON s.source = 'spend' AND s.call_id = t.call_id "
+            "LEFT JOIN calls r ON s.call_id IS NULL AND t.response_id IS NOT NULL "
+            "AND r.response_id = t.response_id AND r.source = 'spend' "
+            "WHERE t.source = 'trace' ORDER BY t.call_id"
+        )
+        for trace, spend in traces:
+            yield _call(trace), None if spend is None else _call(spend)
+        alone = self._db.execute(
+            "SELECT s.document FROM calls s WHERE s.source = 'spend' AND NOT EXISTS (SELECT 1 FROM calls t WHERE "
+            "t.source = 'trace' AND t.call_id = s.call_id) AND NOT EXISTS (SELECT 1 FROM calls t WHERE "
+            "t.source = 'trace' AND s.response_id IS NOT NULL AND t.response_id = s.response_id) ORDER BY s.call_id"
+        )
+        for (spend,) in alone:
+            yield None, _call(spend)
+
+    def _known(self, source: str, call_id: str) -> Entry | None:
+        row = self._db.execute(
+            "SELECT document, trace_id, response_id FROM calls WHERE source = ? AND call_id = ?", (source, call_id)
+        ).fetchone()
+        return None if row is None else (_call(row[0]), row[1], row[2])
+
+    def _replace(self, entries: Sequence[Entry]) -> None:
+        self._db.executemany(
+            "UPDATE calls SET document = ? WHERE source = ? AND call_id = ?",
+            [(json.dumps(asdict(call)), call.source, call.call_id) for call, _, _ in entries],
+        )
+
+
+def _joined(known: Entry, entry: Entry) -> Entry:
+    if known[0].lineage == entry[0].lineage:  # the same span once more, after a restart of its exporter
+        return known
+    return known[0].merged(entry[0]), known[1] or entry[1], known[2] or entry[2]
+
+
+def _call(document: Any) -> Call:
+    return Call(**json.loads(document))

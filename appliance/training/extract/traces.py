@@ -1,0 +1,139 @@
+"""Traces from files: OTLP-JSON (one export request a line, or one document) and Jaeger's query JSON, legacy and v3."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from appliance.errors import TrainingError
+from appliance.training.extract.calls import Span
+from appliance.training.outcomes import read_lines
+
+ERROR_STATUS = (2, "STATUS_CODE_ERROR")
+MAX_DOCUMENT_BYTES = 512 * 1024**2  # a Jaeger answer is one document
+
+
+def read_spans(path: Path, *, after_line: int = 0) -> Iterator[tuple[int, Span | None]]:
+    """Spans of a trace file with the line they stand in; None for a line that is no trace.
+
+    Args:
+        path: `.json`, `.jsonl`, either gzipped.
+        after_line: lines up to this one were read before.
+
+    Raises:
+        TrainingError: TRAINING_TRACE where nothing of the file is a trace.
+        FileError: where it cannot be read.
+    """
+    understood = False
+    lines = 0
+    whole: list[bytes] = []
+    for number, line in read_lines(path):
+        lines = number
+        if number <= after_line:
+            understood = True
+            continue
+        document = _parsed(line)
+        if document is None and not understood:
+            whole.append(line)  # perhaps one document over many lines
+            if sum(map(len, whole)) > MAX_DOCUMENT_BYTES:
+                break
+            continue
+        found = list(spans_of(document)) if document is not None else []
+        if not found:
+            yield number, None
+        for span in found:
+            understood = True
+            yield number, span
+    if whole and not understood:
+        document = _parsed(b"".join(whole))
+        for span in spans_of(document) if document is not None else ():
+            understood = True
+            yield lines, span
+    if lines and not understood:
+        raise TrainingError("TRAINING_TRACE", f"{path.name} holds no spans of a known format", lines=lines)
+
+
+def _parsed(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+
+
+def spans_of(document: Any) -> Iterator[Span]:
+    """Spans of one parsed document of any of the formats."""
+    if not isinstance(document, Mapping):
+        return
+    if isinstance(document.get("result"), Mapping):  # Jaeger's v3 API wraps OTLP
+        document = document["result"]
+    for resource in _maps(document.get("resourceSpans")):
+        for scope in _maps(resource.get("scopeSpans") or resource.get("instrumentationLibrarySpans")):
+            for span in _maps(scope.get("spans")):
+                yield otlp_span(span)
+    for trace in _maps(document.get("data")):
+        for span in _maps(trace.get("spans")):
+            yield jaeger_span(span)
+
+
+def otlp_span(span: Mapping[str, Any]) -> Span:
+    """One span of OTLP-JSON: ids hex, 64-bit integers as strings, enumerations as numbers."""
+    status = span.get("status") if isinstance(span.get("status"), Mapping) else {}
+    attributes = {str(item.get("key")): _value(item.get("value")) for item in _maps(span.get("attributes"))}
+    for event in _maps(span.get("events")):  # older instrumentations put the messages into events
+        for item in _maps(event.get("attributes")):
+            attributes.setdefault(str(item.get("key")), _value(item.get("value")))
+    return Span(
+        str(span.get("traceId", "")),
+        str(span.get("spanId", "")),
+        _integer(span.get("startTimeUnixNano")),
+        _integer(span.get("endTimeUnixNano")),
+        attributes,
+        status.get("code") in ERROR_STATUS if status else False,
+    )
+
+
+def jaeger_span(span: Mapping[str, Any]) -> Span:
+    """One span of Jaeger's legacy JSON: microseconds, tags, logs."""
+    attributes = {str(tag.get("key")): tag.get("value") for tag in _maps(span.get("tags"))}
+    for log in _maps(span.get("logs")):
+        for item in _maps(log.get("fields")):
+            attributes.setdefault(str(item.get("key")), item.get("value"))
+    start = _integer(span.get("startTime")) * 1000
+    failed = attributes.get("error") in (True, "true") or attributes.get("otel.status_code") == "ERROR"
+    return Span(
+        str(span.get("traceID", "")),
+        str(span.get("spanID", "")),
+        start,
+        start + _integer(span.get("duration")) * 1000,
+        attributes,
+        failed,
+    )
+
+
+def _value(value: Any) -> Any:
+    """An AnyValue of OTLP-JSON as a plain value."""
+    if not isinstance(value, Mapping):
+        return None
+    if "intValue" in value:
+        return _integer(value["intValue"])
+    for name in ("stringValue", "doubleValue", "boolValue", "bytesValue"):
+        if name in value:
+            return value[name]
+    if isinstance(value.get("arrayValue"), Mapping):
+        return [_value(item) for item in _maps(value["arrayValue"].get("values"))]
+    if isinstance(value.get("kvlistValue"), Mapping):
+        return {str(item.get("key")): _value(item.get("value")) for item in _maps(value["kvlistValue"].get("values"))}
+    return None
+
+
+def _maps(value: Any) -> list[Mapping[str, Any]]:
+    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
+
+
+def _integer(value: Any) -> int:
+    try:
+        return int(value)
+    except (TypeError, ValueError, OverflowError):
+        return 0
