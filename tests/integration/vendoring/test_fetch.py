@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -163,6 +164,18 @@ def test_one_refused_wheel_does_not_wait_for_a_hanging_one(tmp_path: Path):
         over.set()
     assert caught.value.code == "VENDOR_HASH_MISMATCH"
     assert spent < 30
+
+
+def test_a_folder_without_room_is_refused_before_anything_is_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    index = index_of(*MAKERS[:2])
+    monkeypatch.setattr("appliance.vendoring.fetch.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
+    with index.serving() as url, pytest.raises(FileError) as caught:
+        run(url, tmp_path, *map(pin, MAKERS[:2]))
+    assert caught.value.code == "FILE_NO_SPACE"
+    assert caught.value.evidence["needed_bytes"] == sum(len(maker.build()) for maker in MAKERS[:2])
+    assert not any(path.startswith("/files/") for path in index.requests)
 
 
 def test_two_fetches_into_one_folder_do_not_mix(tmp_path: Path):
