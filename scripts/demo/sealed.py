@@ -181,7 +181,16 @@ def configuration(room: Room, bases: dict[str, tuple[str, str]]) -> dict[str, An
                     "on_bad_update": "static",
                 }
             },
-            "groups": {"chat": {"strategy": "ml", "router": "default", "weights": {"small": 3, "large": 1}}},
+            "groups": {
+                "chat": {
+                    "strategy": "ml",
+                    "router": "default",
+                    "weights": {"small": 3, "large": 1},
+                    # USD per million tokens, as the RouteLLM paper gives them for the two models of the data
+                    "costs": {"small": 0.24, "large": 24.7},
+                    "cost_weight": 0.15,
+                }
+            },
         },
         "drain": {"readiness_s": 0},
     }
