@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from typing import Any
 
-import rfc8785
+from appliance import documents
 
 
 def b64(data: bytes) -> str:
@@ -14,5 +14,5 @@ def b64(data: bytes) -> str:
 
 
 def canonical_json(value: Any) -> bytes:
-    """RFC 8785: what logs and SETs are signed over."""
-    return rfc8785.dumps(value)
+    """RFC 8785, for the objects with ASCII keys, text and whole numbers that logs and SETs are signed over."""
+    return documents.write_json(value).removesuffix(b"\n")

@@ -11,6 +11,7 @@ import base64
 import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from cryptography import x509
@@ -134,7 +135,10 @@ def read(data: bytes) -> Anchors:
 
 
 def for_sigstore(data: bytes) -> TrustedRoot:
-    """The same document for sigstore-python, with every window opened wide (see the module's first words)."""
+    """The same document for sigstore-python, with every window opened wide (see the module's first words).
+
+    sigstore-python builds its key rings anew for every signature; here they are built once.
+    """
     from sigstore.errors import Error
     from sigstore.models import TrustedRoot
     from sigstore_models.trustroot import v1
@@ -144,8 +148,14 @@ def for_sigstore(data: bytes) -> TrustedRoot:
         log["publicKey"]["validFor"] = _FOREVER
     for chain in (*document["certificateAuthorities"], *document["timestampAuthorities"]):
         chain["validFor"] = _FOREVER
+
+    class Prepared(TrustedRoot):
+        rekor_keyring = cache(TrustedRoot.rekor_keyring)
+        ct_keyring = cache(TrustedRoot.ct_keyring)
+        get_timestamp_authorities = cache(TrustedRoot.get_timestamp_authorities)
+
     try:
-        return TrustedRoot(v1.TrustedRoot.from_json(json.dumps(document)))
+        return Prepared(v1.TrustedRoot.from_json(json.dumps(document)))
     except (Error, ValueError) as error:
         raise TrustError("TRUST_ROOT_MALFORMED", f"sigstore does not accept trusted_root.json: {error}") from None
 
