@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 import appliance
 from appliance.bundle.build import Built, Identity, Progress, build, read_trust
-from appliance.bundle.inputs import collect, select_wheels
+from appliance.bundle.inputs import Payload, collect, select_wheels
 from appliance.bundle.stage0 import assemble
 from appliance.errors import BundleError
 from appliance.files import write_atomic
 from appliance.trust.signing import open_signer
 from appliance.vendoring.locks import merged, read_lock
+from appliance.vendoring.provenance import Build as ReleaseBuild
+from appliance.vendoring.release import release_papers, source_revision
 from appliance.vendoring.targets import Targets
 
 NAME = "llm-routing-appliance"
+BUILDER = "https://appliance.internal/builder/release-signer"  # who says so is known by the release's signature
 STATE_VERSION = 1  # layout of PREFIX/state and PREFIX/etc that this appliance reads
 
 
@@ -33,7 +36,7 @@ class Recipe:
         locks: lock files instead of the profile's.
         encoder, router: signed artifacts, or None.
         configuration: folder of the default configuration; `bundle/defaults` where that is None and exists.
-        evidence: SBOM, provenance and VEX files to carry along.
+        evidence: further files to carry along, beside the papers that every release gets.
         version: None for the appliance's own.
         epoch: rises with every release.
         created: the release's time.
@@ -66,11 +69,23 @@ class ReleaseFiles:
     volumes: tuple[Path, ...]
 
 
-def build_release(recipe: Recipe, out: Path, *, progress: Progress = lambda _text, _done, _all: None) -> ReleaseFiles:
-    """Build, sign and write a release.
+def build_release(
+    recipe: Recipe,
+    out: Path,
+    *,
+    now: datetime | None = None,
+    progress: Progress = lambda _text, _done, _all: None,
+) -> ReleaseFiles:
+    """Build, sign and write a release. Nothing is built from wheels that vendoring does not admit.
+
+    Args:
+        recipe: what to build.
+        out: folder for the files.
+        now: against which the age of the wheels is measured; the clock where None. It enters no byte of the release.
+        progress: told each step.
 
     Raises:
-        VendorError, ArtifactError, TrustError, BundleError, FileError: what is missing or not fit.
+        VendorError, ArtifactError, TrustError, BundleError, FileError: what is missing, refused or not fit.
     """
     targets = Targets.read(recipe.vendor)
     target = targets.target(recipe.target)
@@ -96,9 +111,21 @@ def build_release(recipe: Recipe, out: Path, *, progress: Progress = lambda _tex
         evidence=list(recipe.evidence),
         units=recipe.units or _folder(Path("bundle/systemd")),
     )
+    version = recipe.version or appliance.__version__
+    papers = release_papers(
+        recipe.vendor,
+        wheelhouse,
+        locks=[read_lock(path) for path in lock_files],
+        target=target,
+        build=_provenance(recipe, version),
+        subjects={file.path: _sha256(file) for file in payload},
+        now=now or datetime.now(UTC),
+        progress=progress,
+    )
+    payload += [Payload(f"evidence/{name}", data) for name, data in sorted(papers.files.items())]
     identity = Identity(
         name=NAME,
-        version=recipe.version or appliance.__version__,
+        version=version,
         epoch=recipe.epoch,
         profile=recipe.profile,
         target={
@@ -132,6 +159,18 @@ def write_second_channel(built: Built, anchor: bytes, out: Path) -> None:
         f"{built.anchor_sha256}  anchor.json\n",
     ]
     write_atomic(out / f"{built.path.name}.sha256", "".join(lines).encode())
+
+
+def _provenance(recipe: Recipe, version: str) -> ReleaseBuild:
+    revision, changed = source_revision(Path(appliance.__file__).parents[1])
+    return ReleaseBuild(recipe.profile, recipe.target, version, revision, changed, BUILDER, recipe.created)
+
+
+def _sha256(file: Payload) -> str:
+    digest = hashlib.sha256()
+    for chunk in file.chunks():
+        digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _folder(path: Path) -> Path | None:

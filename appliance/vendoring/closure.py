@@ -45,9 +45,20 @@ def read_requirements(path: Path) -> list[Requirement]:
 
 
 def roots_of(vendor: Path, locks: Iterable[Lock]) -> list[Requirement]:
-    """What the inputs of some locks ask for; `gateway.lock` and `gateway.cp312.lock` both come from `gateway.in`."""
-    inputs = dict.fromkeys(f"{lock.name.split('.', 1)[0]}.in" for lock in locks)
-    return [root for name in inputs for root in read_requirements(vendor / "requirements" / name)]
+    """What the inputs of some locks ask for; `gateway.lock` and `gateway.cp312.lock` both come from `gateway.in`.
+
+    A lock that has no input there stands for itself: each of its pins is asked for.
+    """
+    roots: list[Requirement] = []
+    seen: set[Path] = set()
+    for lock in locks:
+        source = vendor / "requirements" / f"{lock.name.split('.', 1)[0]}.in"
+        if source.exists() and source not in seen:
+            roots += read_requirements(source)
+        elif not source.exists():
+            roots += [Requirement(str(pin)) for pin in lock.pins]
+        seen.add(source)
+    return roots
 
 
 def check_closure(roots: Iterable[Requirement], wheels: Iterable[Inspection], target: Target) -> tuple[str, ...]:
