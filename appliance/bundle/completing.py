@@ -7,6 +7,7 @@ to the new release.
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from appliance.bundle.authentication import Authenticator, FullVerdict
 from appliance.bundle.health import check_health
 from appliance.bundle.releases import is_complete, raise_state_version, write_marker
+from appliance.bundle.stage0.environment import settle_environment
 from appliance.bundle.stage0.extract import check_tree
 from appliance.bundle.stage0.journal import Prefix, Transaction
 from appliance.bundle.stage0.media import Head
@@ -48,12 +50,20 @@ class Completion:
             Refused: INSTALL_STAGED_ALTERED. TrustError: the trust metadata.
             InstallError: INSTALL_UNHEALTHY; the old release runs.
         """
-        if not reached(transaction, "verified"):
-            self._verify()
-            transaction = advance(self.prefix, transaction, "verified", self.conduct)
         health: list[dict[str, Any]] = []
         if not reached(transaction, "healthy"):
-            health = self._check_health(transaction)
+            try:
+                with ThreadPoolExecutor(1) as background:  # the disk settles while the processor works
+                    settled = background.submit(settle_environment, self.prefix.release(transaction.release))
+                    if not reached(transaction, "verified"):
+                        self._verify()
+                        transaction = advance(self.prefix, transaction, "verified", self.conduct)
+                    health = self._check_health(transaction.release)
+                    settled.result()
+            except InstallError:
+                self._clear_away(transaction.release)
+                raise
+            write_marker(self.prefix, transaction.release, signer=self.verdict.verdict.identity, now=self.now)
             transaction = advance(self.prefix, transaction, "healthy", self.conduct)
         if not reached(transaction, "activated"):
             self._activate(transaction)
@@ -77,20 +87,17 @@ class Completion:
         self.conduct.checkpoint("verified: before the trust state")
         self.authenticator.commit(self.head, self.prefix.state / "trust", witness=self.verdict.verdict.signed_at)
 
-    def _check_health(self, transaction: Transaction) -> list[dict[str, Any]]:
-        """Gate the activation; a release that was never whole is cleared away if it does not work."""
+    def _check_health(self, release_id: str) -> list[dict[str, Any]]:
+        """Gate the activation: what does not work here is not pointed to."""
         self.conduct.say("checking health")
-        release_id = transaction.release
         python = self.prefix.environment(release_id) / "bin" / "python"
-        try:
-            health = check_health(python, self.prefix.payload(release_id), self.verdict.release.manifest.profile)
-        except InstallError:
-            if not is_complete(self.prefix, release_id):
-                self.prefix.discard(release_id)
-            self.prefix.close()
-            raise
-        write_marker(self.prefix, release_id, signer=self.verdict.verdict.identity, now=self.now)
-        return health
+        return check_health(python, self.prefix.payload(release_id), self.verdict.release.manifest.profile)
+
+    def _clear_away(self, release_id: str) -> None:
+        """Forget a release that does not work; one that once did stays for `rollback`."""
+        if not is_complete(self.prefix, release_id):
+            self.prefix.discard(release_id)
+        self.prefix.close()
 
     def _activate(self, transaction: Transaction) -> None:
         """Place the configuration where there is none, raise the state's mark, and switch."""

@@ -1560,6 +1560,7 @@ from pathlib import Path
 
 
 STEPS = ("begun", "staged", "environment", "verified", "healthy", "activated", "confirmed")
+NOT_YET_DURABLE = ("environment", "verified")  # the environment's files may still be on their way to the disk
 
 
 @dataclass(frozen=True)
@@ -1571,12 +1572,22 @@ class Transaction:
         digest: the manifest's SHA-256.
         step: the last of `STEPS` that is complete.
         previous: release that ran when it was begun, or None.
+        boot: the boot of this host in which the step was reached; what was not yet durable is lost with it.
     """
 
     release: str
     digest: str
     step: str
     previous: str | None
+    boot: str
+
+
+def current_boot(path: Path = Path("/proc/sys/kernel/random/boot_id")) -> str:
+    """Name of this boot; the empty word where the kernel does not tell, which then counts as the same boot."""
+    try:
+        return path.read_text("ascii").strip()
+    except OSError:
+        return ""
 
 
 class Prefix:
@@ -2051,8 +2062,8 @@ def make_environment(payload: Path, release: Path, *, python: str = sys.executab
     """Create `release/env` from the verified wheels, replacing whatever a killed attempt left.
 
     uv checks every wheel against the signed `requirements.txt` once more, fetches nothing (`--offline`, `--no-index`)
-    and builds nothing. Its cache lies beside the environment, so that files are linked instead of copied, and goes
-    away afterwards.
+    and builds nothing. Its cache lies beside the environment, so that files are linked instead of copied. Nothing is
+    durable yet when this returns: `settle_environment` sees to that while the next steps run.
 
     Args:
         payload: the extracted members.
@@ -2075,9 +2086,18 @@ def make_environment(payload: Path, release: Path, *, python: str = sys.executab
                 "--link-mode", "hardlink", "--requirement", str(payload / REQUIREMENTS), "--quiet",
             )  # fmt: skip
         finally:
-            shutil.rmtree(cache, ignore_errors=True)
             uv.unlink(missing_ok=True)
+
+
+def settle_environment(release: Path) -> None:
+    """Make an environment durable and clear away uv's cache; slow on a slow disk, so it runs beside the health check.
+
+    Raises:
+        Refused: INSTALL_NO_SPACE.
+    """
+    with space_refusals("making the environment durable"):
         _sync_file_system(release)
+        shutil.rmtree(release / ".cache", ignore_errors=True)
 
 
 def _sync_file_system(folder: Path) -> None:
@@ -2227,7 +2247,7 @@ def reached(transaction: Transaction, step: str) -> bool:
 def advance(prefix: Prefix, transaction: Transaction, step: str, conduct: Conduct) -> Transaction:
     """Write down that a step is finished."""
     conduct.checkpoint(f"{step}: done, not written down")
-    transaction = replace(transaction, step=step)
+    transaction = replace(transaction, step=step, boot=current_boot())
     prefix.record(transaction)
     conduct.checkpoint(f"{step}: written down")
     return transaction
@@ -2238,6 +2258,10 @@ def _begin(prefix: Prefix, release: Authenticated, conduct: Conduct) -> Transact
     found = prefix.transaction()
     if found is not None and found.digest == release.manifest.digest:
         conduct.say(f"taking up the installation of {found.release} after step {found.step!r}")
+        if found.step in NOT_YET_DURABLE and found.boot != current_boot():
+            conduct.say("the host was restarted meanwhile: making the environment anew")
+            found = replace(found, step="staged", boot=current_boot())
+            prefix.record(found)
         return found
     if found is not None:
         conduct.say(f"undoing the unfinished installation of {found.release}")
@@ -2246,7 +2270,8 @@ def _begin(prefix: Prefix, release: Authenticated, conduct: Conduct) -> Transact
         conduct.checkpoint("other transaction undone")
     # a release that was complete before needs no new environment: it is verified, asked for its health and activated
     step = "environment" if find_base(prefix, release.manifest.digest) else "begun"
-    transaction = Transaction(release.manifest.release_id, release.manifest.digest, step, prefix.active())
+    manifest = release.manifest
+    transaction = Transaction(manifest.release_id, manifest.digest, step, prefix.active(), current_boot())
     prefix.record(transaction)
     conduct.checkpoint("begun: written down")
     return transaction

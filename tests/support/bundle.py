@@ -182,6 +182,8 @@ def small_payload(*, note: str = "", extra: Sequence[Payload] = (), whole: bool 
     lines = []
     for filename, data in wheels:
         name, version = filename.split("-")[:2]
+        if name == "uv":
+            continue  # it makes the environment and is not needed in it
         lines.append(f"{name.replace('_', '-')}=={version} --hash=sha256:{hashlib.sha256(data).hexdigest()}\n")
     return [
         Payload("requirements.txt", "".join(lines).encode()),

@@ -21,8 +21,8 @@ def make_environment(payload: Path, release: Path, *, python: str = sys.executab
     """Create `release/env` from the verified wheels, replacing whatever a killed attempt left.
 
     uv checks every wheel against the signed `requirements.txt` once more, fetches nothing (`--offline`, `--no-index`)
-    and builds nothing. Its cache lies beside the environment, so that files are linked instead of copied, and goes
-    away afterwards.
+    and builds nothing. Its cache lies beside the environment, so that files are linked instead of copied. Nothing is
+    durable yet when this returns: `settle_environment` sees to that while the next steps run.
 
     Args:
         payload: the extracted members.
@@ -45,9 +45,18 @@ def make_environment(payload: Path, release: Path, *, python: str = sys.executab
                 "--link-mode", "hardlink", "--requirement", str(payload / REQUIREMENTS), "--quiet",
             )  # fmt: skip
         finally:
-            shutil.rmtree(cache, ignore_errors=True)
             uv.unlink(missing_ok=True)
+
+
+def settle_environment(release: Path) -> None:
+    """Make an environment durable and clear away uv's cache; slow on a slow disk, so it runs beside the health check.
+
+    Raises:
+        Refused: INSTALL_NO_SPACE.
+    """
+    with space_refusals("making the environment durable"):
         _sync_file_system(release)
+        shutil.rmtree(release / ".cache", ignore_errors=True)
 
 
 def _sync_file_system(folder: Path) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from .refusal import Refused, space_refusals
 
 STEPS = ("begun", "staged", "environment", "verified", "healthy", "activated", "confirmed")
+NOT_YET_DURABLE = ("environment", "verified")  # the environment's files may still be on their way to the disk
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,22 @@ class Transaction:
         digest: the manifest's SHA-256.
         step: the last of `STEPS` that is complete.
         previous: release that ran when it was begun, or None.
+        boot: the boot of this host in which the step was reached; what was not yet durable is lost with it.
     """
 
     release: str
     digest: str
     step: str
     previous: str | None
+    boot: str
+
+
+def current_boot(path: Path = Path("/proc/sys/kernel/random/boot_id")) -> str:
+    """Name of this boot; the empty word where the kernel does not tell, which then counts as the same boot."""
+    try:
+        return path.read_text("ascii").strip()
+    except OSError:
+        return ""
 
 
 class Prefix:

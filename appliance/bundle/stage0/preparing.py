@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .environment import make_environment
 from .extract import extract_members, link_from, verified_present
-from .journal import STEPS, Prefix, Transaction, sync_folder
+from .journal import NOT_YET_DURABLE, STEPS, Prefix, Transaction, current_boot, sync_folder
 from .manifest import Delta, Manifest, Member
 from .media import MANIFEST, SIGNATURE
 from .refusal import Refused, space_refusals
@@ -94,7 +94,7 @@ def reached(transaction: Transaction, step: str) -> bool:
 def advance(prefix: Prefix, transaction: Transaction, step: str, conduct: Conduct) -> Transaction:
     """Write down that a step is finished."""
     conduct.checkpoint(f"{step}: done, not written down")
-    transaction = replace(transaction, step=step)
+    transaction = replace(transaction, step=step, boot=current_boot())
     prefix.record(transaction)
     conduct.checkpoint(f"{step}: written down")
     return transaction
@@ -105,6 +105,10 @@ def _begin(prefix: Prefix, release: Authenticated, conduct: Conduct) -> Transact
     found = prefix.transaction()
     if found is not None and found.digest == release.manifest.digest:
         conduct.say(f"taking up the installation of {found.release} after step {found.step!r}")
+        if found.step in NOT_YET_DURABLE and found.boot != current_boot():
+            conduct.say("the host was restarted meanwhile: making the environment anew")
+            found = replace(found, step="staged", boot=current_boot())
+            prefix.record(found)
         return found
     if found is not None:
         conduct.say(f"undoing the unfinished installation of {found.release}")
@@ -113,7 +117,8 @@ def _begin(prefix: Prefix, release: Authenticated, conduct: Conduct) -> Transact
         conduct.checkpoint("other transaction undone")
     # a release that was complete before needs no new environment: it is verified, asked for its health and activated
     step = "environment" if find_base(prefix, release.manifest.digest) else "begun"
-    transaction = Transaction(release.manifest.release_id, release.manifest.digest, step, prefix.active())
+    manifest = release.manifest
+    transaction = Transaction(manifest.release_id, manifest.digest, step, prefix.active(), current_boot())
     prefix.record(transaction)
     conduct.checkpoint("begun: written down")
     return transaction

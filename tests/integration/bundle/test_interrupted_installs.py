@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -142,6 +143,20 @@ def test_a_kill_does_not_make_the_next_run_start_over(host, new, steps, tmp_path
     bring(new, prefix, names.append)
     assert "extracted" not in names
     assert (Prefix(prefix).environment(new.built.manifest.release_id) / "pyvenv.cfg").stat().st_ino == before
+
+
+def test_after_a_power_cut_an_environment_that_was_not_yet_durable_is_made_anew(host, new, steps, tmp_path):
+    prefix = copy_of(host, tmp_path / "prefix")
+    at = steps.index("verified: written down")
+    assert children.run(lambda: bring(new, prefix, children.kill_at(at))) == "killed"
+    marker = Prefix(prefix).environment(new.built.manifest.release_id) / "from-before-the-power-cut"
+    marker.touch()
+    journal = prefix / "state" / "install" / "transaction.json"
+    document = json.loads(journal.read_text())
+    journal.write_text(json.dumps(document | {"boot": "another boot of this host"}))
+    assert bring(new, prefix).outcome == "installed"
+    assert not marker.exists()
+    assert running(prefix) == new.built.manifest.release_id
 
 
 def test_another_release_may_follow_an_unfinished_one(host, authority, new, steps, tmp_path):

@@ -44,19 +44,8 @@ def test_a_fit_host_passes_every_check(manifest, host):
     findings = preflight_findings(manifest, host, PREFIX)
     assert {finding.status for finding in findings} == {"ok"}
     names = [finding.check for finding in findings]
-    assert names == [
-        "python",
-        "architecture",
-        "glibc",
-        "cpu",
-        "disk",
-        "inodes",
-        "permissions",
-        "mount",
-        "clock",
-        "ports",
-        "selinux",
-    ]
+    assert names[:6] == ["python", "architecture", "glibc", "cpu", "disk", "inodes"]
+    assert names[6:] == ["permissions", "mount", "clock", "ports", "selinux"]
     refuse_unfit(findings)
 
 
