@@ -1,0 +1,247 @@
+"""The second gateway: made from the installed one's parts, on copies, with stand-in model servers."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from appliance import artifact, documents, settings
+from appliance.errors import ApplianceError, OperationError
+from appliance.operations import status
+from appliance.operations.acceptance.upstream import StandIn, stand_ins
+from appliance.operations.doctor.gather import Places
+
+GROUP = "acceptance"
+BOOT_LIMIT_S = 120.0
+PROMPTS = (  # different lengths and kinds
+    "What is the capital of Norway?", "Prove that there are infinitely many primes.", "Translate 'hello' to French.",
+    "Write a function that merges two sorted lists.", "Summarise the causes of the First World War.",
+    "Which is heavier, a kilogram of feathers or of iron?", "Explain the proof of Fermat's little theorem.",
+    "List three fruits.", "Debug: IndexError: list index out of range", "How do I boil an egg?",
+)  # fmt: skip
+
+
+@dataclass
+class Answer:
+    """One answer: its status, who answered, how it was routed, how long it took."""
+
+    status: int
+    deployment: str
+    routing: str
+    seconds: float
+
+    @property
+    def by_model(self) -> bool:
+        """Whether a routing model chose."""
+        return self.routing.startswith("ml:")
+
+
+@dataclass
+class Bench:
+    """A running second gateway.
+
+    Attributes:
+        directory: everything it writes.
+        config: its appliance.yaml.
+        port: loopback port of its listener.
+        key: its master key.
+        router: folder of the copied router.
+        upstreams: stand-ins by deployment id.
+        process: the gateway.
+    """
+
+    directory: Path
+    config: Path
+    port: int
+    key: str
+    router: Path
+    upstreams: dict[str, StandIn]
+    process: subprocess.Popen[bytes]
+    chosen: settings.Settings
+    answers: list[Answer] = field(default_factory=list)
+
+    def ask(self, prompt: str) -> Answer:
+        """One chat completion through the gateway; status 0 where no answer came."""
+        body = json.dumps({"model": GROUP, "messages": [{"role": "user", "content": prompt}]})
+        headers = {"content-type": "application/json", "authorization": f"Bearer {self.key}"}
+        begun = time.monotonic()
+        try:
+            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+            with contextlib.closing(connection):
+                connection.request("POST", "/v1/chat/completions", body, headers)
+                got = connection.getresponse()
+                got.read()
+                deployment, routing = (
+                    got.getheader("x-appliance-deployment", ""),
+                    got.getheader("x-appliance-routing", ""),
+                )
+                found = Answer(got.status, deployment, routing, time.monotonic() - begun)
+        except (OSError, http.client.HTTPException):
+            found = Answer(0, "", "", time.monotonic() - begun)
+        self.answers.append(found)
+        return found
+
+    def report(self, path: str, method: str = "GET") -> tuple[int, str]:
+        """One of the gateway's own reports."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        with contextlib.closing(connection):
+            connection.request(method, path, headers={"authorization": f"Bearer {self.key}"})
+            got = connection.getresponse()
+            return got.status, got.read().decode("utf-8", "replace")
+
+    def status(self) -> dict[str, Any]:
+        """As `appliance status --json`."""
+        return status.collect(self.chosen)
+
+    def until(self, condition: Callable[[], bool], *, limit_s: float = 20.0) -> bool:
+        """Wait for a condition; False where it did not come."""
+        end = time.monotonic() + limit_s
+        while time.monotonic() < end:
+            if condition():
+                return True
+            time.sleep(0.1)
+        return False
+
+    @contextlib.contextmanager
+    def load(self, *, clients: int = 2, pause_s: float = 0.02) -> Iterator[list[Answer]]:
+        """Traffic while the block runs; the list holds its answers afterwards."""
+        stop, mine = threading.Event(), list[Answer]()
+
+        def client(number: int) -> None:
+            turn = number
+            while not stop.is_set():
+                mine.append(self.ask(f"{PROMPTS[turn % len(PROMPTS)]} ({turn})"))
+                turn += clients
+                stop.wait(pause_s)
+
+        threads = [threading.Thread(target=client, args=(number,)) for number in range(clients)]
+        for thread in threads:
+            thread.start()
+        try:
+            yield mine
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+
+
+@contextlib.contextmanager
+def bench(places: Places, directory: Path, *, router: Path | None = None) -> Iterator[Bench]:
+    """Start the second gateway; stop it when the block ends.
+
+    Args:
+        places: of the installation.
+        directory: an empty folder for everything it writes.
+        router: the router's folder; default is the newest one of the installation.
+
+    Raises:
+        OperationError: OPERATION_ACCEPTANCE_SETUP.
+        ConfigError: of the installation's configuration.
+    """
+    installed = settings.load(places.config)
+    if installed.trust is None or not installed.routing.encoders:
+        raise OperationError("OPERATION_ACCEPTANCE_SETUP", "the configuration names no trust store or no encoder")
+    source = router or _installed_router(installed, places)
+    copy = directory / "router"
+    shutil.copytree(source, copy)
+    shutil.copytree(installed.trust.store, directory / "trust", symlinks=True)
+    models = sorted(set(artifact.router_metadata(artifact.read(copy)).labels.values()))
+    with stand_ins(models) as upstreams:
+        config, port, key = _write(directory, installed, upstreams)
+        with open(directory / "gateway.log", "ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "appliance.cli.main", "serve", "--config", str(config)],
+                stdout=log, stderr=log, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}, start_new_session=True,
+            )  # fmt: skip
+        made = Bench(directory, config, port, key, copy, upstreams, process, settings.load(config))
+        try:
+            _wait(made)
+            yield made
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait(5)
+
+
+def _installed_router(installed: settings.Settings, places: Places) -> Path:
+    folders = [router.directory for router in installed.routing.routers.values() if router.directory is not None]
+    folders += [path.parent for path in sorted((places.state / "volume").rglob("router.yaml"), reverse=True)]
+    folders += [places.prefix / "current" / "payload" / "router"]
+    for folder in folders:
+        if (folder / "router.yaml").is_file():
+            return folder
+    raise OperationError("OPERATION_ACCEPTANCE_SETUP", "no router is installed; name one with --router FOLDER")
+
+
+def _write(directory: Path, installed: settings.Settings, upstreams: dict[str, StandIn]) -> tuple[Path, int, str]:
+    key = f"sk-{secrets.token_hex(24)}"
+    secret = directory / "master.key"
+    secret.touch(0o600)
+    secret.write_text(key + "\n")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    deployments = [
+        {
+            "model_name": GROUP,
+            "litellm_params": {
+                "model": f"openai/{name}", "api_base": f"http://127.0.0.1:{each.port}/v1", "api_key": "none"
+            },
+            "model_info": {"id": name},
+        }
+        for name, each in upstreams.items()
+    ]  # fmt: skip
+    document = {
+        "schema_version": 1,
+        "state_dir": "state",
+        "listen": {"host": "127.0.0.1", "port": port},
+        "litellm": {
+            "inline": {
+                "model_list": deployments,
+                "router_settings": {"num_retries": 3, "allowed_fails": 1, "cooldown_time": 2},
+            },
+            "master_key_file": "master.key",
+        },
+        "trust": {"store": "trust"},
+        "routing": {
+            "deadline_ms": installed.routing.deadline_ms,
+            "encoders": [str(path) for path in installed.routing.encoders],
+            "routers": {"acceptance": {"directory": "router", "on_bad_update": "static", "poll_interval_s": 0.2}},
+            "groups": {GROUP: {"strategy": "ml", "router": "acceptance"}},
+        },
+        "drain": {"readiness_s": 0.2, "streams_s": 10},
+    }
+    config = directory / "appliance.yaml"
+    config.write_bytes(documents.write_json(document))  # JSON is YAML
+    return config, port, key
+
+
+def _wait(made: Bench) -> None:
+    def ready() -> bool:
+        if made.process.poll() is not None:
+            said = (made.directory / "gateway.log").read_text("utf-8", "replace").strip().splitlines()[-1:]
+            raise OperationError("OPERATION_ACCEPTANCE_SETUP", "the second gateway ended", said=said)
+        try:
+            return bool(made.status()["ready"])
+        except ApplianceError:
+            return False
+
+    if not made.until(ready, limit_s=BOOT_LIMIT_S):
+        raise OperationError("OPERATION_ACCEPTANCE_SETUP", f"the second gateway was not ready in {BOOT_LIMIT_S:.0f} s")

@@ -1,0 +1,252 @@
+"""The checks of the acceptance: each makes its situation, looks, and says what it saw."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import re
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from appliance.artifact import SIGNATURE_NAME
+from appliance.errors import ApplianceError, RegistryError
+from appliance.operations.acceptance.bench import PROMPTS, Answer, Bench
+from appliance.operations.doctor.snapshot import Drift, Snapshot
+
+LATENCY_GOAL_MS = 50.0  # the mission's bound for the 99th percentile of the decision
+LOAD_S = 6.0
+TELEMETRY = (
+    "appliance_decisions_total",
+    "appliance_selected_total",
+    "appliance_decision_latency_ms",
+    "appliance_router_serving",
+)
+RECORD = ("request_id", "at", "group", "selected", "strategy", "outcome", "reason", "candidates", "excluded", "propensity",
+          "prompt_digest", "latency_ms")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a check saw.
+
+    Attributes:
+        name: of the requirement.
+        requirement: what must hold.
+        passed: whether it does.
+        evidence: the values that show it.
+    """
+
+    name: str
+    requirement: str
+    passed: bool
+    evidence: dict[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the report."""
+        return vars(self)
+
+
+def hot_reload(bench: Bench) -> Result:
+    """Take the router away and bring it back under load: each time it is verified, loaded, warmed up and swapped in."""
+    signature = bench.router / SIGNATURE_NAME
+    good = signature.read_bytes()
+    before, rounds, answered = _swaps(bench), 3, True
+    with bench.load() as answers:
+        for _ in range(rounds):
+            signature.unlink()
+            answered &= bench.until(lambda: bench.status()["routers"]["acceptance"]["mode"] != "ml")
+            signature.write_bytes(good)
+            bench.report("/appliance/reload", "POST")
+            answered &= bench.until(lambda: bench.status()["routers"]["acceptance"]["mode"] == "ml")
+            time.sleep(LOAD_S / 5)
+    view = bench.status()["routers"]["acceptance"]
+    failed, swaps = _failed(answers), _swaps(bench) - before
+    return Result(
+        "hot reload under load",
+        "no request fails while a router is loaded and swapped in; all workers serve one digest afterwards",
+        answered and not failed and swaps >= rounds and view["converged"],
+        {"requests": len(answers), "failed": failed, "swaps": swaps, "digests": view["digests"]},
+    )
+
+
+def fallback(bench: Bench) -> Result:
+    """Corrupt a file of the router, then repair it."""
+    victim = max(bench.router.iterdir(), key=lambda path: (path.name != "router.yaml", path.stat().st_size))
+    good = victim.read_bytes()
+    with bench.load() as answers:
+        victim.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+        noticed = bench.until(lambda: bench.status()["routers"]["acceptance"]["mode"] != "ml")
+        problem = bench.status()["routers"]["acceptance"]["problem"] or {}
+        time.sleep(1)
+        victim.write_bytes(good)
+        recovered = bench.until(lambda: bench.status()["routers"]["acceptance"]["mode"] == "ml")
+        time.sleep(1)
+    by_weight = sum(answer.status == 200 and not answer.by_model for answer in answers)
+    failed = _failed(answers)
+    evidence = {
+        "requests": len(answers), "failed": failed, "by_weight": by_weight, "refused_with": problem.get("code"),
+        "file": victim.name, "recovered": recovered,
+    }  # fmt: skip
+    passed = noticed and recovered and not failed and by_weight > 0
+    return Result("fallback", "a corrupted router is refused with a code; requests go on by weight", passed, evidence)
+
+
+def latency(bench: Bench) -> Result:
+    """The decision's time under a steady load."""
+    bench.report("/appliance/decisions?limit=1")
+    with bench.load(clients=2, pause_s=0.05) as answers:
+        time.sleep(LOAD_S)
+    decisions = json.loads(bench.report("/appliance/decisions?limit=1000")[1])["decisions"][: len(answers)]
+    times = sorted(float(decision["latency_ms"]) for decision in decisions)
+    p50, p99 = times[len(times) // 2], times[min(len(times) - 1, int(len(times) * 0.99))]
+    return Result(
+        "latency budget",
+        f"99 of 100 routing decisions take less than {LATENCY_GOAL_MS:.0f} ms",
+        p99 < LATENCY_GOAL_MS and not _failed(answers),
+        {
+            "decisions": len(times), "p50_ms": round(p50, 3), "p99_ms": round(p99, 3), "goal_ms": LATENCY_GOAL_MS,
+            "deadline_ms": bench.chosen.routing.deadline_ms, "failed": _failed(answers),
+        },
+    )  # fmt: skip
+
+
+def observability(bench: Bench) -> Result:
+    """Is every decision told, with its reason and without the prompt?"""
+    prompt = "acceptance marker 7fd1: which model answers this?"
+    bench.ask(prompt)
+    metrics = bench.report("/appliance/metrics")[1]
+    decisions = json.loads(bench.report("/appliance/decisions?limit=5")[1])["decisions"]
+    lacking = [name for name in TELEMETRY if not re.search(rf"^{name}(_bucket)?\{{", metrics, re.MULTILINE)]
+    lacking += [key for key in RECORD if key not in decisions[0]]
+    everywhere = metrics + json.dumps(decisions) + (bench.directory / "gateway.log").read_text("utf-8", "replace")
+    leaked = "7fd1" in everywhere
+    return Result(
+        "observability",
+        "metrics and a decision record for every request; no prompt text in records, metrics or logs",
+        not lacking and not leaked,
+        {"lacking": lacking, "prompt_found": leaked, "last_reason": decisions[0]["reason"]},
+    )
+
+
+def isolation(bench: Bench, snapshot: Snapshot) -> Result:
+    """Are the doors closed: kernel locks, egress guard, and nothing reachable outside?"""
+    workers = bench.status()["workers"]
+    locks = workers[0].get("lockdown", {})
+    escaped = [attempt.target for attempt in snapshot.egress if attempt.escaped]
+    self_test = locks.get("self_test")
+    passed = bool(locks) and not escaped and "fail" not in str(self_test).lower()
+    evidence = {"lockdown": locks, "tried": {a.target: a.outcome for a in snapshot.egress}, "escaped": escaped}
+    return Result("network isolation", "the gateway reaches configured addresses alone", passed, evidence)
+
+
+def ca_pinning(_: Bench) -> Result:
+    """A registry with a certificate of a foreign CA must be refused, one of the internal CA accepted."""
+    from appliance.operations.acceptance.foreign import two_registries
+    from appliance.registry.s3 import S3Store
+    from appliance.registry.settings import Credentials, S3Settings
+
+    with tempfile.TemporaryDirectory() as name, two_registries(Path(name)) as servers:
+        outcomes: dict[str, str] = {}
+        for kind, (port, ca_file) in servers.items():
+            chosen = S3Settings(
+                home="s3", endpoint=f"127.0.0.1:{port}", bucket="routers", ca_file=ca_file,
+                credentials_file=Path(name) / "unused", attempts=1,
+            )  # fmt: skip
+            try:
+                S3Store(chosen, Credentials(access_key="acceptance", secret_key="acceptance")).get("x", max_bytes=10)  # noqa: S106
+                outcomes[kind] = "accepted"
+            except RegistryError as error:
+                outcomes[kind] = error.code
+    # the stand-in is no S3 server: whatever it answers after the handshake shows that the handshake was accepted
+    passed = outcomes["foreign"] == "REGISTRY_CERTIFICATE" and outcomes["internal"] not in {
+        "REGISTRY_CERTIFICATE", "REGISTRY_TLS", "REGISTRY_UNREACHABLE",
+    }  # fmt: skip
+    return Result(
+        "internal CA pinning", "a registry of another CA is refused before a request is sent", passed, outcomes
+    )
+
+
+def degraded(bench: Bench) -> Result:
+    """Stop one model server after the other; while one lives, requests are answered."""
+    outcomes: dict[str, Any] = {}
+    failed = 0
+    for name, each in list(bench.upstreams.items()):
+        each.stop()
+        try:
+            answers = [bench.ask(prompt) for prompt in PROMPTS]
+        finally:
+            each.start()
+        failed += _failed(answers)
+        outcomes[name] = {"answered": sum(answer.status == 200 for answer in answers), "of": len(answers)}
+        time.sleep(2.5)  # its cooldown
+    passed = not failed and len(bench.upstreams) > 1
+    return Result(
+        "degraded mode", "with one model server gone, the others answer every request", passed, {"without": outcomes}
+    )
+
+
+def dependencies(snapshot: Snapshot, payload: Path) -> Result:
+    """Installed files against the signed manifest, installed versions against the SBOM and the signed requirements."""
+    drift = snapshot.drift
+    requirement = "every installed file and version is what was signed, and the SBOM names it"
+    if not isinstance(drift, Drift):
+        said = drift.code if isinstance(drift, ApplianceError) else "no release is installed below the prefix"
+        return Result("dependency integrity", requirement, False, {"drift": said})
+    wanted = _requirements(payload)
+    present = _installed(payload.parent / "env")
+    installed = {name: present.get(name) for name in wanted}
+    differing = {name: [wanted[name], installed[name]] for name in wanted if wanted[name] != installed[name]}
+    named = _sbom(payload)
+    unnamed = sorted(set(wanted) - set(named)) if named else []
+    clean = not (drift.changed or drift.missing or drift.foreign or drift.signature_problem)
+    evidence = {
+        "release": drift.release, "signer": drift.signer, "files": drift.compared, "changed": list(drift.changed),
+        "missing": list(drift.missing), "foreign": list(drift.foreign), "distributions": len(wanted),
+        "differing": differing, "sbom_components": len(named), "not_in_sbom": unnamed,
+    }  # fmt: skip
+    return Result("dependency integrity", requirement, clean and not differing and not unnamed, evidence)
+
+
+BENCH_CHECKS: tuple[Callable[[Bench], Result], ...] = (
+    hot_reload,
+    fallback,
+    latency,
+    observability,
+    ca_pinning,
+    degraded,
+)
+
+
+def _failed(answers: list[Answer]) -> int:
+    return sum(answer.status != 200 for answer in answers)
+
+
+def _swaps(bench: Bench) -> int:
+    return sum(int(worker["routers"]["acceptance"]["swaps"]) for worker in bench.status()["workers"])
+
+
+def _requirements(payload: Path) -> dict[str, str]:
+    lines = (payload / "requirements.txt").read_text("utf-8").splitlines() if payload.is_dir() else []
+    pairs = (line.split(" ", 1)[0].partition("==") for line in lines if "==" in line)
+    return {_normal(name): version.rstrip("\\").strip() for name, _, version in pairs}
+
+
+def _sbom(payload: Path) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for path in payload.rglob("*.cdx.json"):
+        components = json.loads(path.read_text("utf-8")).get("components", [])
+        found.update({_normal(each["name"]): each.get("version", "") for each in components})
+    return found
+
+
+def _installed(environment: Path) -> dict[str, str]:
+    site = [str(path) for path in environment.glob("lib/python*/site-packages")]
+    return {_normal(each.name): each.version for each in importlib.metadata.distributions(path=site)}
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()

@@ -1,0 +1,73 @@
+"""The acceptance from beginning to end."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+
+from appliance.errors import ApplianceError
+from appliance.operations.acceptance import checks
+from appliance.operations.acceptance.bench import bench
+from appliance.operations.acceptance.checks import Result
+from appliance.operations.acceptance.endurance import endurance
+from appliance.operations.doctor.gather import Places, gather
+from appliance.operations.doctor.snapshot import Drift
+
+
+def accept(
+    places: Places,
+    *,
+    now: datetime,
+    say: Callable[[str], None],
+    router: Path | None = None,
+    probe: Sequence[str] = (),
+    endurance_s: float = 0.0,
+) -> tuple[list[Result], str | None]:
+    """Run every check.
+
+    Args:
+        places: of the installation.
+        now: the clock.
+        say: told of progress.
+        router: folder of the router to use; default is the installed one.
+        probe: `host:port` outside the zone, which must not be reached.
+        endurance_s: how long the endurance run takes; 0 leaves it out.
+
+    Returns:
+        The results, and the release they are about.
+
+    Raises:
+        ApplianceError: what keeps the acceptance from beginning.
+    """
+    say("reading every installed byte")
+    snapshot = gather(places, now=now, deep=True, probe=probe)
+    payload = places.prefix / "current" / "payload"
+    results = [checks.dependencies(snapshot, payload)]
+    with tempfile.TemporaryDirectory(prefix="appliance-acceptance-") as name:
+        say("starting a second gateway beside the running one")
+        with bench(places, Path(name), router=router) as made:
+            for check in checks.BENCH_CHECKS:
+                say(check.__name__.replace("_", " "))
+                results.append(_safely(check.__name__, lambda check=check: check(made)))  # type: ignore[misc]
+            results.append(_safely("isolation", lambda: checks.isolation(made, snapshot)))
+            if endurance_s:
+                say(f"endurance, {endurance_s:.0f} s")
+                results.append(_safely("endurance", lambda: endurance(made, endurance_s)))
+    release = snapshot.drift.release if isinstance(snapshot.drift, Drift) else None
+    return results, release
+
+
+def _safely(name: str, check: Callable[[], Result]) -> Result:
+    """A check that breaks has not passed, and says how it broke."""
+    try:
+        return check()
+    except ApplianceError as error:
+        return Result(
+            name, "the check can be carried out", passed=False, evidence={"refused": error.code, "cause": error.cause}
+        )
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        return Result(
+            name, "the check can be carried out", passed=False, evidence={"broke": f"{type(error).__name__}: {error}"}
+        )
