@@ -88,3 +88,38 @@ def return_(
         number = _database(database).restore(revision)
         said = f"revision {number} is revision {revision} again"
         show({"revision": number, "of": revision}, as_json, lambda out: out.print(said))
+
+
+@app.command()
+def publish(
+    name: Annotated[str, typer.Argument(help="Name of the configuration, e.g. gateway.")],
+    file: Annotated[Path, typer.Argument(help="The YAML document.")],
+    *,
+    registry: Annotated[str, typer.Option(envvar="APPLIANCE_REGISTRY", help="A directory, or a YAML settings file.")],
+    trust: Annotated[Path, typer.Option(envvar="APPLIANCE_TRUST", help="The host's trust state.")],
+    authority: Annotated[Path, typer.Option(help="The authority's folder, or the officer's part of it.")] = Path(
+        "ca/authority"
+    ),
+    role: Annotated[str, typer.Option(help="The role that signs.")] = "import-officer",
+    identity: Annotated[str | None, typer.Option(help="Who signs, where the role has several identities.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Sign a configuration document and put it into the registry; `appliance sync` brings it to the hosts."""
+    with refusals(as_json):
+        from appliance import documents
+        from appliance.errors import DocumentError
+        from appliance.files import read_regular
+        from appliance.registry.settings import open_store
+        from appliance.registry.signed_config import Configs
+        from appliance.registry.trust_source import TrustSource
+        from appliance.trust.signing import open_signer
+
+        document = documents.read_yaml(read_regular(file, max_bytes=documents.MAX_BYTES), what=str(file))
+        if not isinstance(document, dict):
+            raise DocumentError("DOCUMENT_SCHEMA", f"{file} is not a mapping")
+        source = TrustSource(trust)
+        configs = Configs(open_store(registry), material=source.material, clock=source.now)
+        config = configs.publish(name, document, open_signer(authority, role, identity=identity))
+        report = {"name": name, "epoch": config.statement.epoch, "digest": config.digest}
+        said = f"configuration {name}: epoch {config.statement.epoch}, signed by {config.verdict.identity}"
+        show(report, as_json, lambda out: out.print(said, markup=False))

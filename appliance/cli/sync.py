@@ -13,6 +13,7 @@ import typer
 from appliance.cli.output import Json, Steps, refusals, show
 
 if TYPE_CHECKING:
+    from appliance.registry.contract import Store
     from appliance.registry.follower import Follower
 
 JITTER = 0.2  # of the interval, so that hosts started together do not ask together
@@ -42,7 +43,7 @@ def sync(
         volume.check_present()
         follow = _Channels(registry, trust, cache, channel)
         if once:
-            reports = [_pass(follower, volume) for follower in follow()]
+            reports = [*(_pass(follower, volume) for follower in follow()), *follow.configs(volume)]
             _report(reports, as_json)
             if any(report["problem"] for report in reports):
                 raise typer.Exit(1)
@@ -53,11 +54,11 @@ def sync(
     say = Steps()
     said: dict[str, Any] = {}
     while not stop.is_set():
-        for follower in _patiently(follow, say, said):
-            report = _pass(follower, volume)
+        passes = [_pass(follower, volume) for follower in _patiently(follow, say, said)]
+        for report in [*passes, *follow.configs(volume)]:
             news = (report["epoch"], (report["problem"] or {}).get("code"))
-            if report["written"] or said.get(follower.channel) != news:
-                said[follower.channel] = news
+            if report["written"] or said.get(report["channel"]) != news:
+                said[report["channel"]] = news
                 say(_line(report))
         notify("READY=1\nWATCHDOG=1")  # also while the registry is away: what is on the volume is served
         stop.wait(interval * (1 + random.uniform(-JITTER, JITTER)))  # noqa: S311 (spreads load)
@@ -102,6 +103,27 @@ class _Channels:
                 self._followers[name] = Follower(self._home, self._cache, name, material=material, clock=clock)
                 self._followers[name].boot()
         return list(self._followers.values())
+
+    def configs(self, volume: Store) -> list[dict[str, Any]]:
+        """Bring every signed configuration to the volume; one report each."""
+        from appliance.errors import ApplianceError
+        from appliance.registry.signed_config import Configs, mirror_config
+
+        configs = Configs(self._home.store, material=self._source.material, clock=self._source.now)
+        try:
+            names = configs.names()
+        except ApplianceError:
+            return []  # the channels' reports say why
+        reports = []
+        for name in names:
+            report: dict[str, Any] = {"channel": f"config/{name}", "epoch": 0, "version": None, "written": []}
+            try:
+                config, written = mirror_config(configs, name, self._cache, volume)
+                report |= {"epoch": config.statement.epoch, "written": list(written), "problem": None}
+            except ApplianceError as error:
+                report["problem"] = error.as_dict()["error"]
+            reports.append({"contact_age_s": None, "expired": False, **report})
+        return reports
 
     def _known(self) -> list[str]:
         from appliance.errors import RegistryError

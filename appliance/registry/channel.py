@@ -113,23 +113,24 @@ class StatementSigner(Protocol):
 def seal(pointer: Pointer, signer: StatementSigner) -> bytes:
     """Sign a pointer and put statement and signature into one object."""
     statement = documents.write_json(pointer.model_dump(mode="json", by_alias=True))
-    return _envelope(statement, signer.sign_statement(statement))
+    return envelope(statement, signer.sign_statement(statement))
 
 
-def _envelope(statement: bytes, bundle: bytes) -> bytes:
+def envelope(statement: bytes, bundle: bytes) -> bytes:
+    """Statement and signature as one object."""
     return documents.write_json(
         {"statement": base64.b64encode(statement).decode(), "bundle": base64.b64encode(bundle).decode()}
     )
 
 
-def split(envelope: bytes) -> tuple[bytes, bytes]:
+def split(sealed: bytes) -> tuple[bytes, bytes]:
     """The statement and its Sigstore bundle, for us and for anyone with stock tools.
 
     Raises:
         RegistryError: REGISTRY_CHANNEL_MALFORMED.
         DocumentError: DOCUMENT_MALFORMED, DOCUMENT_DUPLICATE_KEY, DOCUMENT_TOO_LARGE.
     """
-    value = documents.read_json(envelope, what="channel", max_bytes=POINTER_MAX_BYTES)
+    value = documents.read_json(sealed, what="channel", max_bytes=POINTER_MAX_BYTES)
     try:
         if set(value) != {"statement", "bundle"}:
             raise ValueError("keys")
@@ -141,11 +142,11 @@ def split(envelope: bytes) -> tuple[bytes, bytes]:
         raise RegistryError("REGISTRY_CHANNEL_MALFORMED", "the channel holds no statement and signature") from None
 
 
-def unseal(envelope: bytes, *, channel: str, etag: str, material: TrustMaterial, at: datetime) -> ChannelState:
+def unseal(sealed: bytes, *, channel: str, etag: str, material: TrustMaterial, at: datetime) -> ChannelState:
     """Verify a channel's object.
 
     Args:
-        envelope: its bytes.
+        sealed: its bytes.
         channel: the name it was found under; a pointer made for another channel is refused.
         etag: the registry's tag.
         material: the zone's trust.
@@ -156,7 +157,7 @@ def unseal(envelope: bytes, *, channel: str, etag: str, material: TrustMaterial,
         RegistryError: REGISTRY_CHANNEL_MALFORMED, REGISTRY_CHANNEL_SWAPPED.
         DocumentError: where the signed document is not one of ours.
     """
-    statement, bundle = split(envelope)
+    statement, bundle = split(sealed)
     verdict = verify_statement(statement, bundle, kind="channel", material=material, at=at)
     value: Any = documents.read_json(statement, what="channel statement", max_bytes=POINTER_MAX_BYTES)
     pointer = documents.validate(Pointer, value, what="channel statement")
@@ -167,7 +168,7 @@ def unseal(envelope: bytes, *, channel: str, etag: str, material: TrustMaterial,
             channel=channel,
             found=pointer.name,
         )
-    return ChannelState(pointer, verdict, sha256_hex(statement), etag, envelope)
+    return ChannelState(pointer, verdict, sha256_hex(statement), etag, sealed)
 
 
 def check_successor(state: ChannelState, known: ChannelState | None) -> None:

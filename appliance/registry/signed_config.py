@@ -1,0 +1,188 @@
+"""A configuration document that travels like a channel: signed, with a rising epoch, one object, replaced whole.
+
+`appliance sync` brings it to the shared volume beside the routers. Whoever reads it verifies it again; the plain YAML
+that the sidecar writes next to it is for programs that can only read a file, and is as good as the sidecar's word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from appliance import documents
+from appliance.errors import ApplianceError, RegistryError
+from appliance.files import sha256_hex
+from appliance.registry.cache import Cache
+from appliance.registry.channel import StatementSigner, envelope, split
+from appliance.registry.contract import POINTER_MAX_BYTES, Store, checked_name
+from appliance.trust.verification import TrustMaterial, Verdict, verify_statement
+
+TYPE = "https://appliance.internal/config/v1"
+_PREFIX = "config/"
+
+
+class ConfigStatement(BaseModel):
+    """The statement `config`.
+
+    Attributes:
+        name: which configuration.
+        epoch: rises with every change.
+        issued: when, RFC 3339, UTC.
+        document: the configuration itself.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    type_: Annotated[Literal["https://appliance.internal/config/v1"], Field(alias="_type")]
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+    epoch: Annotated[int, Field(ge=1, le=2**53)]
+    issued: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")]
+    document: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class SignedConfig:
+    """A verified configuration."""
+
+    statement: ConfigStatement
+    verdict: Verdict
+    digest: str
+    envelope: bytes
+
+    @property
+    def plain(self) -> bytes:
+        """The document as YAML."""
+        return yaml.safe_dump(self.statement.document, sort_keys=False, allow_unicode=True).encode("utf-8")
+
+
+def config_key(name: str) -> str:
+    """`config/<name>.json`."""
+    return f"{_PREFIX}{checked_name(name)}.json"
+
+
+class Configs:
+    """The configurations of one registry.
+
+    Args:
+        store: its home.
+        material: the zone's trust, asked anew for each verification.
+        clock: the checked time (UTC).
+    """
+
+    def __init__(self, store: Store, *, material: Callable[[], TrustMaterial], clock: Callable[[], datetime]) -> None:
+        self._store = store
+        self._material = material
+        self._clock = clock
+
+    def names(self) -> list[str]:
+        """The configurations that are there."""
+        keys = [entry.key.removeprefix(_PREFIX) for entry in self._store.list(_PREFIX)]
+        return [key.removesuffix(".json") for key in keys if key.endswith(".json")]
+
+    def current(self, name: str) -> SignedConfig | None:
+        """The configuration that stands now, verified; None where there is none.
+
+        Raises:
+            TrustError, RegistryError, DocumentError: it does not verify; what the home refuses.
+        """
+        try:
+            blob = self._store.get(config_key(name), max_bytes=POINTER_MAX_BYTES)
+        except RegistryError as error:
+            if error.code != "REGISTRY_NOT_FOUND":
+                raise
+            return None
+        return self.unseal(blob.data, name=name) if blob else None
+
+    def unseal(self, data: bytes, *, name: str) -> SignedConfig:
+        """Verify an object; see `current`."""
+        statement, bundle = split(data)
+        verdict = verify_statement(statement, bundle, kind="config", material=self._material(), at=self._clock())
+        value = documents.read_json(statement, what="config statement")
+        found = documents.validate(ConfigStatement, value, what="config statement")
+        if found.name != name:
+            raise RegistryError(
+                "REGISTRY_CHANNEL_SWAPPED", f"under {name} lies the configuration {found.name}", found=found.name
+            )
+        return SignedConfig(found, verdict, sha256_hex(statement), data)
+
+    def publish(self, name: str, document: dict[str, Any], signer: StatementSigner) -> SignedConfig:
+        """Sign a configuration and let it stand.
+
+        Raises:
+            TrustError: the signer may not.
+            RegistryError: REGISTRY_CHANNEL_RACE; what the home refuses.
+        """
+        known = self.current(name)
+        statement = documents.write_json(
+            {
+                "_type": TYPE,
+                "name": checked_name(name),
+                "epoch": (known.statement.epoch if known else 0) + 1,
+                "issued": self._clock().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+                "document": document,
+            }
+        )
+        sealed = envelope(statement, signer.sign_statement(statement))
+        written = self.unseal(sealed, name=name)
+        self._store.put(config_key(name), sealed)
+        standing = self.current(name)
+        if standing is None or standing.digest != written.digest:
+            raise RegistryError(
+                "REGISTRY_CHANNEL_RACE", f"another officer changed configuration {name} at the same moment", name=name
+            )
+        return written
+
+    def follow(self, name: str, cache: Cache) -> SignedConfig:
+        """The newest configuration this host may use: the registry's where it is sound and newer, else the kept one.
+
+        Raises:
+            RegistryError: REGISTRY_CHANNEL_ROLLBACK, REGISTRY_CHANNEL_FORK; REGISTRY_NOTHING where nothing is known.
+            TrustError: the registry's does not verify.
+        """
+        kept = cache.pointer(f"config-{name}", "seen")
+        known = self.unseal(kept, name=name) if kept is not None else None
+        offered = self.current(name)
+        if offered is None and known is None:
+            raise RegistryError("REGISTRY_NOTHING", f"no configuration {name} was ever seen here", name=name)
+        if offered is None or (known is not None and offered.digest == known.digest):
+            return known or offered  # type: ignore[return-value]
+        if known is not None:
+            _check_newer(offered, known)
+        cache.keep_pointer(f"config-{name}", "seen", offered.envelope)
+        return offered
+
+
+def _check_newer(offered: SignedConfig, known: SignedConfig) -> None:
+    new, old = offered.statement.epoch, known.statement.epoch
+    if new > old:
+        return
+    code, what = (
+        ("REGISTRY_CHANNEL_FORK", "has two forms of") if new == old else ("REGISTRY_CHANNEL_ROLLBACK", "fell to")
+    )
+    raise RegistryError(
+        code, f"configuration {offered.statement.name} {what} epoch {new}", seen_epoch=old, offered_epoch=new
+    )
+
+
+def mirror_config(configs: Configs, name: str, cache: Cache, volume: Store) -> tuple[SignedConfig, tuple[str, ...]]:
+    """Bring one configuration to the shared volume: the signed object, and the plain YAML beside it.
+
+    Returns:
+        What the volume now offers, and the keys that were written.
+    """
+    config = configs.follow(name, cache)
+    written = []
+    for key, data in {f"{_PREFIX}{name}.yaml": config.plain, config_key(name): config.envelope}.items():
+        try:
+            blob = volume.get(key, max_bytes=POINTER_MAX_BYTES * 2)
+        except ApplianceError:
+            blob = None
+        if blob is None or blob.data != data:
+            volume.put(key, data)
+            written.append(key)
+    return config, tuple(written)

@@ -1,0 +1,233 @@
+"""Deployment A: `appliance sync` between an S3 registry and a shared volume; gateways on a read-only root follow it."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from appliance.registry.registry import Registry
+from appliance.registry.settings import S3Settings, open_store
+from appliance.registry.signed_config import Configs
+from appliance.registry.trust_source import TrustSource
+from tests.support.artifacts import router_files, signed
+from tests.support.s3 import S3Server
+from tests.support.servers import stop
+from tests.support.trust import DevelopmentAuthority, make_authority
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[3]
+APPLIANCE = [sys.executable, "-m", "appliance.cli.main"]
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> DevelopmentAuthority:
+    return make_authority(tmp_path_factory.mktemp("authority") / "ca")
+
+
+@dataclass
+class Site:
+    """A registry in S3, an officer with the command line, a volume."""
+
+    root: Path
+    authority: DevelopmentAuthority
+    registry: Path
+
+    def run(self, *arguments: str | Path, code: int = 0) -> dict[str, Any]:
+        """One `appliance` command with `--json`."""
+        command = [*APPLIANCE, *(str(one) for one in arguments), "--json"]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+        assert done.returncode == code, done.stdout + done.stderr
+        return json.loads(done.stdout)
+
+    @property
+    def common(self) -> list[str | Path]:
+        return ["--registry", self.registry, "--trust", self.root / "trust"]
+
+    def release(self, version: str) -> None:
+        """Sign, publish and promote a version; in this process, because a command starts slowly on a shared machine."""
+        source = TrustSource(self.root / "trust")
+        officer = self.authority.signer("import-officer")
+        home = Registry(open_store(self.registry), material=source.material, clock=source.now)
+        artifact = signed(router_files("default", version, payload=version.encode() * 1000), officer)
+        home.publish(artifact, name="default", version=version)
+        home.promote("default", version, officer)
+
+    def configure(self, document: dict[str, Any], role: str = "import-officer") -> None:
+        source = TrustSource(self.root / "trust")
+        configs = Configs(open_store(self.registry), material=source.material, clock=source.now)
+        configs.publish("gateway", document, self.authority.signer(role))
+
+    def document(self, value: dict[str, Any]) -> Path:
+        """A configuration's file."""
+        path = self.root / "gateway.yaml"
+        path.write_text(yaml.safe_dump(value))
+        return path
+
+    @property
+    def sync_arguments(self) -> list[str | Path]:
+        return ["sync", *self.common, "--to", self.root / "volume", "--cache", self.root / "sidecar-cache"]
+
+    @contextmanager
+    def sidecar(self) -> Iterator[subprocess.Popen[bytes]]:
+        """`appliance sync`, watching."""
+        command = [*APPLIANCE, *(str(one) for one in self.sync_arguments), "--interval", "0.3"]
+        with open(self.root / "sync.log", "wb") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT, start_new_session=True)
+        try:
+            yield process
+        finally:
+            stop(process)
+
+    @contextmanager
+    def gateway(self, number: int) -> Iterator[subprocess.Popen[bytes]]:
+        """A follower that can write nothing but its trust state and a cache in memory; the volume is read-only to it."""
+        trust, cache = self.root / f"trust-{number}", self.root / f"memory-{number}"
+        shutil.copytree(self.root / "trust", trust, symlinks=True)
+        cache.mkdir()
+        wall = [
+            "bwrap",
+            "--ro-bind",
+            "/",
+            "/",
+            "--dev",
+            "/dev",
+            "--proc",
+            "/proc",
+            "--unshare-net",
+            "--die-with-parent",
+        ]
+        wall += ["--bind", str(trust), str(trust), "--tmpfs", str(cache)]
+        follow = [sys.executable, "-m", "tests.support.follow", self.root / "volume", trust, cache, "default"]
+        command = [*wall, *(str(part) for part in follow)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, bufsize=0, cwd=ROOT, start_new_session=True)
+        try:
+            yield process
+        finally:
+            stop(process)
+
+
+@pytest.fixture
+def site(
+    tmp_path: Path, authority: DevelopmentAuthority, swift: S3Server, bucket_settings: Callable[..., S3Settings]
+) -> Site:
+    settings = bucket_settings(swift).model_dump(mode="json", exclude_none=True)
+    (tmp_path / "registry.yaml").write_text(yaml.safe_dump({"registry": settings}))
+    (tmp_path / "volume").mkdir()
+    authority.store(tmp_path / "trust")
+    return Site(tmp_path, authority, tmp_path / "registry.yaml")
+
+
+def says(process: subprocess.Popen[bytes], wanted: dict[str, Any], *, seconds: float = 60.0) -> float:
+    """Wait for a line of the gateway; the seconds it took."""
+    start = time.monotonic()
+    assert process.stdout is not None
+    heard: list[Any] = []
+    while (left := start + seconds - time.monotonic()) > 0:
+        if select.select([process.stdout], [], [], left)[0]:
+            line = process.stdout.readline()
+            assert line, f"the gateway ended; heard {heard}"
+            heard.append(json.loads(line))
+            if heard[-1] == wanted:
+                return time.monotonic() - start
+    raise AssertionError(f"never heard {wanted}, but {heard}")
+
+
+def test_gateways_on_a_read_only_root_follow_what_the_sidecar_brings(site: Site) -> None:
+    site.release("1.0.0")
+    site.configure({"weights": {"small": 3}})
+    with site.sidecar(), site.gateway(1) as first, site.gateway(2) as second:
+        for gateway in (first, second):
+            says(gateway, {"version": "1.0.0", "problem": None})
+        old_pointer = (site.root / "volume" / "channels" / "default.json").read_bytes()
+        site.release("1.1.0")
+        for gateway in (first, second):
+            says(gateway, {"version": "1.1.0", "problem": None})
+        plain = site.root / "volume" / "config" / "gateway.yaml"
+        assert yaml.safe_load(plain.read_text()) == {"weights": {"small": 3}}
+        site.configure({"weights": {"small": 5}})
+        deadline = time.monotonic() + 30
+        while yaml.safe_load(plain.read_text()) != {"weights": {"small": 5}}:
+            assert time.monotonic() < deadline, "the configuration never arrived"
+            time.sleep(0.1)
+    with site.gateway(3) as third:  # nobody repairs the volume now
+        says(third, {"version": "1.1.0", "problem": None})
+        (site.root / "volume" / "channels" / "default.json").write_bytes(old_pointer)
+        says(third, {"version": "1.1.0", "problem": "REGISTRY_CHANNEL_ROLLBACK"})
+
+
+def test_one_pass_repairs_the_volume_and_a_dead_registry_leaves_it_alone(site: Site) -> None:
+    site.release("1.0.0")
+    assert len(site.run(*site.sync_arguments, "--once")["channels"][0]["written"]) == 5
+    target = site.root / "volume" / "routers" / "default" / "1.0.0" / "index.safetensors"
+    target.write_bytes(b"rotten")
+    [report] = site.run(*site.sync_arguments, "--once")["channels"]
+    assert report["written"] == ["routers/default/1.0.0/index.safetensors"]
+    settings = yaml.safe_load(site.registry.read_text())
+    settings["registry"]["endpoint"] = "127.0.0.1:1"
+    site.registry.write_text(yaml.safe_dump(settings))
+    target.unlink()
+    [report] = site.run(*site.sync_arguments, "--once", code=1)["channels"]
+    assert report["problem"]["code"] == "REGISTRY_UNREACHABLE"
+    assert report["version"] == "1.0.0", "repaired from the sidecar's own cache"
+    assert target.read_bytes() == b"1.0.0" * 1000
+
+
+def test_a_volume_that_is_not_there_is_said(site: Site) -> None:
+    site.release("1.0.0")
+    (site.root / "volume").rmdir()
+    assert site.run(*site.sync_arguments, "--once", code=1)["error"]["code"] == "REGISTRY_VOLUME"
+
+
+def test_a_configuration_signed_by_the_wrong_role_or_older_is_not_brought(site: Site) -> None:
+    (site.root / "gateway.yaml").write_text("a: 1\n")
+    arguments = [
+        "config",
+        "publish",
+        "gateway",
+        site.root / "gateway.yaml",
+        *site.common,
+        "--authority",
+        site.authority.path,
+    ]
+    refused = site.run(*arguments, "--role", "producer", code=1)
+    assert refused["error"]["code"] == "TRUST_ROLE"
+    site.configure({"a": 1})
+    site.release("1.0.0")
+    site.run(*site.sync_arguments, "--once")
+    store = open_store(site.registry)
+    old = store.get("config/gateway.json", max_bytes=10**6)
+    site.configure({"a": 2})
+    site.run("config", "publish", "gateway", site.document({"a": 3}), *site.common, "--authority", site.authority.path)
+    site.run(*site.sync_arguments, "--once")
+    assert old is not None
+    store.put("config/gateway.json", old.data)
+    reports = {one["channel"]: one for one in site.run(*site.sync_arguments, "--once", code=1)["channels"]}
+    assert reports["config/gateway"]["problem"]["code"] == "REGISTRY_CHANNEL_ROLLBACK"
+    assert yaml.safe_load((site.root / "volume" / "config" / "gateway.yaml").read_text()) == {"a": 3}
+
+
+def test_a_sidecar_that_is_killed_leaves_whole_files(site: Site) -> None:
+    site.release("1.0.0")
+    for delay in (0.8, 1.6, 2.4):
+        with site.sidecar() as process:
+            time.sleep(delay)
+            os.killpg(process.pid, 9)
+    site.run(*site.sync_arguments, "--once")
+    names = [path.name for path in (site.root / "volume").rglob("*") if path.is_file() and ".tmp" not in path.name]
+    assert sorted(names) == sorted(
+        [".registry.lock", "default.json", "artifact.sigstore.json", "index.safetensors", "model.json", "router.yaml"]
+    )
