@@ -20,8 +20,10 @@ from appliance.cli.keyring import (
     open_authority,
 )
 from appliance.cli.output import Json, refusals, show
+from appliance.errors import TrustError
 from appliance.files import read_regular, sha256_hex, write_atomic
 
+DOMAIN = "appliance.internal"
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="The authority: certificates, roles, trust metadata."
 )
@@ -39,6 +41,9 @@ def init(
     out: Annotated[Path, typer.Option("--out", help="Folder to make; must not hold an authority.")] = DEFAULT_AUTHORITY,
     recipes: Annotated[Path, typer.Option("--recipes", help="Folder with profiles.yaml and policy.yaml.")] = Path("ca"),
     development: Annotated[bool, typer.Option("--development", help="Keys unencrypted, all in one place.")] = False,
+    domain: Annotated[
+        str, typer.Option("--domain", help="The authority's own domain; peers need different ones.")
+    ] = DOMAIN,
     passphrase_file: PassphraseFile = None,
     key: KeyPlaces = None,
     as_json: Json = False,
@@ -54,6 +59,7 @@ def init(
             read_recipes(recipes),
             development=development,
             now=now(),
+            domain=domain,
             passphrase=no_passphrase if development else Passphrases(passphrase_file, new=True),
             elsewhere=key_places(key, make=True),
         )
@@ -189,6 +195,29 @@ def rotate(
 
 
 @app.command()
+def enrol(
+    trusted_root: Annotated[Path, typer.Argument(help="The peer's trusted_root.json, or its trust_config.json.")],
+    sha256: Annotated[str, typer.Option("--sha256", help="The file's SHA-256, as the peer told you.")],
+    authority: AuthorityFolder = DEFAULT_AUTHORITY,
+    passphrase_file: PassphraseFile = None,
+    key: KeyPlaces = None,
+    as_json: Json = False,
+) -> None:
+    """Believe another authority (the connected side, a sister zone) under its own domain."""
+    with refusals(as_json):
+        from appliance.trust import ceremony
+        from appliance.trust.trusted_root import from_trust_config
+
+        data = read_regular(trusted_root, max_bytes=_MAX_BYTES)
+        if sha256_hex(data) != sha256.lower():
+            raise TrustError("TRUST_PEER", "this is not the file you were told of", found=sha256_hex(data), told=sha256)
+        opened = open_authority(authority, passphrase_file, key)
+        domain = ceremony.enrol_peer(opened, from_trust_config(data), now=now())
+        report = {"peer": domain, **_handed_out(authority)}
+        show(report, as_json, lambda console: rows(console, report))
+
+
+@app.command()
 def status(
     authority: AuthorityFolder = DEFAULT_AUTHORITY,
     state: Annotated[Path | None, typer.Option("--state", help="A host's trust state instead of an authority.")] = None,
@@ -251,7 +280,7 @@ def log_export(
     with refusals(as_json):
         from appliance.trust.audit import export
 
-        data = export(open_authority(authority, passphrase_file, key), which, at=now())
+        data = export(open_authority(authority, passphrase_file, key), "log" if which == "log" else "ct", at=now())
         write_atomic(out, data)
         report = {"export": str(out), "bytes": len(data), "sha256": sha256_hex(data)}
         show(report, as_json, lambda console: rows(console, report))

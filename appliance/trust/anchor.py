@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from appliance import documents
 from appliance.errors import DocumentError, TrustError
 from appliance.trust.authority import Authority
-from appliance.trust.names import statement_type
+from appliance.trust.names import domain_of, service_url, statement_type
+from appliance.trust.peers import all_anchors
 from appliance.trust.repository import Repository
 from appliance.trust.trusted_root import Chain, parse_rfc3339, rfc3339
 
@@ -65,12 +66,10 @@ class Anchor(_Document):
 def write_anchor(authority: Authority, *, now: datetime) -> bytes:
     """The anchor of an authority as it is today."""
     repository = Repository(authority)
-    anchors = authority.anchors()
+    anchors = all_anchors(authority)
     signer = repository.policy().roles[RELEASE_ROLE].identities[0]
-    signing = authority.current("signing", now).name
-    stamping = authority.current("tsa", now).name
-    chain = next(c for c in anchors.authorities if c.certificates[0] == authority.certificate(signing))
-    stamps = next(c for c in anchors.timestampers if c.certificates[0] == authority.certificate(stamping))
+    chain = _newest(anchors.authorities, signer.issuer, now)
+    stamps = _newest(anchors.timestampers, service_url("tsa", domain_of(signer.issuer)), now)
     anchor = Anchor(
         type=statement_type("anchor"),
         schema_version=1,
@@ -98,6 +97,18 @@ def read_anchor(data: bytes) -> Anchor:
     except ValueError as error:
         raise TrustError("TRUST_ANCHOR_MALFORMED", f"anchor.json: {error}") from None
     return anchor
+
+
+def _newest(chains: tuple[Chain, ...], uri: str, now: datetime) -> Chain:
+    """The newest chain of a name that is in use.
+
+    Raises:
+        TrustError: TRUST_AUTHORITY_EXPIRED.
+    """
+    for chain in reversed(chains):
+        if chain.uri == uri and chain.window.holds(now):
+            return chain
+    raise TrustError("TRUST_AUTHORITY_EXPIRED", f"no key of {uri} is valid at {now:%Y-%m-%d}", name=uri)
 
 
 def _pem(chain: Chain) -> tuple[str, ...]:

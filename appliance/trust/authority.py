@@ -27,7 +27,7 @@ from appliance.trust import certificates as x
 from appliance.trust import timestamping
 from appliance.trust.keys import KeyRing, Passphrase, PrivateKey, key_id, no_passphrase
 from appliance.trust.log import MerkleLog
-from appliance.trust.names import CT_URL, DOMAIN, ISSUER, LOG_URL, TSA_URL
+from appliance.trust.names import DOMAIN, service_url
 from appliance.trust.profiles import Profiles, Recipes
 from appliance.trust.trusted_root import Anchors, Chain, LogKey, Window
 
@@ -52,6 +52,7 @@ class AuthorityState(BaseModel):
 
     schema_version: Literal[1] = 1
     development: bool
+    domain: str = DOMAIN
     created: datetime
     profiles: Profiles
     instances: tuple[Instance, ...]
@@ -79,6 +80,7 @@ class Authority:
         *,
         development: bool,
         now: datetime,
+        domain: str = DOMAIN,
         passphrase: Passphrase = no_passphrase,
         elsewhere: Mapping[str, Path | PrivateKey] | None = None,
     ) -> Authority:
@@ -92,7 +94,9 @@ class Authority:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         ring = KeyRing(path / "keys", passphrase, elsewhere or {})
         created = now.astimezone(UTC).replace(microsecond=0)
-        state = AuthorityState(development=development, created=created, profiles=recipes.profiles, instances=())
+        state = AuthorityState(
+            development=development, domain=domain, created=created, profiles=recipes.profiles, instances=()
+        )
         authority = cls(path, ring, state)
         for service in ("root", "signing", "tls", "tsa", "log", "ct"):
             authority.add_instance(service, now=created)
@@ -173,7 +177,7 @@ class Authority:
         builder = x.signing_builder(
             key,
             identity,
-            ISSUER,
+            self.issuer,
             self.certificate(signing.name),
             at=at,
             lifetime=self.state.profiles.certificates["signer"].span,
@@ -192,10 +196,18 @@ class Authority:
         """The transparency log (`log`) or the certificate log (`ct`) in use at a time."""
         instance = self.current(service, at)
         directory = self.path / service / instance.name
-        return MerkleLog(directory, _log_url(instance), self.keys.load(instance.name))
+        return MerkleLog(directory, self._url(instance.name), self.keys.load(instance.name))
+
+    @property
+    def issuer(self) -> str:
+        """The issuer in whose name this authority vouches for identities."""
+        return self._url("ca")
+
+    def _url(self, service: str) -> str:
+        return service_url(service, self.state.domain)
 
     def anchors(self) -> Anchors:
-        """Every generation of every service, as `trusted_root.json` names them."""
+        """Every generation of every own service, as `trusted_root.json` names them."""
 
         def chain(each: Instance, uri: str) -> Chain:
             own = self.certificate(each.name)
@@ -204,18 +216,18 @@ class Authority:
         def logs(service: Service) -> dict[bytes, LogKey]:
             made = [each for each in self.state.instances if each.service == service]
             keys = [(each, self._public_key(each.name)) for each in made]
-            return {key_id(key): LogKey(_log_url(each), key, Window(each.start, each.end)) for each, key in keys}
+            return {key_id(key): LogKey(self._url(each.name), key, Window(each.start, each.end)) for each, key in keys}
 
         return Anchors(
-            tuple(chain(each, ISSUER) for each in self.state.instances if each.service == "signing"),
-            tuple(chain(each, TSA_URL) for each in self.state.instances if each.service == "tsa"),
+            tuple(chain(each, self.issuer) for each in self.state.instances if each.service == "signing"),
+            tuple(chain(each, self._url("tsa")) for each in self.state.instances if each.service == "tsa"),
             logs("log"),
             logs("ct"),
         )
 
     def _certificate(self, service: Service, name: str, key: PrivateKey, now: datetime) -> x509.Certificate | None:
         spans = {profile: entry.span for profile, entry in self.state.profiles.certificates.items()}
-        public, title = key.public_key(), f"{DOMAIN} {name}"
+        public, title = key.public_key(), f"{self.state.domain} {name}"
         if service == "root":
             return x.root_certificate(key, title, at=now, lifetime=spans["root"])
         if service in {"log", "ct"}:
@@ -260,9 +272,3 @@ def _public_pem(key: ec.EllipticCurvePublicKey) -> bytes:
     from cryptography.hazmat.primitives.serialization import PublicFormat
 
     return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-
-
-def _log_url(instance: Instance) -> str:
-    """Every generation of a log is a log of its own, with a name of its own."""
-    base = LOG_URL if instance.service == "log" else CT_URL
-    return base.replace("://log.", f"://{instance.name}.").replace("://ct.", f"://{instance.name}.")

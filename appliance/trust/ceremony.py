@@ -14,10 +14,11 @@ from typing import TypeVar
 
 from appliance.errors import TrustError
 from appliance.files import write_atomic
-from appliance.trust import tls
+from appliance.trust import peers, tls
 from appliance.trust.anchor import RELEASE_ROLE, write_anchor
 from appliance.trust.authority import Authority, Service
 from appliance.trust.keys import Passphrase, PrivateKey, no_passphrase
+from appliance.trust.names import DOMAIN
 from appliance.trust.policy import Denied, LogIndex, Policy, write_policy
 from appliance.trust.profiles import Recipes
 from appliance.trust.repository import POLICY, REVOCATIONS, Repository
@@ -55,6 +56,7 @@ def create_authority(
     *,
     development: bool,
     now: datetime,
+    domain: str = DOMAIN,
     passphrase: Passphrase = no_passphrase,
     elsewhere: Mapping[str, Path | PrivateKey] | None = None,
 ) -> Authority:
@@ -64,7 +66,7 @@ def create_authority(
         TrustError: TRUST_AUTHORITY_EXISTS.
     """
     authority = Authority.create(
-        path, recipes, development=development, now=now, passphrase=passphrase, elsewhere=elsewhere
+        path, recipes, development=development, now=now, domain=domain, passphrase=passphrase, elsewhere=elsewhere
     )
     Repository(authority).create(recipes.policy, now=now)
     _announce(authority, now)
@@ -109,6 +111,17 @@ def rotate_key(authority: Authority, name: str, *, now: datetime) -> str:
     successor = Repository(authority).rotate_key(name, now=now)
     _announce(authority, now)
     return successor
+
+
+def enrol_peer(authority: Authority, trusted_root: bytes, *, now: datetime) -> str:
+    """Believe another authority under its own domain; what its identities may sign, the policy says.
+
+    Raises:
+        TrustError: TRUST_PEER, TRUST_ROOT_MALFORMED.
+    """
+    domain = peers.enrol(authority, trusted_root)
+    _publish(authority, {}, now)
+    return domain
 
 
 def renew(authority: Authority, *, now: datetime) -> list[str]:

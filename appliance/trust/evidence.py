@@ -23,8 +23,9 @@ from appliance.trust.bundle_format import SignatureBundle
 from appliance.trust.encoding import b64, canonical_json
 from appliance.trust.keys import verifies
 from appliance.trust.leaf import Leaf, read_leaf
+from appliance.trust.names import domain_of
 from appliance.trust.stamp import verify_token
-from appliance.trust.trusted_root import Anchors, LogKey
+from appliance.trust.trusted_root import Anchors, Chain, LogKey
 
 if TYPE_CHECKING:
     from sigstore.verify import Verifier
@@ -85,7 +86,7 @@ def examine(raw: bytes, *, trusted_root_document: bytes, statement: bytes | None
     signed = _signed_bytes(bundle, statement)
 
     leaf = read_leaf(bundle.verification_material.certificate.raw_bytes, anchors)
-    signed_at = verify_token(bundle.token, bundle.signature, anchors)
+    signed_at, stamper = verify_token(bundle.token, bundle.signature, anchors)
     integrated_at = _entry_time(bundle)
     log = _check_log(bundle, anchors)
     for window, time, what in (
@@ -100,6 +101,7 @@ def examine(raw: bytes, *, trusted_root_document: bytes, statement: bytes | None
                 valid_from=window.start,
                 valid_until=window.end,
             )
+    _check_domain(leaf, log, stamper)
     leaf.check_valid_at(signed_at)
     leaf.check_valid_at(integrated_at)
     _check_signature(leaf, bundle, signed)
@@ -172,6 +174,13 @@ def _check_log(bundle: SignatureBundle, anchors: Anchors) -> LogKey:
     if not verifies(log.key, entry.inclusion_promise.signed_entry_timestamp, promise):
         raise TrustError("TRUST_LOG_PROMISE", "the log's signed entry time-stamp is wrong", log_index=entry.log_index)
     return log
+
+
+def _check_domain(leaf: Leaf, log: LogKey, stamper: Chain) -> None:
+    """Everything must be of one authority: a peer's stolen log or time-stamping key helps nobody elsewhere."""
+    names = (leaf.issuer, leaf.certificate_log.url, log.url, stamper.uri)
+    if len({domain_of(name) for name in names}) != 1:
+        raise TrustError("TRUST_DOMAIN", "the signature mixes services of several authorities", services=names)
 
 
 def _check_signature(leaf: Leaf, bundle: SignatureBundle, signed: bytes) -> None:

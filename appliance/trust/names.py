@@ -6,11 +6,8 @@ from typing import Final
 
 from cryptography.x509 import ObjectIdentifier
 
+DOMAIN: Final = "appliance.internal"  # an authority's, unless it was given its own
 ISSUER: Final = "https://ca.appliance.internal"
-LOG_URL: Final = "https://log.appliance.internal"
-CT_URL: Final = "https://ct.appliance.internal"
-TSA_URL: Final = "https://tsa.appliance.internal"
-DOMAIN: Final = "appliance.internal"
 OPERATOR: Final = "llm-routing-appliance"
 
 # https://github.com/sigstore/fulcio/blob/main/docs/oid-info.md
@@ -34,6 +31,16 @@ def statement_type(kind: str) -> str:
     return _STATEMENT_TYPE.format(kind=kind)
 
 
-def role_identity(role: str) -> str:
+def service_url(service: str, domain: str) -> str:
+    """The name of an authority's service: `ca` (its issuer), `tsa`, or a log such as `log-1`."""
+    return f"https://{service}.{domain}"
+
+
+def domain_of(url: str) -> str:
+    """The authority's domain in a service's name."""
+    return url.removeprefix("https://").partition(".")[2]
+
+
+def role_identity(role: str, domain: str = DOMAIN) -> str:
     """The identity (certificate SAN, an e-mail address) that a role has unless the policy names another."""
-    return f"{role}@{DOMAIN}"
+    return f"{role}@{domain}"

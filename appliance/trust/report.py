@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from appliance.files import read_regular, sha256_hex
-from appliance.trust import tls
+from appliance.trust import peers, tls
 from appliance.trust.authority import Authority
 from appliance.trust.profiles import TUF_ROLES
 from appliance.trust.repository import Repository
@@ -68,6 +68,8 @@ def authority_report(authority: Authority, *, now: datetime) -> dict[str, Any]:
     return {
         "authority": str(authority.path),
         "development": authority.state.development,
+        "issuer": authority.issuer,
+        "peers": peers.peers(authority),
         "created": rfc3339(authority.state.created),
         "anchor_sha256": sha256_hex(read_regular(authority.path / "anchor.json", max_bytes=1024 * 1024)),
         "expiries": [{"what": each.what, "at": rfc3339(each.at), "remedy": each.remedy} for each in due],

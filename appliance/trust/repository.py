@@ -28,6 +28,7 @@ from appliance.errors import FileError, TrustError
 from appliance.files import read_regular, write_atomic
 from appliance.trust import trusted_root
 from appliance.trust.authority import Authority
+from appliance.trust.peers import all_anchors
 from appliance.trust.policy import Policy, read_policy, write_policy
 from appliance.trust.profiles import TUF_ROLES, MetadataRole
 
@@ -118,7 +119,7 @@ class Repository:
             now: the time of signing.
         """
         present = {name: self.target(name) for name in self.target_names()}
-        root_document = trusted_root.write(self._authority.anchors())
+        root_document = trusted_root.write(all_anchors(self._authority))
         contents = {**present, TRUSTED_ROOT: root_document, **(changed or {})}
         targets = Targets(version=self.version("targets") + 1, expires=self._expiry("targets", now))
         for name, data in sorted(contents.items()):

@@ -146,8 +146,8 @@ def open_signer(
     if role not in roles:
         raise TrustError("TRUST_ROLE_UNKNOWN", f"the policy has no role {role!r}", roles=sorted(roles))
     if identity is None:
-        known = [each.identity for each in roles[role].identities]
-        identity = known[0] if known else role_identity(role)
+        known = [each.identity for each in roles[role].identities if each.issuer == opened.issuer]
+        identity = known[0] if known else role_identity(role, opened.state.domain)
     return Signer(opened, identity, at)
 
 

@@ -13,11 +13,11 @@ from appliance.trust import timestamping
 from appliance.trust.trusted_root import Anchors, Chain
 
 
-def verify_token(token: bytes, message: bytes, anchors: Anchors) -> datetime:
+def verify_token(token: bytes, message: bytes, anchors: Anchors) -> tuple[datetime, Chain]:
     """Check an RFC 3161 token over `message`.
 
     Returns:
-        The stated time, UTC.
+        The stated time, UTC, and the chain of the authority that states it.
 
     Raises:
         TrustError: TRUST_TIMESTAMP_FORM (unreadable, or not in our form), TRUST_TIMESTAMP (not of a trusted
@@ -43,7 +43,7 @@ def verify_token(token: bytes, message: bytes, anchors: Anchors) -> datetime:
             valid_from=chain.window.start,
             valid_until=chain.window.end,
         )
-    return time
+    return time, chain
 
 
 def _signer(embedded: set[bytes], anchors: Anchors) -> Chain:

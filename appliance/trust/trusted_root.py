@@ -113,6 +113,20 @@ def client_trust_config(trusted_root: bytes) -> bytes:
     )
 
 
+def from_trust_config(data: bytes) -> bytes:
+    """The trusted root within a `trust_config.json`; a bare trusted root is returned as it is.
+
+    Raises:
+        TrustError: TRUST_ROOT_MALFORMED.
+    """
+    try:
+        document = documents.read_json(data, what="trust configuration")
+    except DocumentError as error:
+        raise TrustError("TRUST_ROOT_MALFORMED", error.cause) from None
+    inner = document.get("trustedRoot") if isinstance(document, dict) else None
+    return data if inner is None else documents.write_json(inner)
+
+
 def read(data: bytes) -> Anchors:
     """Parse `trusted_root.json`.
 

@@ -139,6 +139,16 @@ def test_keys_policy_and_services_are_rotated(home, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_peer_is_enrolled_by_its_digest_alone(home, tmp_path):
+    report("init", "--development", "--recipes", RECIPES, "--domain", "vendor.example", "--out", "vendor", cwd=tmp_path)
+    peer = tmp_path / "vendor/trust_config.json"
+    assert refusal("enrol", peer, "--sha256", "0" * 64, cwd=home) == "TRUST_PEER"
+    told = hashlib.sha256(peer.read_bytes()).hexdigest()
+    assert report("enrol", peer, "--sha256", told, cwd=home)["peer"] == "vendor.example"
+    assert report("status", cwd=home)["peers"] == ["vendor.example"]
+
+
+@pytest.mark.slow
 def test_the_log_is_exported_and_audited_without_the_authority(home, tmp_path):
     from appliance.trust.signing import open_signer
 
