@@ -9,6 +9,7 @@ from typing import Any
 from appliance.gateway import context, prompt, telemetry
 from appliance.gateway.decider import Decider
 from appliance.gateway.decision import Decision, Deployment
+from appliance.gateway.health import blame
 from appliance.gateway.scoring import Request
 
 log = logging.getLogger("appliance.routing")
@@ -88,10 +89,9 @@ class RoutingCallback:
     def failed(self, kwargs: Mapping[str, Any]) -> None:
         """A deployment failed an attempt; LiteLLM goes on to another where there is one."""
         id_, error = _deployment_of(kwargs), kwargs.get("exception")
-        if id_ is not None and error is not None:
-            status = getattr(error, "status_code", None)
-            reason = f"{type(error).__name__}: {error}"[:300]
-            self._decider.health.failed(id_, status=status if isinstance(status, int) else None, reason=reason)
+        what = blame(error) if isinstance(error, BaseException) else None
+        if id_ is not None and what is not None:
+            self._decider.health.failed(id_, what)
 
     def _last_resort(self, group: str) -> dict[str, Any]:
         """The group's last resort as LiteLLM knows it, even where LiteLLM would let it rest."""

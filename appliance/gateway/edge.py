@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
+from types import UnionType
 from typing import Any
 
 import orjson
@@ -20,6 +21,35 @@ WITH_BODY = re.compile(
 )
 WITHOUT_BODY = re.compile(r"/(?:v1/)?models(?:/[A-Za-z0-9._:@+-]{1,256})?")
 HEALTH = re.compile(r"/health/(?:liveliness|liveness|readiness)")
+
+
+# what LiteLLM takes from a body to steer itself: a client that sets them fakes answers, chooses the upstream or the key
+INTERNAL = frozenset(
+    {
+        "api_base", "base_url", "api_key", "api_version", "organization", "mock_response", "mock_tool_calls",
+        "mock_timeout", "specific_deployment", "model_info", "deployment_id", "litellm_params", "litellm_call_id",
+        "litellm_logging_obj", "litellm_trace_id", "proxy_server_request", "custom_llm_provider", "client",
+        "router", "model_list", "extra_headers", "headers", "callbacks", "success_callback", "failure_callback",
+        "user_config", "allowed_model_region", "guardrails", "silent_model", "fastest_response", "secret_fields",
+    }
+)  # fmt: skip
+# LiteLLM turns other types at these places into errors of the server
+TYPES: dict[str, type | UnionType] = {
+    "metadata": dict | None,
+    "litellm_metadata": dict | None,
+    "stream_options": dict | None,
+    "response_format": dict | None,
+    "tools": list | None,
+    "functions": list | None,
+    "fallbacks": list | None,
+    "stream": bool | None,
+    "user": str | None,
+    "temperature": int | float | None,
+    "top_p": int | float | None,
+    "max_tokens": int | None,
+    "max_completion_tokens": int | None,
+    "n": int | None,
+}
 
 
 class Refused(Exception):  # noqa: N818 (an answer)
@@ -109,7 +139,25 @@ def checked(body: bytes, principal: Principal) -> dict[str, Any]:
         raise Refused(400, "invalid_request_error", "model must name a model group")
     if not principal.may_use(model):
         raise Refused(403, "model_not_allowed", "this key does not reach that model group")
+    steering = sorted(name for name in document if name in INTERNAL or name.startswith("_"))
+    if steering:
+        raise Refused(400, "invalid_request_error", f"not for clients: {', '.join(steering)[:200]}")
+    for name, kind in TYPES.items():
+        if not isinstance(document.get(name), kind):
+            raise Refused(400, "invalid_request_error", f"{name} has a value of the wrong type")
     messages = document.get("messages", [])
-    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise Refused(400, "invalid_request_error", "messages must be a list of objects")
+    if not isinstance(messages, list) or not all(_is_message(message) for message in messages):
+        raise Refused(400, "invalid_request_error", "messages must be a list of objects with role and content")
     return document
+
+
+def _is_message(message: Any) -> bool:
+    """Whether it has the form every served API gives a message: a role, and content of text or parts."""
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str) or not message["role"]:
+        return False
+    content = message.get("content")
+    return (
+        content is None
+        or isinstance(content, str)
+        or (isinstance(content, list) and all(isinstance(part, dict | str) for part in content))
+    )

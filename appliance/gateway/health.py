@@ -1,20 +1,59 @@
 """Upstreams that fail are left alone quickly and come back one probe at a time.
 
-LiteLLM's own cooldown does not count a refused connection to a self-hosted server as it should (BerriAI/litellm#27362),
-and lets everything back at once. Here every deployment has a breaker: a refused connection opens it at once, other
-failures of the server after a few in a row, and half-open probes close it. Errors of the request (4xx) do not count.
+LiteLLM's own cooldown does not count a refused connection to a self-hosted server (BerriAI/litellm#27362), and lets
+everything back at once. Here every deployment has a breaker: a refused connection opens it at once, other failures of
+the server after a few in a row, and half-open probes close it.
+
+Only what the upstream did counts. LiteLLM reports a request that it cannot even build as a connection error of the
+deployment; if that counted, one client with a malformed body could put every upstream out of service.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 from appliance.breaker import Breaker
 
-CONNECT_WORDS = ("connect", "refused", "unreachable", "name or service", "no route", "reset by peer", "disconnected")
+Blame = Literal["unreachable", "no answer", "server error"]
+OPEN_MAX_S = 30.0
+CLIENTS = ("openai", "httpx", "httpcore", "aiohttp", "anyio")  # packages whose exceptions speak of the wire
+CONNECT = frozenset(
+    {"ConnectError", "ConnectTimeout", "ClientConnectorError", "ClientConnectorDNSError", "ConnectionTimeoutError"}
+)
+OVERLOADED_STATUS = frozenset({408, 429})
+
+
+def blame(error: BaseException) -> Blame | None:
+    """What an upstream did wrong, by the exceptions beneath LiteLLM's; None where it did nothing wrong.
+
+    Args:
+        error: as LiteLLM reports it; causes and contexts are followed.
+    """
+    found: Blame | None = None
+    for each in _chain(error):
+        package = type(each).__module__.partition(".")[0]
+        if isinstance(each, ConnectionRefusedError) or type(each).__name__ in CONNECT:
+            return "unreachable"
+        status = getattr(each, "status_code", None)
+        if package in CLIENTS and isinstance(status, int):
+            found = found or ("server error" if status >= 500 or status in OVERLOADED_STATUS else None)
+        elif package in CLIENTS or isinstance(each, OSError | TimeoutError):
+            found = found or "no answer"
+    return found
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    pending: list[Any] = [error]
+    while pending:
+        each = pending.pop()
+        if isinstance(each, BaseException) and id(each) not in seen and len(seen) < 32:
+            seen.add(id(each))
+            yield each
+            pending += [each.__cause__, each.__context__, getattr(each, "original_exception", None)]
 
 
 class UpstreamHealth:
@@ -30,8 +69,7 @@ class UpstreamHealth:
     def __init__(
         self, *, failures: int, open_s: float, probes: int, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._options = {"failures": failures, "open_s": open_s, "probes": probes}
-        self._clock = clock
+        self._failures, self._open_s, self._probes, self._clock = failures, open_s, probes, clock
         self._breakers: dict[str, Breaker] = {}
 
     def admitted(self, ids: Iterable[str]) -> set[str]:
@@ -48,22 +86,20 @@ class UpstreamHealth:
         if id_ in self._breakers:
             self._breakers[id_].success()
 
-    def failed(self, id_: str, *, status: int | None, reason: str) -> None:
-        """It did not answer.
-
-        Args:
-            id_: the deployment.
-            status: HTTP status, None where no answer came.
-            reason: the exception's name and message; only its first words are kept.
-        """
-        if status is not None and 400 <= status < 500 and status not in {401, 403, 404, 408, 429}:
-            return  # the request's own fault
-        breaker = self._breakers.setdefault(id_, Breaker(open_max_s=30.0, clock=self._clock, **self._options))  # type: ignore[arg-type]
-        unreachable = any(word in reason.lower() for word in CONNECT_WORDS)
-        for _ in range(self._options["failures"] if unreachable else 1):  # type: ignore[arg-type]
-            if breaker.view().state == "open":
-                break
-            breaker.failure("unreachable" if unreachable else f"status {status}" if status else "no answer")
+    def failed(self, id_: str, what: Blame) -> None:
+        """It did not answer; a refused connection is enough to leave it alone."""
+        if id_ not in self._breakers:
+            self._breakers[id_] = Breaker(
+                failures=self._failures,
+                open_s=self._open_s,
+                probes=self._probes,
+                open_max_s=OPEN_MAX_S,
+                clock=self._clock,
+            )
+        breaker = self._breakers[id_]
+        for _ in range(self._failures if what == "unreachable" else 1):
+            if breaker.view().state != "open":
+                breaker.failure(what)
 
     def describe(self, id_: str) -> dict[str, Any] | None:
         """For status; None for a deployment that never failed."""

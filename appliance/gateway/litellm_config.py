@@ -50,6 +50,7 @@ def read(settings: Settings) -> LiteLLMConfig:
     """
     document = _document(settings.litellm.inline, settings.litellm.config)
     _check_settings(document)
+    _check_tracing(document, settings)
     groups: dict[str, list[Deployment]] = {}
     weights: dict[str, dict[str, float]] = {}
     seen: set[str] = set()
@@ -103,6 +104,15 @@ def _check_settings(document: Mapping[str, Any]) -> None:
     for key, reason in AFTER_ROUTING.items():
         if router.get(key) not in (None, False, [], "simple-shuffle"):
             raise ConfigError("CONFIG_LITELLM", f"router_settings.{key}: {reason}", key=key)
+
+
+def _check_tracing(document: Mapping[str, Any], settings: Settings) -> None:
+    named = document.get("litellm_settings") or {}
+    lists = [named.get(key) or [] for key in ("callbacks", "success_callback", "failure_callback")]
+    if settings.telemetry.otlp_endpoint is None and any("otel" in each for each in lists if isinstance(each, list)):
+        raise ConfigError(
+            "CONFIG_LITELLM", "the callback otel needs telemetry.otlp_endpoint: without it, prompts go to the console"
+        )
 
 
 def _deployment(entry: Any, position: int) -> tuple[str, Deployment, float]:

@@ -55,7 +55,11 @@ def prepare_environment(
     environment.update(secrets)
     environment["CONFIG_FILE_PATH"] = config_path
     environment[MASTER_KEY] = master_key
-    environment["LITELLM_OTEL_V2"] = "true" if telemetry.otel_v2 else "false"
+    for name in [name for name in environment if name.startswith("OTEL_")]:
+        del environment[name]
+    # without an endpoint LiteLLM's exporter writes spans, prompts included, to the console
+    traced = telemetry.otlp_endpoint is not None
+    environment["LITELLM_OTEL_V2"] = "true" if telemetry.otel_v2 and traced else "false"
     if telemetry.otlp_endpoint is not None:
         environment["OTEL_EXPORTER"] = environment["OTEL_EXPORTER_OTLP_PROTOCOL"] = "http/protobuf"
         environment["OTEL_ENDPOINT"] = environment["OTEL_EXPORTER_OTLP_ENDPOINT"] = telemetry.otlp_endpoint
@@ -92,6 +96,23 @@ def model_list() -> list[dict[str, Any]]:
     from litellm.proxy import proxy_server
 
     return list(proxy_server.llm_router.model_list) if proxy_server.llm_router else []
+
+
+class RunningDeployments:
+    """LiteLLM's router as `config_source.apply` changes it; call on the event loop's thread."""
+
+    def upsert(self, entry: Mapping[str, Any]) -> None:
+        """Add or replace one deployment."""
+        from litellm.proxy import proxy_server
+        from litellm.types.router import Deployment
+
+        proxy_server.llm_router.upsert_deployment(Deployment(**entry))
+
+    def delete(self, id_: str) -> None:
+        """Remove one deployment; running requests finish."""
+        from litellm.proxy import proxy_server
+
+        proxy_server.llm_router.delete_deployment(id=id_)
 
 
 def cooldowns(ids: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (tables and small programs read better in one line)
 """A real, tiny encoder and KNN routers that choose by a prompt's first words; signed, for gateway tests.
 
 The encoder is an ONNX network like the real one (ids and mask in, `prompt_vector` out), with a word-level vocabulary:

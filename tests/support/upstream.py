@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (tables and small programs read better in one line)
 """A small OpenAI-compatible server that streams: the demo's and the tests' model behind the gateway.
 
 It answers with its own name, so that a test sees which deployment served. Faults are switched at run time through

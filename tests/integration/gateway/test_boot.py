@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (tables and small programs read better in one line)
 """The gateway boots, routes by round-robin, explains itself and refuses what it must, as a real process."""
 
 import json
@@ -7,7 +8,7 @@ import stat
 import pytest
 import yaml
 
-from tests.support.gateway import deployment, free_port, gateway, run, write_config
+from tests.support.gateway import deployment, free_port, gateway, run, serve, write_config
 from tests.support.upstream import upstream
 
 
@@ -214,3 +215,18 @@ def test_status_without_a_gateway_says_so(valid):
     result = run("status", "--config", str(valid), "--json")
     assert result.returncode == 1
     assert json.loads(result.stdout)["error"]["code"] == "GATEWAY_NOT_RUNNING"
+
+
+def test_status_of_a_gateway_that_is_still_starting_says_so(valid):
+    with serve(valid, "", wait=False) as running:
+        run_dir = valid.parent / "state/run"
+        running.wait_until(lambda: (run_dir / "litellm.yaml").exists(), limit_s=30, what="the start")
+        result = run("status", "--config", str(valid), "--json")
+    assert json.loads(result.stdout)["error"]["code"] == "GATEWAY_BOOTING"
+
+
+def test_a_configuration_that_litellm_itself_refuses_is_told_with_a_code(tmp_path):
+    with upstream("small") as small:
+        broken = {"litellm_settings": {"callbacks": ["no_such_module.instance"]}}
+        path, _ = write_config(tmp_path, [deployment("chat", small)], tls=False, litellm=broken)
+        assert refusal(path)["code"] == "GATEWAY_LITELLM"

@@ -86,7 +86,7 @@ def test_the_record_of_a_decision_names_router_scores_and_candidates_but_not_the
 
 
 def test_status_names_version_digest_signer_and_origin(restored):
-    running, here, _ = restored
+    running, _, _ = restored
     serving = router(running)["serving"]
     assert serving["artifact"] == "default 1.0.0"
     assert serving["signer_role"] == "import-officer"

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (tables and small programs read better in one line)
 """Routing never costs a request: slow encoders, overload, upstreams that die, ruined files, full disks, fuzzed bodies."""
 
 import concurrent.futures
@@ -27,11 +28,11 @@ def authority(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory, authority):
-    """An encoder that takes some 40 ms behind a deadline of 100, one thread, a queue of 4."""
+    """An encoder that takes some 20 ms behind a deadline of 1000, one thread, a queue of 3."""
     home = tmp_path_factory.mktemp("slow")
-    here = zone(home / "zone", authority, labels=LABELS, work=20)
+    here = zone(home / "zone", authority, labels=LABELS, work=10)
     here.put()
-    sections = here.sections(deadline_ms=100, queue=4, breaker={"failures": 1000})
+    sections = here.sections(deadline_ms=1000, queue=3, breaker={"failures": 1000})
     with (
         upstream("small") as small,
         upstream("large") as large,
@@ -63,7 +64,7 @@ def three(tmp_path_factory, authority):
 
 @pytest.fixture
 def healthy(three):
-    running, here, upstreams = three
+    running, _, upstreams = three
     for each in upstreams.values():
         each.mode = "ok"
     running.wait_until(lambda: all_closed(running), limit_s=30, what="all upstreams healthy")
@@ -117,21 +118,27 @@ def test_what_was_decided_once_needs_no_encoder_again(slow):
 def test_an_encoder_beyond_the_deadline_opens_the_breaker_and_a_probe_closes_it(tmp_path, authority):
     here = zone(tmp_path / "zone", authority, labels=LABELS, work=20)
     here.put()
-    sections = here.sections(deadline_ms=3, breaker={"failures": 3, "open_s": 0.3, "probes": 1}, cache_entries=0)
-    with upstream("small") as small, upstream("large") as large:
-        with gateway(
-            tmp_path / "gateway", [deployment("chat", small), deployment("chat", large)], **sections
-        ) as running:
-            seen = [running.chat(f"easy {n}").headers["x-appliance-routing"] for n in range(8)]
-            assert "round-robin; timeout; deadline" in seen
-            assert seen[-1] == "round-robin; fallback; breaker_open"
-            assert running.status()["workers"][0]["ml_path"]["breaker"]["state"] == "open"
-            fast = zone(tmp_path / "fast", authority, labels=LABELS)
-            place(fast.artifact(), here.router_directory)
-            # the new router names another encoder, which is not configured: the old one goes on, and says so
-            problem = running.wait_until(lambda: running.status()["routers"]["default"]["problem"])
-            assert problem["code"] == "GATEWAY_ENCODER_MISSING"
-            assert running.chat("easy").status_code == 200
+    sections = here.sections(deadline_ms=3, breaker={"failures": 3, "open_s": 5, "probes": 1}, cache_entries=0)
+    with (
+        upstream("small") as small,
+        upstream("large") as large,
+        gateway(tmp_path / "gateway", [deployment("chat", small), deployment("chat", large)], **sections) as running,
+    ):
+        seen: list[str] = []
+
+        def breaks() -> bool:
+            seen.append(running.chat(f"easy {len(seen)}").headers["x-appliance-routing"])
+            return seen[-1] == "round-robin; fallback; breaker_open"
+
+        running.wait_until(breaks, limit_s=20, what="the breaker opens")
+        assert "round-robin; timeout; deadline" in seen
+        assert running.status()["workers"][0]["ml_path"]["breaker"]["state"] == "open"
+        fast = zone(tmp_path / "fast", authority, labels=LABELS)
+        place(fast.artifact(), here.router_directory)
+        # the new router names another encoder, which is not configured: the old one goes on, and says so
+        problem = running.wait_until(lambda: running.status()["routers"]["default"]["problem"])
+        assert problem["code"] == "GATEWAY_ENCODER_MISSING"
+        assert running.chat("easy").status_code == 200
 
 
 @pytest.mark.parametrize("fault", ["error", "hang"])
@@ -308,7 +315,10 @@ def test_fuzzed_requests_never_break_routing_nor_the_gateway(healthy):
         )
         if response.status_code >= 500:
             broken.append((response.status_code, body[:300], response.text[:300]))
-    ours = [b for b in broken if "litellm" not in b[2].lower() and "openai" not in b[2].lower()]
-    assert ours == []
+    assert broken == []
+    found = running.status()["groups"]["chat"]["deployments"]
+    assert all(not d["health"] or d["health"]["state"] == "closed" for d in found), (
+        "nonsense puts nobody out of service"
+    )
     assert "routing callback failed" not in running.log.read_text()
     assert running.chat("easy the").status_code == 200

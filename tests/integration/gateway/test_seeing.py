@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (tables and small programs read better in one line)
 """A decision is on the trace that leaves the process, in the metrics, in the record, and can be asked for."""
 
 import json

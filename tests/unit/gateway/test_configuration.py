@@ -103,6 +103,7 @@ def entry(id_="small", **parameters) -> dict:
         ({"router_settings": {"enable_pre_call_checks": True}}, "CONFIG_LITELLM"),
         ({"router_settings": {"enable_tag_filtering": True}}, "CONFIG_LITELLM"),
         ({"router_settings": {"routing_strategy": "latency-based-routing"}}, "CONFIG_LITELLM"),
+        ({"litellm_settings": {"callbacks": ["otel"]}}, "CONFIG_LITELLM"),
         ({"model_list": []}, "CONFIG_LITELLM"),
         ({"model_list": [{"model_name": "chat"}]}, "CONFIG_LITELLM"),
         ({"model_list": [entry(api_key="sk-live-secret"), entry("large")]}, "CONFIG_LITELLM"),

@@ -7,7 +7,9 @@ from collections import Counter
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
+import httpx
 import numpy as np
+import openai
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +18,7 @@ from appliance.breaker import Breaker
 from appliance.gateway.active import Serving, Slot
 from appliance.gateway.decider import Decider, Plan
 from appliance.gateway.decision import DecisionLog, Deployment
-from appliance.gateway.health import UpstreamHealth
+from appliance.gateway.health import UpstreamHealth, blame
 from appliance.gateway.pool import Pool
 from appliance.gateway.rollout import Rollout, share_of
 from appliance.gateway.scoring import Request, ScoreCache, Scorer
@@ -231,10 +233,8 @@ def test_the_last_resort_answers_only_where_nobody_else_can():
     bench.pool.close()
 
 
-def test_an_unreachable_deployment_is_avoided_at_once_and_a_refused_request_is_not_its_fault(bench):
-    bench.decider.health.failed("large", status=400, reason="BadRequestError")
-    assert bench.decide("hard").selected == "large"
-    bench.decider.health.failed("large", status=500, reason="InternalServerError: Connection error.")
+def test_an_unreachable_deployment_is_avoided_at_once(bench):
+    bench.decider.health.failed("large", "unreachable")
     decision = bench.decide("hard")
     assert decision.selected == "small"
     assert decision.excluded == {"large": "unreachable"}
@@ -242,16 +242,49 @@ def test_an_unreachable_deployment_is_avoided_at_once_and_a_refused_request_is_n
 
 
 def test_server_errors_need_a_few_in_a_row(bench):
-    bench.decider.health.failed("large", status=500, reason="boom")
+    bench.decider.health.failed("large", "server error")
     assert bench.decide("hard").selected == "large"
-    bench.decider.health.failed("large", status=500, reason="boom")
+    bench.decider.health.failed("large", "server error")
     assert bench.decide("hard").selected == "small"
 
 
 def test_where_all_are_unreachable_all_are_tried(bench):
     for id_ in ("small", "large"):
-        bench.decider.health.failed(id_, status=None, reason="connection refused")
+        bench.decider.health.failed(id_, "unreachable")
     assert {bench.decide("even").selected for _ in range(2)} == {"small", "large"}
+
+
+def raised(outer: Exception, inner: Exception | None) -> Exception:
+    try:
+        try:
+            if inner is not None:
+                raise inner
+        finally:
+            raise outer
+    except Exception as error:
+        return error
+
+
+REQUEST = httpx.Request("POST", "http://127.0.0.1/")
+
+
+@pytest.mark.parametrize(
+    ("inner", "what"),
+    [
+        (httpx.ConnectError("refused"), "unreachable"),
+        (ConnectionRefusedError(), "unreachable"),
+        (httpx.ReadTimeout("late"), "no answer"),
+        (ConnectionResetError(), "no answer"),
+        (TimeoutError(), "no answer"),
+        (openai.InternalServerError("x", response=httpx.Response(500, request=REQUEST), body=None), "server error"),
+        (openai.RateLimitError("x", response=httpx.Response(429, request=REQUEST), body=None), "server error"),
+        (openai.BadRequestError("x", response=httpx.Response(400, request=REQUEST), body=None), None),
+        (TypeError("'bool' object is not iterable"), None),
+        (None, None),
+    ],
+)
+def test_only_what_the_upstream_did_counts_against_it(inner, what):
+    assert blame(raised(RuntimeError("APIConnectionError: connection error, says the wrapper"), inner)) == what
 
 
 # --- rollout ----------------------------------------------------------------------------------------------------------

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (tables and small programs read better in one line)
 """The edge (keys, bodies), the egress guard, metrics, logs, health of files: parts that need no server."""
 
 import asyncio

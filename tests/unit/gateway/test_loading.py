@@ -190,7 +190,7 @@ def test_a_router_of_another_encoder_is_refused_with_both_digests(here, tmp_path
     with pytest.raises(GatewayError) as refusal:
         Loader(configured(here)).from_directory("default", here.router_directory)
     assert refusal.value.code == "GATEWAY_ENCODER_MISSING"
-    assert refusal.value.evidence["wanted"] != list(refusal.value.evidence["found"].values())[0]
+    assert refusal.value.evidence["wanted"] != next(iter(refusal.value.evidence["found"].values()))
 
 
 # --- listener and lockdown --------------------------------------------------------------------------------------------
