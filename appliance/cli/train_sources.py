@@ -34,6 +34,7 @@ def extract(
         from appliance.errors import TrainingError
         from appliance.registry.settings import open_store, read_postgres
         from appliance.training.extract.redaction import load_redactor
+        from appliance.training.extract.reward import Basis
         from appliance.training.extract.run import Sources, check_sources
         from appliance.training.extract.run import extract as run
 
@@ -45,7 +46,7 @@ def extract(
             objects=None if objects is None else (open_store(objects), prefix),
         )
         check_sources(sources)
-        basis = "success" if reward == "success" else "quality"
+        basis: Basis = "success" if reward == "success" else "quality"
         card = run(sources, out, redact=load_redactor(redact), basis=basis, progress=Steps(quiet=as_json))
 
         def text(console: Console) -> None:

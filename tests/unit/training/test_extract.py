@@ -1,0 +1,263 @@
+"""From traces and spend logs to outcomes: every format, redaction before the disk, nothing counted twice."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from appliance.errors import TrainingError
+from appliance.registry.directory import DirectoryStore
+from appliance.training.extract.calls import Call, call_of, prompt_of
+from appliance.training.extract.redaction import load_redactor
+from appliance.training.extract.reward import reward, unit
+from appliance.training.extract.run import Sources, check_sources, extract
+from appliance.training.extract.spend import entry_of
+from appliance.training.extract.store import JoinStore
+from appliance.training.extract.traces import jaeger_span, read_spans, spans_of
+from appliance.training.outcomes import read_outcomes
+
+PARTS = json.dumps([{"role": "user", "parts": [{"type": "text", "content": "What is entropy?"}]}])
+
+
+def value(item):
+    if isinstance(item, bool):
+        return {"boolValue": item}
+    if isinstance(item, int):
+        return {"intValue": str(item)}
+    return {"doubleValue": item} if isinstance(item, float) else {"stringValue": item}
+
+
+def otlp(number, **attributes):
+    span = {
+        "traceId": f"{number:032x}", "spanId": f"{number:016x}", "startTimeUnixNano": str(10**18 + number),
+        "endTimeUnixNano": str(10**18 + number + 250_000_000), "status": {"code": attributes.pop("status", 1)},
+        "attributes": [{"key": key.replace("__", "."), "value": value(v)} for key, v in attributes.items()],
+    }  # fmt: skip
+    return {"resourceSpans": [{"scopeSpans": [{"spans": [span]}]}]}
+
+
+def call(number, model="m1", **more):
+    named = {"litellm__call_id": f"call-{number}", "gen_ai__request__model": model, "gen_ai__input__messages": PARTS}
+    return otlp(number, **named, **more)
+
+
+def lines(path: Path, documents) -> Path:
+    path.write_text("".join(json.dumps(document) + "\n" for document in documents))
+    return path
+
+
+def run(tmp_path, documents, **options):
+    traces = lines(tmp_path / "t.jsonl", documents)
+    out = tmp_path / "o.jsonl"
+    card = extract(Sources(traces=[traces]), out, redact=load_redactor(None), **options)
+    return card, [outcome for outcome, _ in read_outcomes(out)] if out.stat().st_size else []
+
+
+def test_a_judged_call_becomes_an_outcome_with_its_lineage(tmp_path):
+    card, made = run(tmp_path, [call(1, judge__score=0.8, litellm__cost__total=0.002, router__propensity=0.5)])
+    assert card["written"] == 1
+    assert made[0].query == "What is entropy?"
+    assert made[0].scores == {"m1": 0.8}
+    assert made[0].costs == {"m1": 0.002}
+    assert made[0].latencies_ms == {"m1": 250.0}
+    assert made[0].propensity == 0.5
+    assert made[0].lineage.startswith("t.jsonl:1#")
+
+
+def test_every_drop_has_its_reason(tmp_path):
+    documents = [
+        call(1),
+        otlp(2, litellm__call_id="call-2", gen_ai__request__model="m1"),
+        otlp(3, litellm__call_id="call-3", gen_ai__input__messages=PARTS, judge__score=1.0),
+        otlp(4, http__method="GET"),
+        {"something": "else"},
+    ]
+    card, made = run(tmp_path, documents)
+    assert made == []
+    assert {name: fate["calls"] for name, fate in card["dropped"].items()} == {
+        "no_model": 1,
+        "no_prompt": 1,
+        "no_reward": 1,
+    }
+    assert card["read"] == {"spans_read": 3, "spans_without_a_call": 1, "trace_lines_not_understood": 1}
+
+
+def test_spans_of_one_call_each_give_their_part(tmp_path):
+    documents = [
+        otlp(7, router__model_selected="dep-1", router__propensity=0.25),
+        otlp(7, litellm__call_id="call-7", gen_ai__input__messages=PARTS, judge__score=1.0),
+    ]
+    documents[0]["resourceSpans"][0]["scopeSpans"][0]["spans"][0]["spanId"] = "f" * 16
+    _, made = run(tmp_path, documents)
+    assert len(made) == 1
+    assert made[0].scores == {"dep-1": 1.0}
+    assert made[0].propensity == 0.25
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"gen_ai.input.messages": PARTS},
+        {"gen_ai.input.messages": [{"role": "user", "content": "What is entropy?"}]},
+        {"gen_ai.prompt": "What is entropy?"},
+        {"gen_ai.prompt.0.role": "system", "gen_ai.prompt.0.content": "Be brief.", "gen_ai.prompt.1.role": "user",
+         "gen_ai.prompt.1.content": "What is entropy?"},
+        {"llm.input_messages": '[{"role": "user", "content": [{"type": "text", "text": "What is entropy?"}]}]'},
+        {"input.value": json.dumps({"messages": [{"role": "user", "content": "What is entropy?"}]})},
+    ],
+)  # fmt: skip
+def test_messages_are_read_in_every_shape(attributes):
+    document = {"traceID": "a", "spanID": "b", "startTime": 1, "duration": 2000}
+    tags = [{"key": key, "value": item} for key, item in {**attributes, "gen_ai.system": "x"}.items()]
+    found = call_of(jaeger_span({**document, "tags": tags}), "x")
+    assert found.prompt == "What is entropy?"
+    assert found.latency_ms == 2.0
+
+
+@pytest.mark.parametrize("odd", [None, 3, [], {}, "[" * 5000, [None], '{"role": 1}', [{"role": "user", "parts": "x"}]])
+def test_messages_of_no_known_shape_never_crash(odd):
+    assert isinstance(prompt_of(odd), str)
+
+
+def test_jaegers_answers_are_read_legacy_and_v3(tmp_path):
+    legacy = {"data": [{"traceID": "t", "spans": [{"traceID": "t", "spanID": "s", "startTime": 5, "duration": 7,
+        "tags": [{"key": "error", "value": True}, {"key": "gen_ai.request.model", "value": "m"}]}]}]}  # fmt: skip
+    span = next(spans_of(legacy))
+    assert (span.start_ns, span.end_ns, span.failed) == (5000, 12000, True)
+    assert next(spans_of({"result": call(1)})).attributes["litellm.call_id"] == "call-1"
+    path = tmp_path / "jaeger.json"
+    path.write_text(json.dumps(legacy, indent=2))
+    assert len(list(read_spans(path))) == 1
+
+
+def test_a_file_without_any_trace_is_refused(tmp_path):
+    with pytest.raises(TrainingError) as refused:
+        run(tmp_path, [{"a": 1}, {"b": 2}])
+    assert refused.value.code == "TRAINING_TRACE"
+
+
+def test_an_extraction_from_nothing_is_refused():
+    with pytest.raises(TrainingError) as refused:
+        check_sources(Sources())
+    assert refused.value.code == "TRAINING_ARGUMENT"
+
+
+SECRETS = {
+    "mail me at jane.doe@example.org": "jane.doe", "key sk-abcdefghijklmnop1234": "sk-abc", "host 10.1.2.3": "10.1.2.3",
+    "Authorization: Bearer abcdefghijklmnopqrstu": "abcdefghijklmnopqrstu", "card 4111 1111 1111 1111": "4111",
+    "-----BEGIN RSA PRIVATE KEY-----\nMIIE\n-----END RSA PRIVATE KEY-----": "MIIE",
+    "iban DE89 3704 0044 0532 0130 00": "3704",
+    "-----BEGIN PRIVATE KEY-----\nMIIEcut off": "MIIE",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", SECRETS)
+def test_a_secret_reaches_neither_the_outcomes_nor_the_working_file(tmp_path, text):
+    messages = json.dumps([{"role": "user", "content": f"Why? {text}"}])
+    document = otlp(
+        1, litellm__call_id="c", gen_ai__request__model="m", gen_ai__input__messages=messages, judge__score=1.0
+    )
+    _, made = run(tmp_path, [document])
+    assert made[0].query.startswith("Why?")
+    for path in tmp_path.iterdir():
+        if path.name != "t.jsonl":
+            assert SECRETS[text].encode() not in path.read_bytes(), path.name
+
+
+def test_a_sites_own_rules_apply_after_ours(tmp_path):
+    rules = tmp_path / "rules.yaml"
+    rules.write_text('rules:\n  - {name: project, pattern: "(?i)project \\\\w+", replacement: "[\\\\1 project]"}\n')
+    assert load_redactor(rules)("about Project Manhattan") == "about [\\1 project]"
+    rules.write_text("defaults: false\nrules: []\n")
+    assert load_redactor(rules)("a@b.de") == "a@b.de"
+
+
+def test_a_rule_that_does_not_compile_is_refused(tmp_path):
+    rules = tmp_path / "rules.yaml"
+    rules.write_text('rules:\n  - {name: broken, pattern: "(", replacement: ""}\n')
+    with pytest.raises(TrainingError) as refused:
+        load_redactor(rules)
+    assert refused.value.code == "TRAINING_REDACTION"
+
+
+def test_the_reward_is_what_its_rules_say():
+    def worth(**known):
+        return reward(Call("c", "trace", "l", **known))
+
+    assert worth(failed=True, judge=1.0) == 0.0
+    assert worth(judge=4.0) == 0.8
+    assert worth(feedback=-1.0) == 0.0
+    assert worth(judge=1.0, feedback=-1.0) == 0.75
+    assert worth() is None
+    assert reward(Call("c", "trace", "l"), "success") == 1.0
+    assert (unit(-3.0), unit(101.0), unit(80.0)) == (None, None, 0.8)
+
+
+def test_a_grown_file_is_read_from_where_it_ended_and_nothing_counts_twice(tmp_path):
+    first, _ = run(tmp_path, [call(n, judge__score=1.0) for n in range(5)])
+    again, _ = run(tmp_path, [call(n, judge__score=1.0) for n in range(5)])
+    assert first == again
+    grown, made = run(tmp_path, [call(n, judge__score=1.0) for n in range(8)])
+    assert grown["read"] == {"spans_read": 8}
+    assert len(made) == 8
+
+
+def test_a_batch_and_how_far_it_went_are_stored_together(tmp_path):
+    from collections import Counter
+
+    store = JoinStore(tmp_path / "join")
+    entry = (Call("c", "trace", "l:1"), None, None)
+    with pytest.raises(TypeError):
+        store.add([entry, (Call("d", "trace", object()), None, None)], Counter(spans_read=2), source="s", position="9")
+    assert store.position("s") is None
+    assert list(store.joined()) == []
+    store.add([entry], Counter(spans_read=1), source="s", position="1")
+    assert store.position("s") == "1"
+    store.close()
+
+
+def test_a_working_file_that_is_none_is_refused(tmp_path):
+    (tmp_path / "join").write_bytes(b"not a database, by far not a database at all" * 99)
+    with pytest.raises(TrainingError) as refused:
+        JoinStore(tmp_path / "join")
+    assert refused.value.code == "TRAINING_SOURCE"
+
+
+SPEND = {
+    "id": "chatcmpl-9", "litellm_call_id": "call-9", "response_cost": 0.01, "startTime": 100.0, "endTime": 101.5,
+    "completionStartTime": 100.2, "model": "gpt", "model_id": "dep-9", "status": "success",
+    "metadata": {"attempted_retries": 1}, "messages": [{"role": "user", "content": "Why is the sky blue?"}],
+}  # fmt: skip
+
+
+def test_spend_objects_join_by_call_id_and_by_response_id(tmp_path):
+    bucket = tmp_path / "spend" / "2026"
+    bucket.mkdir(parents=True)
+    (bucket / "a.json").write_text(json.dumps(SPEND))
+    by_response = {**SPEND, "id": "chatcmpl-8", "litellm_call_id": None}
+    (bucket / "b.json.gz").write_bytes(gzip.compress(json.dumps(by_response).encode()))
+    (bucket / "c.json").write_text("no json")
+    traces = lines(tmp_path / "t.jsonl", [
+        otlp(9, litellm__call_id="call-9", gen_ai__input__messages=PARTS, judge__score=0.5),
+        otlp(8, litellm__call_id="call-8", gen_ai__response__id="chatcmpl-8", judge__score=1.0),
+    ])  # fmt: skip
+    store = DirectoryStore(tmp_path / "spend")
+    out = tmp_path / "o.jsonl.gz"
+    card = extract(Sources([traces], None, (store, "2026/")), out, redact=load_redactor(None))
+    made = {outcome.query_id: outcome for outcome, _ in read_outcomes(out)}
+    assert card["joined"] == 2
+    assert card["read"]["spend_objects_read"] == 2
+    assert card["read"]["spend_objects_not_understood"] == 1
+    assert made["call-9"].query == "What is entropy?"
+    assert made["call-9"].costs == {"dep-9": 0.01}
+    assert made["call-8"].query == "Why is the sky blue?"
+
+
+def test_a_spend_row_without_any_id_is_no_call():
+    assert entry_of({"spend": 1}, "x") is None
+    row, _, response = entry_of(
+        {**SPEND, "metadata": json.dumps({"attempted_retries": 2}), "startTime": "2026-01-01T00:00:00"}, "x"
+    )
+    assert response == "chatcmpl-9"
+    assert row.retries == 2
