@@ -7,12 +7,12 @@ LiteLLM, whose own handling of it needs a database engine.
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs
 
-from appliance.gateway import context, edge, page
+from appliance.gateway import context, edge, page, pages
 from appliance.gateway.access import KeyRing
 from appliance.gateway.edge import Message, Receive, Refused, Scope, Send
 from appliance.gateway.metrics import Metrics
@@ -64,6 +64,7 @@ class Application:
         self._inner, self._started, self._ready = inner, started, ready
         self._reports, self._keys, self._max_body_bytes = reports, keys, max_body_bytes
         self._metrics = metrics
+        self._pages = pages.load()
         self.startup_failure: str | None = None
         self.startup_error: Exception | None = None
 
@@ -138,6 +139,10 @@ class Application:
             context.current.reset(token)
 
     async def _report(self, scope: Scope, send: Send) -> None:
+        if scope["path"] in self._pages and scope["method"] == "GET":
+            kind, data = self._pages[scope["path"]]
+            await _send(send, 200, data, kind, pages.HEADERS)
+            return
         report = self._reports.get(scope["path"])
         found = page.page(scope["path"]) if report is None and scope["method"] in {"GET", "HEAD"} else None
         if found is not None:
@@ -188,8 +193,13 @@ async def _text(send: Send, status: int, body: str) -> None:
     await _send(send, status, body.encode(), b"text/plain; version=0.0.4; charset=utf-8")
 
 
-async def _send(send: Send, status: int, data: bytes, kind: bytes) -> None:
-    headers = [(b"content-type", kind), (b"content-length", str(len(data)).encode()), (b"cache-control", b"no-store")]
+async def _send(send: Send, status: int, data: bytes, kind: bytes, more: Iterable[tuple[bytes, bytes]] = ()) -> None:
+    headers = [
+        (b"content-type", kind),
+        (b"content-length", str(len(data)).encode()),
+        (b"cache-control", b"no-store"),
+        *more,
+    ]
     if status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     await send({"type": "http.response.start", "status": status, "headers": headers})

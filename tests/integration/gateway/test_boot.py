@@ -91,6 +91,17 @@ def test_what_the_gateway_tells_of_itself_needs_the_master_key(running, path, au
     assert running.client.get(path).status_code == 200
 
 
+def test_the_status_page_is_static_behind_a_strict_policy_and_holds_no_data(running):
+    page = running.client.get("/appliance/ui", headers={"authorization": ""})
+    assert page.status_code == 200
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    for path in ("app.js", "facts.js", "style.css", "icon.svg"):
+        assert running.client.get(f"/appliance/ui/{path}", headers={"authorization": ""}).status_code == 200
+        assert f"/appliance/ui/{path}" in page.text or path == "facts.js"
+    assert running.client.get("/appliance/ui/../worker.py").status_code == 404
+    assert running.client.get("/appliance/ui/none.js").status_code == 404
+
+
 @pytest.mark.parametrize("authorization", ["", "Bearer sk-wrong", "Bearer", "x"])
 def test_a_request_without_a_valid_key_is_refused(running, authorization):
     body = {"model": "chat", "messages": []}
@@ -220,7 +231,7 @@ def test_status_without_a_gateway_says_so(valid):
 def test_status_of_a_gateway_that_is_still_starting_says_so(valid):
     with serve(valid, "", wait=False) as running:
         run_dir = valid.parent / "state/run"
-        running.wait_until(lambda: (run_dir / "litellm.yaml").exists(), limit_s=30, what="the start")
+        running.wait_until((run_dir / "litellm.yaml").exists, limit_s=30, what="the start")
         result = run("status", "--config", str(valid), "--json")
     assert json.loads(result.stdout)["error"]["code"] == "GATEWAY_BOOTING"
 
