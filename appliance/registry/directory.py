@@ -74,7 +74,7 @@ class DirectoryStore:
 
     def list(self, prefix: str) -> list[Entry]:
         """Every object below a prefix; see `Store.list`. Temporary files and links are not objects."""
-        start = self._root / prefix if prefix.endswith("/") else (self._root / prefix).parent
+        start = self._root / prefix if prefix.endswith("/") or not prefix else (self._root / prefix).parent
         found: list[Entry] = []
         with _as_registry_errors(prefix), translated(self._root):
             for folder, folders, names in os.walk(start, followlinks=False):
