@@ -10,6 +10,7 @@ import contextlib
 import gc
 import logging
 import os
+import signal
 import socket
 from dataclasses import dataclass
 
@@ -77,6 +78,7 @@ def boot(settings: Settings) -> int:
     Raises:
         ApplianceError: what stands in the way, with its code.
     """
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the worker's loop takes it; the default would kill
     checked = check(settings)
     run_dir = settings.state_dir / "run"
     with translated(run_dir):

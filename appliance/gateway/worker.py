@@ -86,7 +86,6 @@ class Worker:
             self.settings.drain,
             loop_factory=egress.guarded_loop(self.locks.guard),
         )
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the loop takes it; the default would kill
         try:
             self._server.run(sockets=[listener])
         except SystemExit:

@@ -243,6 +243,20 @@ def test_many_reloads_in_a_row_disturb_neither_requests_nor_running_streams(heal
     assert running.status()["workers"][0]["routers"]["default"]["swaps"] > before + 3
 
 
+@pytest.mark.slow
+def test_two_thousand_streaming_clients_in_turn_each_get_their_whole_stream(healthy):
+    running, _, _ = healthy
+    body = {"model": "chat", "stream": True, "messages": [{"role": "user", "content": "easy the stream"}]}
+
+    def one(_: int) -> bool:
+        with running.new_client() as client, client.stream("POST", "/v1/chat/completions", json=body) as response:
+            lines = [line for line in response.iter_lines() if line.startswith("data: ")]
+        return response.status_code == 200 and lines[-1] == "data: [DONE]" and len(lines) >= 6
+
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        assert sum(pool.map(one, range(2000))) == 2000
+
+
 def test_a_full_disk_stops_keeping_the_last_good_router_but_not_the_serving_of_a_new_one(tmp_path, authority):
     import subprocess
 
