@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 from typing import Any
 
 import typer
@@ -79,6 +80,10 @@ def _top(
 
 def main() -> None:
     """Entry point. Exit status: 0 done, 1 refused or failed with a code, 2 usage."""
+    if "_APPLIANCE_COMPLETE" in os.environ:  # the shell asks for completions: teach typer the shells' dialects
+        from typer.completion import completion_init
+
+        completion_init()
     try:
         app()
     except ApplianceError as error:

@@ -61,7 +61,7 @@ def kill_at(number: int) -> Callable[[str], None]:
     return checkpoint
 
 
-def on_small_disk(folder: Path, size_bytes: int) -> None:
+def on_small_disk(folder: Path, size_bytes: int, *, noexec: bool = False) -> None:
     """Give this process a file system of its own at a folder (in a child only: it stays until the process ends)."""
     libc = ctypes.CDLL(None, use_errno=True)
     uid, gid = os.getuid(), os.getgid()
@@ -74,7 +74,7 @@ def on_small_disk(folder: Path, size_bytes: int) -> None:
     private = 1 << 18 | 1 << 14  # MS_PRIVATE | MS_REC: nothing of it is seen outside
     if libc.mount(b"none", b"/", None, private, None):
         raise OSError(ctypes.get_errno(), "mount private")
-    if libc.mount(b"tmpfs", os.fsencode(folder), b"tmpfs", 0, b"size=%d" % size_bytes):
+    if libc.mount(b"tmpfs", os.fsencode(folder), b"tmpfs", 8 if noexec else 0, b"size=%d" % size_bytes):
         raise OSError(ctypes.get_errno(), "mount tmpfs")
 
 

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--disable-default-apps", "--disable-extensions", "--no-proxy-server",
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--disable-default-apps", "--disable-extensions",
+    "--no-proxy-server",
     "--disable-dev-shm-usage", "--hide-scrollbars", "--remote-debugging-pipe",
     "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
 )  # fmt: skip
@@ -134,7 +136,8 @@ def chromium(profile: Path, *flags: str) -> Iterator[Browser]:
 
     process = subprocess.Popen(
         ["chromium", *FLAGS, *flags, f"--user-data-dir={profile}", "about:blank"],
-        preexec_fn=pipes, close_fds=False, start_new_session=True,
+        preexec_fn=pipes,  # noqa: PLW1509 (nothing else runs between fork and exec)
+        close_fds=False, start_new_session=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     os.close(to_read)

@@ -1,4 +1,4 @@
-"""A gateway's part that follows a shared volume, as a process of its own: prints a JSON line whenever something changes.
+"""A gateway's part that follows a shared volume, as a process of its own: a JSON line whenever something changes.
 
 python -m tests.support.follow VOLUME TRUST CACHE CHANNEL
 """

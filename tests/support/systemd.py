@@ -1,7 +1,7 @@
 """A systemd of its own: process 1 of fresh namespaces over a read-only file system, running the units we ship.
 
-Needs root (namespaces and mounts). Only `home` is writable within, /opt/appliance is `home/opt`, the network is an empty
-loopback, and the account `appliance` is made by the shipped sysusers file.
+Needs root (namespaces and mounts). Only `home` is writable within, /opt/appliance is `home/opt`, the network is an
+empty loopback, and the account `appliance` is made by the shipped sysusers file.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ for folder in /run /tmp /var/tmp; do mount -t tmpfs -o mode=1777 tmpfs $folder; 
 mkdir -p /run/systemd /run/lock
 cp -r "$home/units" /run/systemd/system
 mount --bind "$home" "$home"; mount -o remount,bind,rw "$home"
-for file in passwd group shadow gshadow; do [ -e "$home/etc/$file" ] && mount --bind "$home/etc/$file" "/etc/$file"; done
+for file in passwd group shadow gshadow; do
+    [ ! -e "$home/etc/$file" ] || mount --bind "$home/etc/$file" "/etc/$file"
+done
 mount --bind "$home/opt" /opt; mount -o remount,bind,rw /opt
 ip link set lo up
 export container=docker

@@ -25,8 +25,20 @@ TELEMETRY = (
     "appliance_decision_latency_ms",
     "appliance_router_serving",
 )
-RECORD = ("request_id", "at", "group", "selected", "strategy", "outcome", "reason", "candidates", "excluded", "propensity",
-          "prompt_digest", "latency_ms")  # fmt: skip
+RECORD = (
+    "request_id",
+    "at",
+    "group",
+    "selected",
+    "strategy",
+    "outcome",
+    "reason",
+    "candidates",
+    "excluded",
+    "propensity",
+    "prompt_digest",
+    "latency_ms",
+)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ body = {{"model": "chat", "messages": [{{"role": "user", "content": sys.argv[1]}
 request = urllib.request.Request("http://127.0.0.1:{port}/v1/chat/completions", json.dumps(body).encode(),
     {{"content-type": "application/json", "authorization": "Bearer {key}"}})
 with urllib.request.urlopen(request, timeout=20) as answer:
-    print(json.dumps({{"deployment": answer.headers["x-appliance-deployment"], "routing": answer.headers["x-appliance-routing"]}}))
+    names = ("deployment", "routing")
+    print(json.dumps({{name: answer.headers[f"x-appliance-{{name}}"] for name in names}}))
 """
 
 

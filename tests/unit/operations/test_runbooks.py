@@ -58,7 +58,8 @@ def test_what_changes_something_is_dry_unless_told(name):
     body = re.sub(r'(?ms)^if \[ "\$APPLY" = yes \]; then.*?^(else|fi)', "", body)
     changing = re.compile(
         r"^\s*(rm|mv|cp|ln|chown|chmod|tar -?-?(?:create|extract)"
-        r"|appliance (?:ca (?:rotate|renew|refresh|revoke)|artifact (?:publish|promote|revoke|sign)|rollback|install))\b"
+        r"|appliance (?:ca (?:rotate|renew|refresh|revoke)|artifact (?:publish|promote|revoke|sign)"
+        r"|rollback|install))\b"
         r"(?!.*--dry-run)",
         re.MULTILINE,
     )

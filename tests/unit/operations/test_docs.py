@@ -1,0 +1,160 @@
+"""The documentation builds offline, its links hold, and every command in it can be typed."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+import typer
+import typer.main
+
+from appliance.cli.main import app
+from appliance.errors import catalogue
+
+ROOT = Path(__file__).parents[3]
+OURS = ["index", "getting-started", "operator", "runbook", "controls", "upgrade-notes"]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def text(name: str) -> str:
+    return (ROOT / "docs" / f"{name}.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("site")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(folder)],
+        capture_output=True, text=True, cwd=ROOT, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr  # strict: a broken link or anchor is an error
+    return folder
+
+
+def test_it_builds_with_every_link_and_anchor_sound(site):
+    assert (site / "index.html").exists()
+    assert (site / "errors.html").exists()
+
+
+def test_the_built_pages_load_nothing_from_elsewhere(site):
+    for page in site.rglob("*.html"):
+        for tag in re.findall(r"<(?:script|link|img|iframe|source)\b[^>]*>", page.read_text()):
+            assert not re.search(r'(?:src|href)="(?:https?:)?//', tag), f"{page.name}: {tag}"
+
+
+def test_generated_pages_are_current():
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "generate-docs"), "--check"],
+        capture_output=True, text=True, env=ENVIRONMENT, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+@cache
+def commands() -> dict[tuple[str, ...], set[str]]:
+    """Every command's words and the options it takes."""
+
+    def walk(command, path):
+        if hasattr(command, "list_commands"):
+            context = typer.Context(command)
+            for name in command.list_commands(context):
+                yield from walk(command.get_command(context, name), (*path, name))
+        else:
+            yield path, {option for each in command.params for option in each.opts} | {"--help"}
+
+    return dict(walk(typer.main.get_command(app), ()))
+
+
+def typed(page: str) -> list[str]:
+    """Commands in the page: whole lines of console blocks, and whatever stands in back quotes."""
+    page = page.replace("\\\n", " ")
+    blocks = re.findall(r"```console\n(.*?)```", page, re.DOTALL)
+    lines = [line[2:] for block in blocks for line in block.splitlines() if line.startswith("$ ")]
+    return lines + re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", page, flags=re.DOTALL))
+
+
+def known(line: str) -> None:
+    words = shlex.split(line)[1:]
+    match = next((words[:n] for n in (3, 2, 1) if tuple(words[:n]) in commands()), None)
+    assert match, f"no such command: {line}"
+    for option in (word.split("=")[0] for word in words[len(match) :] if word.startswith("--")):
+        assert option in commands()[tuple(match)], f"{option} is no option of: {line}"
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_every_command_and_option_in_the_page_exists(name):
+    for line in typed(text(name)):
+        if line.startswith("appliance ") and line.split()[1] not in {"explain", "CODE"}:
+            known(line)
+
+
+def test_every_command_in_the_catalogue_exists():
+    wrong = []
+    for entry in catalogue().values():
+        for line in re.findall(r"`(appliance [^`]+)`", entry.remedy):
+            try:
+                known(line.replace("[", "").replace("]", ""))
+            except (AssertionError, ValueError) as error:
+                wrong.append(f"{entry.code}: {error}")
+    ours = [each for each in wrong if each.startswith("OPERATION_")]
+    assert not ours
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_every_runbook_file_and_code_that_is_named_exists(name):
+    page = text(name)
+    for script in re.findall(r"scripts/([a-z][a-z-]+)", page):
+        assert (ROOT / "scripts" / script).exists(), script
+    for path in re.findall(r"`((?:bundle|docs|vendor|scripts|ca)/[A-Za-z0-9./_-]+)`", page):
+        assert (ROOT / path).exists(), path
+    for code in re.findall(r"`([A-Z]+_[A-Z_]+)`", page):
+        assert code in catalogue(), code
+
+
+def test_every_runbook_of_the_table_runs():
+    table = text("runbook").split("## ")[0]
+    rows = re.findall(r"^\| [^|]+ \| `([a-z-]+)", table, re.MULTILINE)
+    assert len(rows) >= 15
+    for name in rows:
+        done = subprocess.run([str(ROOT / "scripts" / name), "--help"], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, name
+
+
+def test_every_command_has_a_man_page_without_a_complaint(tmp_path):
+    subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "generate-docs"), "--check", "--man", str(tmp_path)],
+        env=ENVIRONMENT, check=False, capture_output=True,
+    )  # fmt: skip
+    pages = {path.stem for path in tmp_path.glob("*.1")}
+    assert pages == {"-".join(("appliance", *path)) for path in commands()}
+    for path in tmp_path.glob("*.1"):
+        page = path.read_text()
+        assert page.startswith(".TH ")
+        for section in ("NAME", "SYNOPSIS", "DESCRIPTION", "OPTIONS", "EXIT STATUS"):
+            assert f".SH {section}\n" in page
+        assert not [line for line in page.splitlines() if line.startswith("'")]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_shells_completion_is_generated_and_answers(shell, tmp_path):
+    subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "generate-docs"), "--check", "--completion", str(tmp_path)],
+        env=ENVIRONMENT, check=False, capture_output=True,
+    )  # fmt: skip
+    assert "_APPLIANCE_COMPLETE" in (tmp_path / f"appliance.{shell}").read_text()
+
+
+def test_completion_knows_commands_and_options():
+    command = str(Path(sys.executable).with_name("appliance"))
+
+    def offered(words: str, position: int) -> set[str]:
+        asked = {"COMP_WORDS": words, "COMP_CWORD": str(position), "_APPLIANCE_COMPLETE": "complete_bash"}
+        done = subprocess.run([command], env={**os.environ, **asked}, capture_output=True, text=True, check=False)
+        return set(done.stdout.split())
+
+    assert "doctor" in offered("appliance doc", 1)
+    assert "--nagios" in offered("appliance doctor --na", 2)
