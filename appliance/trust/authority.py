@@ -84,13 +84,7 @@ class Authority:
         passphrase: Passphrase = no_passphrase,
         elsewhere: Mapping[str, Path | PrivateKey] | None = None,
     ) -> Authority:
-        """Make an authority: every key, every certificate, and an empty pair of logs.
-
-        Raises:
-            TrustError: TRUST_AUTHORITY_EXISTS.
-        """
-        if (path / "authority.json").exists():
-            raise TrustError("TRUST_AUTHORITY_EXISTS", f"{path} holds an authority already", path=str(path))
+        """Make an authority in a new folder: every key, every certificate, and an empty pair of logs."""
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         ring = KeyRing(path / "keys", passphrase, elsewhere or {})
         created = now.astimezone(UTC).replace(microsecond=0)

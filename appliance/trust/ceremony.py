@@ -6,6 +6,7 @@ anchor. `docs/key-ceremony.md` puts them in order for people.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from appliance.errors import TrustError
-from appliance.files import write_atomic
+from appliance.files import translated, write_atomic
 from appliance.trust import peers, tls
 from appliance.trust.anchor import RELEASE_ROLE, write_anchor
 from appliance.trust.authority import Authority, Service
@@ -60,17 +61,28 @@ def create_authority(
     passphrase: Passphrase = no_passphrase,
     elsewhere: Mapping[str, Path | PrivateKey] | None = None,
 ) -> Authority:
-    """Make an authority with its trust repository and anchor.
+    """Make an authority with its trust repository and anchor: all of it, or nothing (but for keys made elsewhere).
 
     Raises:
         TrustError: TRUST_AUTHORITY_EXISTS.
     """
-    authority = Authority.create(
-        path, recipes, development=development, now=now, domain=domain, passphrase=passphrase, elsewhere=elsewhere
-    )
-    Repository(authority).create(recipes.policy, now=now)
-    _announce(authority, now)
-    return authority
+    if path.exists() and any(path.iterdir()):
+        raise TrustError("TRUST_AUTHORITY_EXISTS", f"{path} is not empty", path=str(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.new")
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        authority = Authority.create(
+            draft, recipes, development=development, now=now, domain=domain, passphrase=passphrase, elsewhere=elsewhere
+        )
+        Repository(authority).create(recipes.policy, now=now)
+        _announce(authority, now)
+        with translated(path):
+            draft.rename(path)  # over an empty folder too
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    return Authority.open(path, passphrase=passphrase, elsewhere=elsewhere)
 
 
 def rotate_service(

@@ -214,6 +214,30 @@ def test_two_of_three_media_suffice_for_a_root_ceremony_and_one_does_not(locked_
     assert (tmp_path / "medium-4/root.pem").is_file()
 
 
+def test_an_authority_is_made_whole_or_not_at_all(tmp_path, now):
+    """The passphrase of the eighth key is not given; nothing is left, and the second try succeeds."""
+
+    def forgetful(name):
+        if name == "tuf-root-2":
+            raise KeyboardInterrupt
+        return b"secret"
+
+    recipes = read_recipes(RECIPES)
+    with pytest.raises(KeyboardInterrupt):
+        ceremony.create_authority(tmp_path / "ca", recipes, development=False, now=now, passphrase=forgetful)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "ca").mkdir()  # an empty folder is no obstacle
+    ceremony.create_authority(tmp_path / "ca", recipes, development=True, now=now)
+
+
+def test_an_authority_is_not_made_among_other_files(tmp_path, now):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    refused(
+        "TRUST_AUTHORITY_EXISTS", ceremony.create_authority, tmp_path, read_recipes(RECIPES), development=True, now=now
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
 BAD_KEYS = {
     "nothing": ("TRUST_KEY_UNUSABLE", b""),
     "no PEM": ("TRUST_KEY_UNUSABLE", b"key"),

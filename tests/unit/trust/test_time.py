@@ -192,6 +192,7 @@ def test_the_machine_identity_is_stable_and_does_not_give_the_machine_id_away(tm
     assert "3d1219c7" not in first
 
 
+@pytest.mark.slow
 def test_a_killed_refresh_leaves_the_old_state_or_the_new_one(zone, store, tmp_path, now):
     """The process dies at every fsync in turn; whatever it leaves opens and verifies, and the next refresh heals it."""
     shutil.copytree(zone.path, tmp_path / "ca")
