@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +16,8 @@ from appliance.cli.output import Json, Steps, refusals, show
 
 if TYPE_CHECKING:
     from appliance.vendoring.audit import Audit
+    from appliance.vendoring.index import Index
+    from appliance.vendoring.targets import Targets
 
 app = typer.Typer(no_args_is_help=True, help="Lock, fetch and audit what goes into a release; write its SBOM.")
 
@@ -72,6 +75,9 @@ def fetch(
         Path | None, typer.Option("--out", help="Folder for the wheels; vendor/wheelhouse/TARGET by default.")
     ] = None,
     models: Annotated[bool, typer.Option("--models/--no-models", help="Fetch the pinned models too.")] = True,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only ask the index whether every locked package has a fitting wheel.")
+    ] = False,
     vendor: VendorFolder = Path("vendor"),
     as_json: Json = False,
 ) -> None:
@@ -90,6 +96,9 @@ def fetch(
         def open_index() -> Index:
             return Index(Sources.from_pip())
 
+        if dry_run:
+            _check_target(targets, profile, target, open_index, as_json)
+            return
         house = fetch_wheels(
             targets.pins(profile, target),
             targets.target(target),
@@ -128,6 +137,20 @@ def fetch(
                 )
 
         show(report, as_json, text)
+
+
+def _check_target(targets: Targets, profile: str, target: str, open_index: Callable[[], Index], as_json: bool) -> None:
+    from appliance.vendoring.selection import select
+
+    with open_index() as index:
+        selected = select(targets.pins(profile, target), targets.target(target), index)
+    size = sum(item.file.size_bytes or 0 for item in selected)
+    value = {"profile": profile, "target": target, "wheels": [item.file.filename for item in selected], "bytes": size}
+    show(
+        value,
+        as_json,
+        lambda out: out.print(f"{target}: {profile} is complete, {len(selected)} wheels, {size / 1e6:.0f} MB"),
+    )
 
 
 @app.command()

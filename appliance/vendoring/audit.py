@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,9 @@ from appliance.vendoring.closure import check_closure, roots_of
 from appliance.vendoring.difference import Difference, compare, read_report_file
 from appliance.vendoring.fetch import Progress, silent
 from appliance.vendoring.policy import Policy
+from appliance.vendoring.rules import Notice
 from appliance.vendoring.targets import Targets
+from appliance.vendoring.vex import read_vex, stale
 from appliance.vendoring.wheel import Inspection
 
 
@@ -79,7 +81,9 @@ def audit(
         try:
             unneeded = check_closure(roots, admission.inspections, host)
         except VendorError as error:
-            admission = Admission(admission.inspections, (error,), admission.notices)
+            admission = replace(admission, refusals=(error,))
+    outdated = stale((document for document, _ in read_vex(vendor).values()), admission.inspections)
+    admission = replace(admission, notices=(*admission.notices, *(Notice("vex", text) for text in outdated)))
     differences = None if against is None else compare(_previous(against, progress), admission.inspections)
     return Audit(admission, unneeded, differences)
 

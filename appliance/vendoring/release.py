@@ -18,6 +18,7 @@ from appliance.vendoring.policy import Policy
 from appliance.vendoring.provenance import Build, provenance
 from appliance.vendoring.rules import Notice
 from appliance.vendoring.targets import Target
+from appliance.vendoring.vex import read_vex, stale
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ def release_papers(
     models = read_models(vendor)
     files = evidence(vendor, wheels, models, version=build.version, target=target, at=build.at)
     files[PROVENANCE_NAME] = provenance(build, subjects, wheels=wheels, locks=locks, models=models)
-    return Papers(files, admission.notices)
+    outdated = stale((document for document, _ in read_vex(vendor).values()), wheels)
+    return Papers(files, (*admission.notices, *(Notice("vex", text) for text in outdated)))
 
 
 def source_revision(folder: Path) -> tuple[str | None, bool]:

@@ -121,6 +121,11 @@ def test_a_set_is_locked_fetched_audited_and_described(bench: Bench):
     status, outcome = bench.run("audit", wheels, "--profile", "gateway", "--report", "first.json")
     assert (status, outcome["admitted"]) == (0, True)
 
+    (bench.root / "vendor" / "models.yaml").write_text("schema_version: 1\nmodels: {}\n")
+    status, outcome = bench.run("sbom", "--out", "papers")
+    assert (status, outcome["wheels"]) == (0, 2)
+    assert "pkg:pypi/lib@1.5" in (bench.root / "papers" / "sbom.cdx.json").read_text()
+
     before = text
     status, outcome = bench.run("lock", "gateway")
     assert (status, outcome["gateway"]["changes"]) == (0, [])
@@ -191,8 +196,13 @@ def test_a_wheel_that_another_target_does_not_have_is_named_on_the_connected_sid
     bench.asks("fast\nplain\n")
     assert bench.run("lock", "gateway")[0] == 0
     assert bench.run("fetch", "--no-models")[0] == 0
-    status, outcome = bench.run("fetch", "--no-models", "--target", "cp311-manylinux_aarch64")
+    assert bench.run("fetch", "--dry-run")[1]["wheels"] == [
+        "fast-1.0-cp311-cp311-manylinux_2_17_x86_64.whl",
+        "plain-1.0-py3-none-any.whl",
+    ]
+    status, outcome = bench.run("fetch", "--dry-run", "--target", "cp311-manylinux_aarch64")
     assert (status, outcome["error"]["code"]) == (1, "VENDOR_WHEEL_MISSING")
+    assert not (bench.root / "vendor" / "wheelhouse" / "cp311-manylinux_aarch64").exists()
     assert list(outcome["error"]["evidence"]["missing"]) == ["fast==1.0"]
     assert "aarch64" in outcome["error"]["evidence"]["missing"]["fast==1.0"]
 

@@ -51,6 +51,26 @@ def test_an_admitted_and_complete_set_gets_its_papers_the_same_each_time(vendor:
     assert statement["subject"] == [{"name": "a", "digest": {"sha256": "0" * 64}}]
 
 
+def test_a_vex_statement_about_a_version_that_is_gone_is_shown_before_signing(vendor: Path):
+    statement = {
+        "vulnerability": {"name": "CVE-2026-0001"},
+        "products": [{"@id": "pkg:generic/appliance", "subcomponents": [{"@id": "pkg:pypi/app@0.9"}]}],
+        "status": "fixed",
+    }
+    document = {
+        "@context": "https://openvex.dev/ns/v0.2.0",
+        "@id": "https://appliance.internal/vex/test",
+        "author": "tests",
+        "timestamp": "2026-11-23T00:00:00Z",
+        "version": 1,
+        "statements": [statement],
+    }
+    (vendor / "vex").mkdir()
+    (vendor / "vex" / "x.json").write_text(json.dumps(document))
+    notices = [notice.text for notice in papers(vendor, WheelMaker("app")).notices]
+    assert "CVE-2026-0001 speaks of app 0.9, the release has 1.0" in notices
+
+
 def test_a_set_that_is_refused_or_incomplete_gets_none(vendor: Path):
     with pytest.raises(VendorError) as caught:
         papers(vendor, litellm_1_82_8())
