@@ -228,6 +228,38 @@ def revoke(
         )
 
 
+@app.command()
+def collect(
+    registry: RegistryAt,
+    trust: TrustAt,
+    keep: Annotated[
+        int, typer.Option(min=1, help="Newest versions of each router to keep beside the served ones.")
+    ] = 5,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete; without it the versions are only listed.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List, or delete, versions that no channel serves and that are not among the newest."""
+    with refusals(as_json):
+        from appliance.registry import garbage
+
+        home = open_registry(registry, trust)
+        now = datetime.now(UTC)
+        if delete:
+            done = garbage.collect(home, keep=keep, now=now)
+        else:
+            done = [garbage.Collected(one, "not asked to") for one in garbage.collectable(home, keep=keep, now=now)]
+        report = [{**asdict(one.version), "kept_because": one.kept_because} for one in done]
+
+        def text(console: Any) -> None:
+            for one in done:
+                what = f"kept: {one.kept_because}" if one.kept_because else "deleted"
+                console.print(f"{one.version.name} {one.version.version}: {what}", markup=False)
+            if not done:
+                console.print("nothing to collect")
+
+        show(report, as_json, text)
+
+
 @app.command("list")
 def list_(registry: RegistryAt, trust: TrustAt, as_json: Json = False) -> None:
     """What the registry holds: channels, and every version with its size."""

@@ -13,6 +13,7 @@ miss, not a router.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Callable
@@ -20,13 +21,14 @@ from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from pathlib import Path
 
+from appliance import documents
 from appliance.artifact import ArtifactFiles, from_files
-from appliance.errors import FileError, RegistryError
+from appliance.errors import ApplianceError, FileError, RegistryError
 from appliance.files import locked, read_regular, safe_relative, sha256_hex, sync_directory, translated, write_atomic
-from appliance.registry.channel import FileRecord, Target
+from appliance.registry.channel import FileRecord, Target, split
 from appliance.registry.contract import POINTER_MAX_BYTES, Store, checked_name, file_key
 
-_CHUNK = 1024 * 1024  # bytes
+GRACE_S = 24 * 3600.0  # a blob that was fetched since may be another worker's next
 _FOLDERS = ("blobs", "partial", "channels", "locks")
 
 FetchSlot = Callable[[str], AbstractContextManager[object]]
@@ -166,6 +168,20 @@ class Cache:
                         path.unlink(missing_ok=True)
                     removed.add(path.name)
         return sorted(removed)
+
+    def collect_unused(self, *, now_s: float) -> list[str]:
+        """Remove what no kept pointer names and nobody touched for a day; return the digests."""
+        keep: set[str] = set()
+        for path in (self._directory / "channels").glob("*.json"):
+            with contextlib.suppress(ApplianceError):
+                statement, _ = split(read_regular(path, max_bytes=POINTER_MAX_BYTES))
+                value = documents.read_json(statement, what="kept pointer")  # only decides what stays
+                target = value.get("target") if isinstance(value, dict) else None
+                keep |= {record["sha256"] for record in (target or {}).get("files", {}).values()}
+        for folder in ("blobs", "partial"):
+            young = (path for path in (self._directory / folder).iterdir() if now_s - path.stat().st_mtime < GRACE_S)
+            keep |= {path.name for path in young}
+        return self.collect(frozenset(keep))
 
     def contact(self, channel: str) -> datetime | None:
         """When the registry last answered for this channel with a sound pointer, as far as is known."""

@@ -148,6 +148,7 @@ class Follower:
         self._cache.keep_pointer(self.channel, "served", state.envelope)
         self.served = served
         self._etag = state.etag
+        self._cache.collect_unused(now_s=now.timestamp())
         return served
 
     def health(self) -> Health:

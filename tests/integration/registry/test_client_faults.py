@@ -372,6 +372,7 @@ def test_a_refusal_of_the_request_does_not_open_the_breaker(store: Callable[...,
         ("AccessDenied", "403 Forbidden", "REGISTRY_DENIED"),
         ("SignatureDoesNotMatch", "403 Forbidden", "REGISTRY_DENIED"),
         ("NoSuchBucket", "404 Not Found", "REGISTRY_NO_BUCKET"),
+        ("ObjectLocked", "403 Forbidden", "REGISTRY_LOCKED"),
         ("EntityTooLarge", "400 Bad Request", "REGISTRY_ANSWER"),
     ],
 )

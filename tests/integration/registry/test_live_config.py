@@ -108,6 +108,13 @@ def test_migrating_twice_is_migrating_once(database: ConfigDatabase) -> None:
     assert database.read(LiveConfig()).revision == 0
 
 
+def test_tables_of_a_newer_appliance_are_left_alone(database: ConfigDatabase) -> None:
+    execute(database.settings, "UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(RegistryError) as info:
+        database.migrate()
+    assert info.value.code == "REGISTRY_MIGRATION"
+
+
 def test_a_transaction_is_one_revision_with_its_author(database: ConfigDatabase) -> None:
     execute(
         database.settings,

@@ -94,7 +94,7 @@ class Site:
 
     @contextmanager
     def gateway(self, number: int) -> Iterator[subprocess.Popen[bytes]]:
-        """A follower that can write nothing but its trust state and a cache in memory; the volume is read-only to it."""
+        """A follower that can write its trust state and a cache in memory, and nothing else: not the volume either."""
         trust, cache = self.root / f"trust-{number}", self.root / f"memory-{number}"
         shutil.copytree(self.root / "trust", trust, symlinks=True)
         cache.mkdir()

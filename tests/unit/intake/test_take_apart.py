@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import pickle
 from typing import Any
 
@@ -92,7 +93,7 @@ def state_dict(*widths: int) -> tuple[Any, bytes]:
 
     torch.manual_seed(0)
     layers: list[Any] = []
-    for before, after in zip(widths, widths[1:], strict=False):
+    for before, after in itertools.pairwise(widths):
         layers += [torch.nn.Linear(before, after), torch.nn.ReLU()]
     model = torch.nn.Sequential(*layers[:-1])
     buffer = io.BytesIO()

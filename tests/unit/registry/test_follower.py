@@ -234,3 +234,13 @@ def test_collecting_the_cache_keeps_what_is_served(served: Zone) -> None:
     keep = frozenset(record.sha256 for record in target.files.values())
     assert len(cache.collect(keep)) == 3
     assert cache.holds(target)
+
+
+def test_old_blobs_leave_the_cache_after_a_day(served: Zone) -> None:
+    host = served.host()
+    host.poll()
+    served.clock.advance(days=2)
+    served.promote("1.1.0")
+    host.poll()
+    kept = {path.name for path in (served.root / "host" / "blobs").iterdir()}
+    assert kept == {record.sha256 for record in host.served.state.pointer.target.files.values()}

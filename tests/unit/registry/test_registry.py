@@ -209,3 +209,40 @@ def test_two_officers_at_once_do_not_both_believe_they_won(zone: Zone) -> None:
     with pytest.raises(RegistryError) as info:
         Registry(home, material=lambda: zone.material, clock=zone.clock).promote("default", "1.0.0", zone.officer)
     assert code_of(info) == "REGISTRY_CHANNEL_RACE"
+
+
+def test_collecting_keeps_what_is_served_and_the_newest(zone: Zone) -> None:
+    import os
+
+    from appliance.registry.garbage import collect, collectable
+
+    for number in range(6):
+        zone.publish(f"1.{number}.0")
+        for path in (zone.root / "registry" / "routers" / "default" / f"1.{number}.0").iterdir():
+            os.utime(path, (number * 1000, number * 1000))
+    zone.promote("1.0.0")
+    zone.file("1.1.0", "artifact.sigstore.json").unlink()
+    going = [one.version for one in collectable(zone.registry, keep=2, now=zone.clock())]
+    assert going == ["1.1.0", "1.2.0", "1.3.0"]
+    assert all(one.kept_because is None for one in collect(zone.registry, keep=2, now=zone.clock()))
+    assert [one.version for one in zone.registry.versions()] == ["1.0.0", "1.4.0", "1.5.0"]
+
+
+def test_a_publication_under_way_is_not_collected(zone: Zone) -> None:
+    from appliance.registry.garbage import collectable
+
+    zone.publish("1.0.0")
+    zone.file("1.0.0", "artifact.sigstore.json").unlink()
+    assert collectable(zone.registry, keep=1, now=zone.clock()) == []
+    zone.clock.advance(days=3)
+    assert [one.version for one in collectable(zone.registry, keep=1, now=zone.clock())] == ["1.0.0"]
+
+
+def test_a_forged_channel_does_not_decide_what_is_deleted(zone: Zone) -> None:
+    from appliance.registry.garbage import collect
+
+    zone.publish("1.0.0")
+    zone.store.put("channels/default.json", b"{}")
+    with pytest.raises(ApplianceError):
+        collect(zone.registry, keep=1, now=zone.clock())
+    assert len(zone.registry.versions()) == 1
