@@ -131,7 +131,7 @@ class LiveConfig:
 
 @dataclass(frozen=True)
 class Changes:
-    """What separates two configurations: apply deletions, then upserts.
+    """What separates two configurations: apply upserts, then deletions, so that no group is empty in between.
 
     Attributes:
         upserts: table -> rows that are new or different.

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from appliance import documents
 from appliance.errors import ApplianceError, RegistryError
 from appliance.files import read_regular, write_atomic
 from appliance.registry.live import TABLES, Changes, ConfigDatabase, LiveConfig, assemble, difference
-from appliance.registry.postgres import parameters
+from appliance.registry.postgres import connected, parameters
 
 CHANNEL = "appliance_config"
 MAX_BYTES = 64 * 1024 * 1024
@@ -111,3 +111,62 @@ class ConfigWatcher:
         if line and line != self._said:
             self._report(line)
         self._said = line
+
+
+class DeploymentSource:
+    """The deployments as a whole `model_list`, for a gateway that asks instead of being told.
+
+    It fits `gateway.config_source.ConfigSource`. On its own it polls; `changed` wakes the one who asks earlier.
+
+    Args:
+        database: where the configuration is.
+        kept: file for the last configuration that was given out.
+        report: told of refused rows and of a database that is away.
+    """
+
+    def __init__(
+        self, database: ConfigDatabase, *, kept: Path, report: Callable[[str], None] = lambda _line: None
+    ) -> None:
+        self._database = database
+        self._given = _Nothing()
+        self._watcher = ConfigWatcher(database, self._given, kept=kept, report=report)
+        self._first = True
+
+    def read(self) -> Sequence[Mapping[str, Any]] | None:
+        """The whole list, or None where nothing has changed since the last call.
+
+        The first call falls back to what was given out last, where the database is away.
+
+        Raises:
+            RegistryError: REGISTRY_DATABASE; what runs goes on.
+        """
+        booted = self._watcher.boot().revision if self._first else 0
+        try:
+            changed = self._watcher.refresh()
+        except RegistryError:
+            if not booted:
+                raise
+            changed = False
+        first, self._first = self._first, False
+        if not changed and not (first and self._watcher.running.revision):
+            return None
+        return [row.litellm() for row in self._watcher.running.rows["deployment"].values()]
+
+    def changed(self, timeout_s: float) -> bool:
+        """Wait for a notice that the configuration changed.
+
+        Raises:
+            RegistryError: REGISTRY_DATABASE.
+        """
+        with connected(self._database.settings, autocommit=True) as connection:
+            connection.execute(f"LISTEN {CHANNEL}")
+            if self._database.newest() != self._watcher.running.revision:
+                return True
+            return any(True for _ in connection.notifies(timeout=timeout_s, stop_after=1))
+
+
+class _Nothing:
+    """An applier for one who asks."""
+
+    def apply(self, changes: Changes, config: LiveConfig) -> None:
+        """Leave it to `DeploymentSource.read`."""

@@ -15,7 +15,7 @@ import pytest
 
 from appliance.errors import RegistryError
 from appliance.registry.live import Changes, ConfigDatabase, LiveConfig, assemble, difference
-from appliance.registry.live_watch import ConfigWatcher
+from appliance.registry.live_watch import ConfigWatcher, DeploymentSource
 from appliance.registry.postgres import PostgresSettings, parameters
 from tests.support.postgres import PostgresServer, postgres_server
 from tests.support.servers import free_port
@@ -73,10 +73,10 @@ class Gateway:
     def apply(self, changes: Changes, config: LiveConfig) -> None:
         from litellm.types.router import Deployment
 
-        for identity in changes.deletes["deployment"]:
-            self.router.delete_deployment(id=identity)
         for row in changes.upserts["deployment"]:
             self.router.upsert_deployment(Deployment(**row.litellm()))
+        for identity in changes.deletes["deployment"]:
+            self.router.delete_deployment(id=identity)
         self.applied.append(changes)
 
     @property
@@ -225,6 +225,41 @@ def test_a_gateway_boots_from_what_it_applied_last_while_the_database_is_away(
     assert len(applier.applied) == 1
     (tmp_path / "kept.json").write_bytes(b"{")
     assert ConfigWatcher(away, applier, kept=tmp_path / "kept.json").boot().revision == 0
+
+
+def test_a_gateway_that_asks_gets_the_whole_list_once_a_change(database: ConfigDatabase, tmp_path: Path) -> None:
+    from appliance.gateway.config_source import ConfigSource, difference
+
+    source: ConfigSource = DeploymentSource(database, kept=tmp_path / "given.json")
+    assert source.read() is None, "nothing was ever configured"
+    execute(database.settings, deployment("small"), deployment("large"))
+    first = source.read()
+    assert first is not None
+    assert {entry["model_info"]["id"] for entry in first} == {"small", "large"}
+    assert source.read() is None
+    execute(database.settings, deployment("small", weight=4))
+    second = source.read()
+    assert second is not None
+    change = difference(first, second)
+    assert [entry["model_info"]["id"] for entry in change.upserts] == ["small"]
+    assert change.deletes == ()
+    away = ConfigDatabase(database.settings.model_copy(update={"port": free_port()}))
+    again = DeploymentSource(away, kept=tmp_path / "given.json")
+    assert again.read() == second, "the database is away at boot: what was given out last"
+    with pytest.raises(RegistryError):
+        again.read()
+
+
+def test_a_notice_wakes_a_gateway_that_asks(database: ConfigDatabase, tmp_path: Path) -> None:
+    source = DeploymentSource(database, kept=tmp_path / "given.json")
+    assert not source.changed(0.2)
+    later = threading.Timer(0.3, execute, args=(database.settings, deployment("small")))
+    later.start()
+    start = time.monotonic()
+    assert source.changed(20)
+    assert time.monotonic() - start < 5
+    later.join()
+    assert source.changed(0), "a change before the question is seen too"
 
 
 def test_an_editor_without_the_right_to_write_history_still_makes_it(database: ConfigDatabase) -> None:
