@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from appliance.cli import train_sources
+from appliance.cli import train_data, train_sources
 from appliance.cli.output import Json, Steps, refusals, show
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
@@ -22,6 +22,8 @@ def _train() -> None:
 
 app.command()(train_sources.extract)
 app.command()(train_sources.receive)
+app.command()(train_data.prepare)
+app.command()(train_data.convert)
 
 
 @app.command("export-encoder")

@@ -146,11 +146,16 @@ def _http(log: SpanLog, tls: Tls | None, address: tuple[str, int]) -> Iterator[i
         def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 (the base class's name)
             """Say nothing: addresses and paths are nobody's business here."""
 
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            """A peer that fails the handshake or goes away is its own affair; the log shows what arrived."""
+
     try:
-        server = ThreadingHTTPServer(address, Handler)
+        server = Server(address, Handler)
     except OSError as error:
         raise TrainingError("TRAINING_SOURCE", f"{address[0]}:{address[1]} cannot be used: {error.strerror}") from None
-    server.daemon_threads = True
     if tls is not None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_3

@@ -1,0 +1,106 @@
+"""LLMRouter's layout (ulab-uiuc/LLMRouter), both ways.
+
+A folder of `routing_data.jsonl` (one row a prompt and model: `query`, `model_name`, `performance`, `embedding_id`,
+optional `task_name`, `cost`), `query_embeddings.pt` (a tensor, row = embedding id) and `llm_data.json` (what is known
+of each model, its price among it).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from appliance import documents
+from appliance.errors import DocumentError, TrainingError
+from appliance.routers.encoder import Encoder
+from appliance.routers.prompt import clean
+from appliance.training.embedding import embed
+from appliance.training.outcomes import Outcome, read_lines
+from appliance.training.writing import write_directory
+
+ROWS, EMBEDDINGS, MODELS = "routing_data.jsonl", "query_embeddings.pt", "llm_data.json"
+
+
+class Row(BaseModel):
+    """One prompt and one model."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, protected_namespaces=())
+
+    query: str
+    model_name: Annotated[str, Field(min_length=1)]
+    performance: Annotated[float, Field(ge=0, le=1)]
+    embedding_id: int | None = None
+    task_name: str | None = None
+    cost: Annotated[float, Field(ge=0)] | None = None
+
+
+def read_rows(path: Path) -> Iterator[Outcome]:
+    """Outcomes of a file of rows, or of a folder that holds one; rows of one prompt are joined.
+
+    Raises:
+        TrainingError: TRAINING_DATA, naming the line.
+    """
+    file = path / ROWS if path.is_dir() else path
+    found: dict[str, list[Row]] = {}
+    for number, line in read_lines(file):
+        try:
+            value = documents.read_json(line, what=f"{file.name} line {number}")
+            row = documents.validate(Row, value, what=f"{file.name} line {number}")
+        except DocumentError as error:
+            raise TrainingError("TRAINING_DATA", error.cause, line=number) from None
+        found.setdefault(row.query, []).append(row)
+    for query, rows in found.items():
+        yield Outcome(
+            query=query,
+            task=rows[0].task_name,
+            scores={row.model_name: row.performance for row in rows},
+            costs={row.model_name: row.cost for row in rows if row.cost is not None},
+        )
+
+
+def write_folder(outcomes: Iterable[Outcome], encoder: Encoder, directory: Path, *, cache: Path | None = None) -> int:
+    """Write the layout; return the number of rows.
+
+    Raises:
+        TrainingError: TRAINING_PACKAGE where torch is not installed.
+        FileError: FILE_EXISTS.
+    """
+    try:
+        import torch
+    except ImportError:
+        raise TrainingError("TRAINING_PACKAGE", "torch is not installed", package="torch") from None
+    kept = list(outcomes)
+    prompts = embed(encoder, [clean(outcome.query) for outcome in kept], cache=cache)
+    rows = [
+        {
+            "query": outcome.query,
+            "model_name": model,
+            "performance": score,
+            "embedding_id": number,
+            **({"task_name": outcome.task} if outcome.task else {}),
+            **({"cost": outcome.costs[model]} if model in outcome.costs else {}),
+        }
+        for number, outcome in enumerate(kept)
+        for model, score in outcome.scores.items()
+    ]
+    buffer = io.BytesIO()
+    torch.save(torch.from_numpy(prompts.embeddings.copy()), buffer)
+    files = {
+        ROWS: b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows),
+        EMBEDDINGS: buffer.getvalue(),
+        MODELS: json.dumps(_models(kept), indent=1).encode(),
+    }
+    write_directory(directory, files)
+    return len(rows)
+
+
+def _models(outcomes: list[Outcome]) -> dict[str, Any]:
+    names = sorted({model for outcome in outcomes for model in outcome.scores})
+    costs = {name: [o.costs[name] for o in outcomes if name in o.costs] for name in names}
+    return {name: {"model": name, "mean_cost": float(np.mean(c)) if c else None} for name, c in costs.items()}

@@ -1,0 +1,155 @@
+"""The live receiver, driven by the OpenTelemetry SDK's own exporters over mutual TLS."""
+
+import json
+import ssl
+import urllib.error
+import urllib.request
+
+import pytest
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as GrpcExporter
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as HttpExporter
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
+
+from appliance.errors import TrainingError
+from appliance.training.extract.receiver import SpanLog, Tls, receiving
+from appliance.training.extract.redaction import load_redactor
+from appliance.training.extract.run import Sources, extract
+from appliance.training.outcomes import read_outcomes
+
+LOOPBACK = ("127.0.0.1", 0)
+MESSAGES = json.dumps([{"role": "user", "parts": [{"type": "text", "content": "Mail jane@example.org: why?"}]}])
+
+
+class Remembering:
+    """An exporter that remembers whether the receiver took the spans."""
+
+    def __init__(self, exporter):
+        self.exporter, self.results = exporter, []
+
+    def export(self, spans):
+        self.results.append(self.exporter.export(spans))
+        return self.results[-1]
+
+    def shutdown(self):
+        self.exporter.shutdown()
+
+
+def emit(exporter, call_id):
+    remembering = Remembering(exporter)
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(remembering))
+    with provider.get_tracer("t").start_as_current_span("chat m1") as span:
+        span.set_attributes({"gen_ai.request.model": "m1", "litellm.call_id": call_id, "judge.score": 0.5})
+        span.set_attributes({"gen_ai.input.messages": MESSAGES, "gen_ai.output.messages": "[secret answer]"})
+    provider.shutdown()
+    return remembering.results
+
+
+@pytest.fixture
+def tls(authority, tmp_path):
+    server = authority.issue("127.0.0.1", "localhost").write(tmp_path, "server")
+    client = authority.issue("collector", client=True).write(tmp_path, "client")
+    return Tls(*server), client
+
+
+def test_spans_of_the_sdks_exporters_become_outcomes_redacted(tls, tmp_path, monkeypatch):
+    import grpc
+
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):  # requests prefers these to the exporter's own argument
+        monkeypatch.delenv(name, raising=False)
+    server, (certificate, key, ca) = tls
+    log = SpanLog(tmp_path / "live.jsonl", load_redactor(None))
+    with receiving(log, tls=server, http_address=LOOPBACK, grpc_address=LOOPBACK) as (http, grpc_port):
+        over_http = HttpExporter(
+            endpoint=f"https://127.0.0.1:{http}/v1/traces", certificate_file=str(ca),
+            client_certificate_file=str(certificate), client_key_file=str(key), timeout=10,
+        )  # fmt: skip
+        credentials = grpc.ssl_channel_credentials(ca.read_bytes(), key.read_bytes(), certificate.read_bytes())
+        over_grpc = GrpcExporter(endpoint=f"https://127.0.0.1:{grpc_port}", credentials=credentials, timeout=10)
+        assert emit(over_http, "http-1") == [SpanExportResult.SUCCESS]
+        assert emit(over_grpc, "grpc-1") == [SpanExportResult.SUCCESS]
+    log.close()
+    written = (tmp_path / "live.jsonl").read_text()
+    assert "jane@example.org" not in written
+    assert "secret answer" not in written
+    out = tmp_path / "outcomes.jsonl"
+    card = extract(Sources(traces=[tmp_path / "live.jsonl"]), out, redact=load_redactor(None))
+    made = {outcome.query_id: outcome for outcome, _ in read_outcomes(out)}
+    assert card["written"] == 2
+    assert made["http-1"].query == made["grpc-1"].query == "Mail [e-mail]: why?"
+    assert made["http-1"].latencies_ms["m1"] > 0
+
+
+def test_who_has_no_certificate_of_ours_may_not_send(tls, tmp_path):
+    server, (_, _, ca) = tls
+    log = SpanLog(tmp_path / "live.jsonl", load_redactor(None))
+    with receiving(log, tls=server, http_address=LOOPBACK, grpc_address=None) as (http, _):
+        context = ssl.create_default_context(cafile=str(ca))
+        request = urllib.request.Request(f"https://127.0.0.1:{http}/v1/traces", data=b"{}", method="POST")
+        request.add_header("Content-Type", "application/json")
+        with pytest.raises((urllib.error.URLError, ssl.SSLError, ConnectionError)):
+            urllib.request.urlopen(request, context=context, timeout=10).read()
+    log.close()
+    assert log.received == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "data", "status"),
+    [
+        ("/v1/traces", "application/json", b"{}", 200),
+        ("/v1/traces", "application/json", b"{", 400),
+        ("/v1/traces", "application/x-protobuf", b"\xff\xff", 400),
+        ("/v1/traces", "text/plain", b"x", 415),
+        ("/v1/metrics", "application/json", b"{}", 404),
+        ("/v1/traces", "application/json", b"[" * 100_000, 400),
+    ],
+)
+def test_what_is_no_trace_is_answered_as_the_protocol_says(tmp_path, path, kind, data, status):
+    log = SpanLog(tmp_path / "live.jsonl", load_redactor(None))
+    with receiving(log, tls=None, http_address=LOOPBACK, grpc_address=None) as (http, _):
+        request = urllib.request.Request(f"http://127.0.0.1:{http}{path}", data=data, headers={"Content-Type": kind})
+        try:
+            answered = urllib.request.urlopen(request, timeout=10).status
+        except urllib.error.HTTPError as error:
+            answered = error.code
+    log.close()
+    assert answered == status
+
+
+def test_a_bomb_is_not_inflated(tmp_path):
+    import gzip
+
+    log = SpanLog(tmp_path / "live.jsonl", load_redactor(None))
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    with receiving(log, tls=None, http_address=LOOPBACK, grpc_address=None) as (http, _):
+        bomb = gzip.compress(b" " * (64 * 1024 * 1024))
+        request = urllib.request.Request(f"http://127.0.0.1:{http}/v1/traces", data=bomb, headers=headers)
+        with pytest.raises(urllib.error.HTTPError) as answered:
+            urllib.request.urlopen(request, timeout=20)
+    log.close()
+    assert answered.value.code == 400
+
+
+def test_beyond_loopback_it_listens_only_with_tls(tmp_path):
+    log = SpanLog(tmp_path / "live.jsonl", load_redactor(None))
+    with (
+        pytest.raises(TrainingError) as refused,
+        receiving(log, tls=None, http_address=("0.0.0.0", 0), grpc_address=None),
+    ):
+        pass
+    log.close()
+    assert refused.value.code == "TRAINING_ARGUMENT"
+
+
+def test_a_taken_port_is_named(tmp_path):
+    log = SpanLog(tmp_path / "live.jsonl", load_redactor(None))
+    with receiving(log, tls=None, http_address=LOOPBACK, grpc_address=LOOPBACK) as (http, grpc_port):
+        for addresses in ((("127.0.0.1", http), None), (None, ("127.0.0.1", grpc_port))):
+            with (
+                pytest.raises(TrainingError) as refused,
+                receiving(log, tls=None, http_address=addresses[0], grpc_address=addresses[1]),
+            ):
+                pass
+            assert refused.value.code == "TRAINING_SOURCE"
+    log.close()
