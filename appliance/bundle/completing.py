@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from appliance.bundle.authentication import Authenticator, FullVerdict
-from appliance.bundle.health import check_health
+from appliance.bundle.health import check_health, clear_bytecode, require_room
 from appliance.bundle.releases import is_complete, raise_state_version, write_marker
 from appliance.bundle.stage0.environment import settle_environment
 from appliance.bundle.stage0.extract import check_tree
@@ -60,8 +60,9 @@ class Completion:
                         transaction = advance(self.prefix, transaction, "verified", self.conduct)
                     health = self._check_health(transaction.release)
                     settled.result()
-            except InstallError:
-                self._clear_away(transaction.release)
+            except InstallError as error:
+                if error.code == "INSTALL_UNHEALTHY":
+                    self._clear_away(transaction.release)
                 raise
             write_marker(self.prefix, transaction.release, signer=self.verdict.verdict.identity, now=self.now)
             transaction = advance(self.prefix, transaction, "healthy", self.conduct)
@@ -90,8 +91,13 @@ class Completion:
     def _check_health(self, release_id: str) -> list[dict[str, Any]]:
         """Gate the activation: what does not work here is not pointed to."""
         self.conduct.say("checking health")
-        python = self.prefix.environment(release_id) / "bin" / "python"
-        return check_health(python, self.prefix.payload(release_id), self.verdict.release.manifest.profile)
+        environment, payload = self.prefix.environment(release_id), self.prefix.payload(release_id)
+        if not is_complete(self.prefix, release_id):
+            clear_bytecode(environment)
+        profile = self.verdict.release.manifest.profile
+        health = check_health(environment / "bin" / "python", payload, profile, keep_bytecode=True)
+        require_room(environment)
+        return health
 
     def _clear_away(self, release_id: str) -> None:
         """Forget a release that does not work; one that once did stays for `rollback`."""

@@ -11,6 +11,8 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -89,8 +91,17 @@ def _is_installed(module: str) -> bool:
     return importlib.util.find_spec(module.partition(".")[0]) is not None
 
 
-def check_health(python: Path, payload: Path, profile: str, *, timeout_s: float = 300.0) -> list[dict[str, Any]]:
+def check_health(
+    python: Path, payload: Path, profile: str, *, keep_bytecode: bool = False, timeout_s: float = 300.0
+) -> list[dict[str, Any]]:
     """Run the checks in a release's own environment.
+
+    Args:
+        python: the environment's interpreter.
+        payload: the release's members.
+        profile: which modules must be importable; an unknown one asks for the appliance alone.
+        keep_bytecode: let Python keep what it compiled; only where `clear_bytecode` precedes and space is checked.
+        timeout_s: the checks take no longer.
 
     Returns:
         The findings.
@@ -105,7 +116,8 @@ def check_health(python: Path, payload: Path, profile: str, *, timeout_s: float 
         "HF_HUB_OFFLINE": "1",
         "HOME": str(payload.parent),
     }
-    command = [str(python), "-I", "-m", "appliance.bundle.health", str(payload), profile]
+    options = ["-I"] if keep_bytecode else ["-I", "-B"]
+    command = [str(python), *options, "-m", "appliance.bundle.health", str(payload), profile]
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False)
         findings: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
@@ -120,6 +132,25 @@ def check_health(python: Path, payload: Path, profile: str, *, timeout_s: float 
     if bad or done.returncode:
         raise InstallError("INSTALL_UNHEALTHY", "the release does not work on this host", **bad)
     return findings
+
+
+def clear_bytecode(environment: Path) -> None:
+    """Remove compiled modules: on a full disk Python 3.11 renames a cut one into place and fails on it ever after."""
+    for folder, folders, _files in os.walk(environment):
+        if "__pycache__" in folders:
+            folders.remove("__pycache__")
+            shutil.rmtree(os.path.join(folder, "__pycache__"))  # noqa: PTH118 (tens of thousands of times)
+
+
+def require_room(folder: Path, floor_bytes: int = 16 * 1024 * 1024) -> None:
+    """Refuse to believe bytecode that was written while the disk ran full.
+
+    Raises:
+        InstallError: INSTALL_NO_SPACE.
+    """
+    space = os.statvfs(folder)
+    if space.f_bavail * space.f_frsize < floor_bytes:
+        raise InstallError("INSTALL_NO_SPACE", "the disk ran full during the health check", path=str(folder))
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ REMEDIES = {
     "BUNDLE_TIMESTAMP": "Check that anchor.json is the right one; otherwise have the release signed again.",
     "BUNDLE_TRAILING": "Do not use this media. Copy the release again from its source and report the alteration.",
     "BUNDLE_TRUNCATED": "Copy it again and compare with `sha256sum -c *.sha256`.",
+    "BUNDLE_UNREADABLE": "Try another drive or another copy; with volumes, add the parity volume and run the command again. See `dmesg`.",
     "BUNDLE_VOLUME_DAMAGED": "Bring another copy of the volume named, or the parity volume.",
     "BUNDLE_VOLUME_MISSING": "Bring the volumes named; every folder that holds one may be given, in any order.",
     "BUNDLE_VOLUME_SIZE": "Choose a larger `--volume-size`, for example 3900M.",
@@ -571,7 +572,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -617,6 +618,7 @@ class Source:
         index: number of the slice from 0; None for a whole archive, -1 for parity.
         total: how many slices the release has.
         offset, size_bytes: where the payload or slice lies in the file.
+        fault: what the operating system said when the media could not be read.
     """
 
     path: Path
@@ -626,13 +628,17 @@ class Source:
     total: int
     offset: int
     size_bytes: int
-    bad_segments: set[int] = field(default_factory=set)
+    fault: str = ""
 
     def read_into(self, offset: int, buffer: memoryview) -> int:
-        """Fill the buffer from the slice; returns how many bytes the file could give."""
+        """Fill the buffer from the slice; returns how many bytes the file, or a scratched disc, could give."""
         done = 0
         while done < len(buffer):
-            count = os.preadv(self.descriptor, [buffer[done:]], self.offset + offset + done)
+            try:
+                count = os.preadv(self.descriptor, [buffer[done:]], self.offset + offset + done)
+            except OSError as error:
+                self.fault = error.strerror or "unreadable"
+                break
             if count == 0:
                 break
             done += count
@@ -657,6 +663,9 @@ def open_sources(paths: Sequence[str | Path]) -> Iterator[tuple[list[Source], li
             stack.callback(os.close, descriptor)
             try:
                 sources.append(_open_source(path, descriptor))
+            except OSError as error:
+                cause = f"{path.name} cannot be read: {error.strerror}"
+                problems[path] = Refused("BUNDLE_UNREADABLE", cause, file=str(path))
             except Refused as refused:
                 problems[path] = Refused(refused.code, refused.cause, file=str(path), **refused.evidence)
         if not sources:
@@ -784,6 +793,7 @@ def _next_names(files: dict[str, bytes]) -> set[str]:
 """The payload region as one readable stretch of bytes, whatever it lies on."""
 
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Sequence
@@ -827,6 +837,13 @@ class WholeRegion:
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill the buffer; a file that became shorter meanwhile is truncated."""
         if self._source.read_into(offset, buffer) < len(buffer):
+            if self._source.fault:
+                raise Refused(
+                    "BUNDLE_UNREADABLE",
+                    f"{self._source.path.name} cannot be read: {self._source.fault}",
+                    file=str(self._source.path),
+                    offset=self._source.offset + offset,
+                )
             raise Refused(
                 "BUNDLE_TRUNCATED", "the archive became shorter while it was read", file=str(self._source.path)
             )
@@ -915,7 +932,6 @@ class VolumeRegion:
             whole = self._slices[index].read_into(within, memoryview(data)) == length
             if whole and hashlib.sha256(data).hexdigest() == self._segments[number]:
                 return memoryview(data)
-            self._slices[index].bad_segments.add(number)
         rebuilt = self._rebuild(index, within, length)
         if rebuilt is None or hashlib.sha256(rebuilt).hexdigest() != self._segments[number]:
             where = str(self._slices[index].path) if index in self._slices else "missing"
@@ -925,6 +941,7 @@ class VolumeRegion:
                 + ("" if rebuilt is not None else ": parity or another volume is not there"),
                 volume=index + 1,
                 file=where,
+                fault=self._slices[index].fault if index in self._slices else "",
                 segment=number,
                 also_damaged=self._set_aside,
             )
@@ -988,7 +1005,9 @@ def open_region(
 def _check_volume_end(source: Source) -> None:
     """Nothing hides behind a slice. A shortened volume is damage for parity to mend, not a refusal here."""
     surplus = os.fstat(source.descriptor).st_size - source.offset - padded(source.size_bytes) - len(END_BLOCKS)
-    end = os.pread(source.descriptor, 2 * BLOCK + len(END_BLOCKS), source.offset + source.size_bytes)
+    end = b""
+    with contextlib.suppress(OSError):  # what cannot be read is damage as well
+        end = os.pread(source.descriptor, 2 * BLOCK + len(END_BLOCKS), source.offset + source.size_bytes)
     if surplus > 0 or (surplus == 0 and any(end)):
         raise Refused("BUNDLE_TRAILING", f"bytes are hidden behind the slice in {source.path}", file=str(source.path))
 
@@ -2474,7 +2493,7 @@ def _stage0(options: argparse.Namespace) -> int:
                 str(prefix.environment(manifest.release_id) / "bin" / "appliance"), "install",
                 *map(os.path.abspath, options.media), "--prefix", str(prefix.root), "--trust", str(anchor_file),
             ]  # fmt: skip
-            environment = {**os.environ, LOCK_VARIABLE: str(lock)}
+            environment = {**os.environ, LOCK_VARIABLE: str(lock), "PYTHONDONTWRITEBYTECODE": "1"}
             return subprocess.run(command, env=environment, pass_fds=[lock], check=False).returncode
 
 

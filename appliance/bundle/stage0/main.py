@@ -132,7 +132,7 @@ def _stage0(options: argparse.Namespace) -> int:
                 str(prefix.environment(manifest.release_id) / "bin" / "appliance"), "install",
                 *map(os.path.abspath, options.media), "--prefix", str(prefix.root), "--trust", str(anchor_file),
             ]  # fmt: skip
-            environment = {**os.environ, LOCK_VARIABLE: str(lock)}
+            environment = {**os.environ, LOCK_VARIABLE: str(lock), "PYTHONDONTWRITEBYTECODE": "1"}
             return subprocess.run(command, env=environment, pass_fds=[lock], check=False).returncode
 
 

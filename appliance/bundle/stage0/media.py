@@ -13,7 +13,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -62,6 +62,7 @@ class Source:
         index: number of the slice from 0; None for a whole archive, -1 for parity.
         total: how many slices the release has.
         offset, size_bytes: where the payload or slice lies in the file.
+        fault: what the operating system said when the media could not be read.
     """
 
     path: Path
@@ -71,13 +72,17 @@ class Source:
     total: int
     offset: int
     size_bytes: int
-    bad_segments: set[int] = field(default_factory=set)
+    fault: str = ""
 
     def read_into(self, offset: int, buffer: memoryview) -> int:
-        """Fill the buffer from the slice; returns how many bytes the file could give."""
+        """Fill the buffer from the slice; returns how many bytes the file, or a scratched disc, could give."""
         done = 0
         while done < len(buffer):
-            count = os.preadv(self.descriptor, [buffer[done:]], self.offset + offset + done)
+            try:
+                count = os.preadv(self.descriptor, [buffer[done:]], self.offset + offset + done)
+            except OSError as error:
+                self.fault = error.strerror or "unreadable"
+                break
             if count == 0:
                 break
             done += count
@@ -102,6 +107,9 @@ def open_sources(paths: Sequence[str | Path]) -> Iterator[tuple[list[Source], li
             stack.callback(os.close, descriptor)
             try:
                 sources.append(_open_source(path, descriptor))
+            except OSError as error:
+                cause = f"{path.name} cannot be read: {error.strerror}"
+                problems[path] = Refused("BUNDLE_UNREADABLE", cause, file=str(path))
             except Refused as refused:
                 problems[path] = Refused(refused.code, refused.cause, file=str(path), **refused.evidence)
         if not sources:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Sequence
@@ -48,6 +49,13 @@ class WholeRegion:
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill the buffer; a file that became shorter meanwhile is truncated."""
         if self._source.read_into(offset, buffer) < len(buffer):
+            if self._source.fault:
+                raise Refused(
+                    "BUNDLE_UNREADABLE",
+                    f"{self._source.path.name} cannot be read: {self._source.fault}",
+                    file=str(self._source.path),
+                    offset=self._source.offset + offset,
+                )
             raise Refused(
                 "BUNDLE_TRUNCATED", "the archive became shorter while it was read", file=str(self._source.path)
             )
@@ -136,7 +144,6 @@ class VolumeRegion:
             whole = self._slices[index].read_into(within, memoryview(data)) == length
             if whole and hashlib.sha256(data).hexdigest() == self._segments[number]:
                 return memoryview(data)
-            self._slices[index].bad_segments.add(number)
         rebuilt = self._rebuild(index, within, length)
         if rebuilt is None or hashlib.sha256(rebuilt).hexdigest() != self._segments[number]:
             where = str(self._slices[index].path) if index in self._slices else "missing"
@@ -146,6 +153,7 @@ class VolumeRegion:
                 + ("" if rebuilt is not None else ": parity or another volume is not there"),
                 volume=index + 1,
                 file=where,
+                fault=self._slices[index].fault if index in self._slices else "",
                 segment=number,
                 also_damaged=self._set_aside,
             )
@@ -209,7 +217,9 @@ def open_region(
 def _check_volume_end(source: Source) -> None:
     """Nothing hides behind a slice. A shortened volume is damage for parity to mend, not a refusal here."""
     surplus = os.fstat(source.descriptor).st_size - source.offset - padded(source.size_bytes) - len(END_BLOCKS)
-    end = os.pread(source.descriptor, 2 * BLOCK + len(END_BLOCKS), source.offset + source.size_bytes)
+    end = b""
+    with contextlib.suppress(OSError):  # what cannot be read is damage as well
+        end = os.pread(source.descriptor, 2 * BLOCK + len(END_BLOCKS), source.offset + source.size_bytes)
     if surplus > 0 or (surplus == 0 and any(end)):
         raise Refused("BUNDLE_TRAILING", f"bytes are hidden behind the slice in {source.path}", file=str(source.path))
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import py_compile
 import shutil
 import subprocess
 import sys
@@ -169,7 +171,7 @@ def test_another_release_may_follow_an_unfinished_one(host, authority, new, step
 
 
 def test_a_full_disk_at_any_step_leaves_old_or_new_and_goes_on_with_space(host, old, new, steps, tmp_path):
-    refused = []
+    outcomes = {}
 
     def scenario(number: int) -> None:
         disk = tmp_path / "disk"
@@ -193,10 +195,24 @@ def test_a_full_disk_at_any_step_leaves_old_or_new_and_goes_on_with_space(host, 
             assert outcome in ("installed", "already installed")
             assert running(prefix) == new.built.manifest.release_id
 
-    for number, _step in places(steps):
-        refused.append(children.run(lambda n=number: scenario(n)))
-    assert set(refused) <= {"done", "INSTALL_NO_SPACE", "FILE_NO_SPACE"}
-    assert refused.count("INSTALL_NO_SPACE") > len(refused) // 2
+    for number, step in places(steps):
+        outcomes[step] = children.run(lambda n=number: scenario(n))
+    assert set(outcomes.values()) <= {"done", "INSTALL_NO_SPACE", "FILE_NO_SPACE"}, outcomes
+    assert list(outcomes.values()).count("INSTALL_NO_SPACE") > len(outcomes) // 2
+
+
+def test_bytecode_cut_short_by_a_full_disk_does_not_outlive_it(host, new, steps, tmp_path):
+    prefix = copy_of(host, tmp_path / "prefix")
+    at = steps.index("verified: written down")
+    assert children.run(lambda: bring(new, prefix, children.kill_at(at))) == "killed"
+    environment = Prefix(prefix).environment(new.built.manifest.release_id)
+    source = next(environment.glob("lib/*/site-packages/yaml/__init__.py"))
+    cut = Path(importlib.util.cache_from_source(source))
+    cut.parent.mkdir(exist_ok=True)
+    py_compile.compile(str(source), str(cut))
+    cut.write_bytes(cut.read_bytes()[:100])
+    assert bring(new, prefix).outcome == "installed"
+    assert running(prefix) == new.built.manifest.release_id
 
 
 def test_a_disk_too_small_is_refused_before_anything_is_written(host, old, new, tmp_path):
@@ -215,6 +231,20 @@ def test_a_disk_too_small_is_refused_before_anything_is_written(host, old, new, 
             assert running(prefix) == old.built.manifest.release_id
 
     assert children.run(scenario) == "INSTALL_NO_SPACE"
+
+
+def test_a_prefix_mounted_noexec_is_refused_with_the_remedy_before_anything_is_written(new, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+
+    def scenario() -> None:
+        children.on_small_disk(disk, 600 * 1024 * 1024, noexec=True)
+        try:
+            bring(new, disk / "prefix")
+        finally:
+            assert list(disk.iterdir()) == []
+
+    assert children.run(scenario) == "INSTALL_NOEXEC"
 
 
 def test_of_rivals_one_installs_and_the_others_are_told_to_wait(host, new, tmp_path):

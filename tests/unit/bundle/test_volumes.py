@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from appliance.bundle.inputs import Payload
+from appliance.bundle.stage0.extract import check_members
+from appliance.bundle.stage0.main import release_region
+from appliance.bundle.stage0.media import choose, open_sources
 from appliance.bundle.stage0.refusal import Refused
 from appliance.bundle.volumes import split
 from appliance.errors import BundleError
@@ -211,3 +216,34 @@ def test_a_release_that_fits_into_one_volume_is_one(built, honest, tmp_path):
     assert len(paths) == 1
     support.unpack(paths, tmp_path / "target")
     assert support.tree(tmp_path / "target") == honest
+
+
+def unreadable(source):
+    """The same file of the media, but every read of it fails as a scratched disc's does (EIO)."""
+    descriptor = os.open("/proc/self/mem", os.O_RDONLY)  # nothing is mapped at these offsets
+    return replace(source, descriptor=descriptor)
+
+
+def test_a_disc_that_cannot_be_read_is_damage_that_parity_mends(volumes, honest, tmp_path):
+    repaired: list[str] = []
+    with open_sources(volumes) as (sources, _):
+        release, chosen, _ = choose(sources, support.stand_in_authenticate)
+        scratched = [unreadable(source) if source.index == 1 else source for source in chosen]
+        check_members(release_region(scratched, release, [], repaired.append), release.manifest.members)
+        assert len(repaired) == 1
+        assert str(volumes[1]) in repaired[0]
+        without = [source for source in scratched if source.index != -1]
+        with pytest.raises(Refused) as caught:
+            check_members(release_region(without, release, [], repaired.append), release.manifest.members)
+        assert caught.value.code == "BUNDLE_VOLUME_DAMAGED"
+        assert caught.value.evidence["fault"] == "Input/output error"
+
+
+def test_a_single_disc_that_cannot_be_read_is_called_that(built):
+    with open_sources([built.path]) as (sources, _):
+        release, chosen, _ = choose(sources, support.stand_in_authenticate)
+        with pytest.raises(Refused) as caught:
+            check_members(
+                release_region([unreadable(chosen[0])], release, [], lambda _: None), release.manifest.members
+            )
+    assert caught.value.code == "BUNDLE_UNREADABLE"
