@@ -6,6 +6,7 @@ import base64
 import csv
 import hashlib
 import io
+import re
 import zipfile
 from collections.abc import Iterator
 from datetime import datetime
@@ -81,7 +82,7 @@ def _compare(home: Prefix, release: Release, *, now: datetime, deep: bool) -> Dr
         )
     foreign = [f"payload/{name}" for name in _files(payload) if name not in members]
     compared = len(members)
-    for name, differs in _environment(home.environment(release.id), payload / "wheels", deep=deep):
+    for name, differs in _environment(home.environment(release.id), payload, deep=deep):
         compared += 1
         {"changed": changed, "missing": missing, "foreign": foreign}.get(differs, []).append(f"env/{name}")
     return Drift(
@@ -90,22 +91,21 @@ def _compare(home: Prefix, release: Release, *, now: datetime, deep: bool) -> Dr
     )  # fmt: skip
 
 
-def _environment(environment: Path, wheels: Path, *, deep: bool) -> Iterator[tuple[str, str]]:
+def _environment(environment: Path, payload: Path, *, deep: bool) -> Iterator[tuple[str, str]]:
     """Every file of site-packages: its name and `same`, `changed`, `missing` or `foreign`."""
     site = next(environment.glob("lib/python*/site-packages"), None)
     if site is None:
         yield "lib", "missing"
         return
+    installed = _required(payload)
     expected: dict[str, tuple[int, str]] = {}
-    for wheel in sorted(wheels.glob("*.whl")):
-        expected.update(_recorded(wheel))
-    distributions = {name.split("/", 1)[0] for name in expected if ".dist-info/" in name}
+    for wheel in sorted((payload / "wheels").glob("*.whl")):
+        if _normal(wheel.name.split("-", 1)[0]) in installed:
+            expected.update(_recorded(wheel))
     for name, (size, digest) in expected.items():
         changed: list[str] = []
         missing: list[str] = []
         _judge(site / name, name, size, digest, changed, missing, deep=deep)
-        if missing and not _belongs(name, distributions, site):
-            continue  # a wheel of the release that another profile installs
         yield name, "changed" if changed else "missing" if missing else "same"
     for name in _files(site):
         made_here = name.endswith((".pyc", *_INSTALLER_FILES)) or name in _ENVIRONMENT_FILES
@@ -113,10 +113,15 @@ def _environment(environment: Path, wheels: Path, *, deep: bool) -> Iterator[tup
             yield name, "foreign"
 
 
-def _belongs(name: str, distributions: set[str], site: Path) -> bool:
-    """Whether a missing file's distribution is installed here at all."""
-    first = name.split("/", 1)[0]
-    return not (first in distributions and not (site / first).exists())
+def _required(payload: Path) -> frozenset[str]:
+    """The distributions that the signed requirements put into the environment (not uv, which makes it)."""
+    path = payload / "requirements.txt"
+    lines = path.read_text("utf-8").splitlines() if path.is_file() else []
+    return frozenset(_normal(line.split("==", 1)[0]) for line in lines if "==" in line)
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _recorded(wheel: Path) -> dict[str, tuple[int, str]]:
@@ -124,10 +129,15 @@ def _recorded(wheel: Path) -> dict[str, tuple[int, str]]:
     found = {}
     with zipfile.ZipFile(wheel) as archive:
         record = next(name for name in archive.namelist() if name.endswith(".dist-info/RECORD"))
-        for row in csv.reader(io.TextIOWrapper(archive.open(record), "utf-8")):
-            if len(row) == 3 and row[1].startswith("sha256=") and ".data/" not in row[0]:
-                digest = base64.urlsafe_b64decode(row[1][7:] + "=" * (-len(row[1][7:]) % 4)).hex()
-                found[row[0]] = (archive.getinfo(row[0]).file_size, digest)
+        for name, given, *_ in csv.reader(io.TextIOWrapper(archive.open(record), "utf-8")):
+            if ".data/" in name or name.endswith(_INSTALLER_FILES):
+                continue
+            algorithm, _, encoded = given.partition("=")
+            if algorithm == "sha256":
+                digest = base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4)).hex()
+            else:  # no digest, or another algorithm's: the wheel itself has the content
+                digest = hashlib.sha256(archive.read(name)).hexdigest()
+            found[name] = (archive.getinfo(name).file_size, digest)
     return found
 
 

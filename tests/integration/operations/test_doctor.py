@@ -1,0 +1,226 @@
+"""The doctor on a genuine installation: what is gathered is what is there."""
+
+import json
+import os
+import shutil
+import socket
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from appliance.bundle.install import install
+from appliance.bundle.stage0.journal import Prefix
+from appliance.bundle.stage0.preparing import Conduct
+from appliance.cli.main import app
+from appliance.errors import ApplianceError
+from appliance.operations.doctor.facts import host, release, trust
+from appliance.operations.doctor.gather import Places, gather
+from appliance.settings import load
+from tests.support.bundle import small_release
+from tests.support.gateway import certificate, deployment, write_config
+from tests.support.upstream import Upstream
+
+pytestmark = pytest.mark.slow
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory, authority) -> Path:
+    made = small_release(tmp_path_factory.mktemp("release"), authority)
+    prefix = tmp_path_factory.mktemp("host") / "prefix"
+    conduct = Conduct(python=sys._base_executable)
+    install([made.media], prefix, made.anchor, now=now(), conduct=conduct)
+    return prefix
+
+
+@pytest.fixture
+def prefix(installed, tmp_path) -> Path:
+    shutil.copytree(installed, tmp_path / "prefix", symlinks=True)
+    return tmp_path / "prefix"
+
+
+def drift(prefix: Path, *, deep: bool = False):
+    return release.drift(prefix, now=now(), deep=deep)
+
+
+def current(prefix: Path) -> Path:
+    return prefix / "current"
+
+
+@pytest.mark.parametrize("deep", [False, True], ids=["quick", "deep"])
+def test_a_fresh_installation_is_as_it_was_signed(prefix, deep):
+    found = drift(prefix, deep=deep)
+    assert found.compared > 100
+    assert not found.changed + found.missing + found.foreign
+    assert found.signature_problem is None
+    assert found.signer == "release-signer@appliance.internal"
+
+
+def test_one_changed_byte_is_found(prefix):
+    victim = current(prefix) / "payload" / "evidence" / "note.txt"
+    victim.chmod(0o644)
+    victim.write_bytes(victim.read_bytes()[:-1] + b"X")
+    assert drift(prefix).changed == ("payload/evidence/note.txt",)
+
+
+def test_a_changed_byte_of_a_large_file_is_found_by_the_deep_look(prefix):
+    victim = max((current(prefix) / "payload" / "wheels").iterdir(), key=lambda path: path.stat().st_size)
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 1
+    victim.chmod(0o644)
+    victim.write_bytes(data)
+    assert f"payload/wheels/{victim.name}" in drift(prefix, deep=True).changed
+
+
+def test_a_missing_file_a_link_and_a_stranger_are_found(prefix):
+    site = next(current(prefix).glob("env/lib/python*/site-packages"))
+    (current(prefix) / "payload" / "evidence" / "note.txt").unlink()
+    module = site / "yaml" / "loader.py"
+    module.unlink()
+    module.symlink_to("/etc/hostname")
+    (site / "litellm_init.pth").write_text("import os")
+    found = drift(prefix)
+    assert "payload/evidence/note.txt" in found.missing
+    assert "env/yaml/loader.py" in found.missing
+    assert "env/litellm_init.pth" in found.foreign
+
+
+def test_a_changed_module_of_the_environment_is_found(prefix):
+    site = next(current(prefix).glob("env/lib/python*/site-packages"))
+    module = site / "yaml" / "loader.py"
+    text = module.read_bytes()
+    module.unlink()  # it may be linked to another copy
+    module.write_bytes(text + b"\nimport os\n")
+    assert "env/yaml/loader.py" in drift(prefix).changed
+
+
+def test_a_manifest_that_was_rewritten_does_not_verify(prefix):
+    manifest = current(prefix) / "manifest.json"
+    manifest.chmod(0o644)
+    manifest.write_bytes(manifest.read_bytes().replace(b'"epoch":1', b'"epoch":2'))
+    found = drift(prefix)
+    problem = found if isinstance(found, ApplianceError) else found.signature_problem
+    assert problem is not None
+
+
+def test_without_an_installation_there_is_nothing_to_compare(tmp_path):
+    assert drift(tmp_path) is None
+
+
+def test_a_release_that_lost_its_marker_is_no_release(prefix):
+    (current(prefix) / "release.json").unlink()
+    found = drift(prefix)
+    assert isinstance(found, ApplianceError)
+    assert found.code == "OPERATION_DRIFT"
+
+
+def test_trust_facts_are_those_of_the_state(prefix):
+    found = trust.trust(prefix / "state" / "trust")
+    assert set(found.expires) == {"root", "timestamp", "snapshot", "targets"}
+    assert all(end > now() for end in found.expires.values())
+    assert found.floor <= now() + timedelta(minutes=1)
+    lost = trust.trust(prefix / "state" / "nothing")
+    assert isinstance(lost, ApplianceError)
+    assert lost.code == "TRUST_STATE_MISSING"
+
+
+def test_certificates_are_judged_with_their_key_and_their_issuer(tmp_path, authority):
+    config, _ = write_config(tmp_path, [deployment("chat", Upstream("x", port=9))])
+    (good,) = trust.certificates(load(config))
+    assert not good.problem
+    other = tmp_path / "other"
+    other.mkdir()
+    _, strange_key = certificate(other)
+    shutil.copy(strange_key, tmp_path / "tls.key")
+    (mismatched,) = trust.certificates(load(config))
+    assert "is not its key" in mismatched.problem
+    issued = authority.tls_server("gateway")
+    (tmp_path / "tls.crt").write_bytes(issued.certificate_pem)
+    (tmp_path / "tls.key").write_bytes(issued.key_pem)
+    (tmp_path / "ca.pem").write_bytes(issued.ca_pem)
+    (chained,) = trust.certificates(load(config))
+    assert not chained.problem
+    (tmp_path / "ca.pem").write_bytes((other / "tls.crt").read_bytes())
+    (foreign,) = trust.certificates(load(config))
+    assert "did not issue it" in foreign.problem
+    (tmp_path / "tls.crt").write_text("no certificate")
+    (broken,) = trust.certificates(load(config))
+    assert "cannot be read" in broken.problem
+
+
+def test_a_listening_socket_is_seen_with_address_port_and_command():
+    with socket.socket() as four, socket.socket(socket.AF_INET6) as six:
+        for listener, address in ((four, "127.0.0.1"), (six, "::1")):
+            listener.bind((address, 0))
+            listener.listen()
+        found = {(each.address, each.port): each for each in host.listeners()}
+        assert found["127.0.0.1", four.getsockname()[1]].loopback
+        assert found["::1", six.getsockname()[1]].loopback
+        assert found["127.0.0.1", four.getsockname()[1]].command
+
+
+def test_an_attempt_tells_what_answered_from_what_did_not():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        open_port = listener.getsockname()[1]
+        (reached,) = host.attempts([f"127.0.0.1:{open_port}"])
+    (refused,) = host.attempts([f"127.0.0.1:{open_port}"])
+    assert (reached.outcome, reached.escaped) == ("connected", True)
+    assert (refused.outcome, refused.escaped) == ("ECONNREFUSED", True)
+
+
+def test_the_kernel_is_asked_and_not_guessed():
+    found = host.kernel()
+    assert found.release == os.uname().release
+    assert found.seccomp
+    assert found.landlock_abi >= 0
+
+
+def test_gathering_changes_nothing(prefix):
+    def tree() -> dict:
+        return {p: (p.lstat().st_mtime_ns, p.lstat().st_size) for p in prefix.rglob("*") if "clock" not in p.name}
+
+    before = tree()
+    gather(Places.below(prefix), now=now(), deep=True)
+    assert tree() == before
+
+
+def run(*arguments: str):
+    return CliRunner().invoke(app, ["doctor", *arguments])
+
+
+def test_the_command_speaks_json_text_and_nagios_with_their_exit_status(prefix, tmp_path):
+    answer = run("--prefix", str(prefix), "--json", "--textfile", str(tmp_path / "doctor.prom"))
+    assert answer.exit_code == 1  # no gateway runs
+    report = json.loads(answer.stdout)
+    found = {finding["check"]: finding for finding in report["findings"]}
+    assert report["severity"] == "critical"
+    assert found["gateway"]["code"] == "OPERATION_GATEWAY_DOWN"
+    assert found["drift"]["severity"] == "ok"
+    assert 'appliance_doctor_severity{check="gateway"} 2' in (tmp_path / "doctor.prom").read_text()
+    text = run("--prefix", str(prefix))
+    assert "next: " in text.stdout
+    nagios = run("--prefix", str(prefix), "--nagios")
+    assert nagios.exit_code == 2
+    assert nagios.stdout.startswith("APPLIANCE CRITICAL - OPERATION_GATEWAY_DOWN")
+
+
+def test_nothing_installed_is_a_refusal_and_a_strange_probe_wrong_usage(tmp_path):
+    answer = run("--prefix", str(tmp_path / "nowhere"), "--json")
+    assert answer.exit_code == 1
+    assert json.loads(answer.stdout)["error"]["code"] == "OPERATION_NOT_INSTALLED"
+    assert run("--probe", "not-a-port").exit_code == 2
+
+
+def test_an_unfinished_installation_is_told(prefix):
+    home = Prefix(prefix)
+    assert release.unfinished(prefix) is None
+    for name in home.journal.iterdir():
+        assert name.is_file()
