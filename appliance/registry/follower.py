@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from appliance.artifact import ArtifactFiles
-from appliance.errors import ApplianceError
+from appliance.errors import ApplianceError, TrustError
 from appliance.registry.cache import Cache
 from appliance.registry.channel import ChannelState, check_fresh, check_successor
 from appliance.registry.registry import Registry
@@ -90,6 +90,7 @@ class Follower:
         self._etag: str | None = None
         self._contact = cache.contact(channel)
         self._problem: ApplianceError | None = None
+        self._judged_by: TrustMaterial | None = None
         self.served: Served | None = None
 
     def boot(self) -> Served | None:
@@ -114,8 +115,8 @@ class Follower:
             What is served from now on, or None where nothing changed.
 
         Raises:
-            ApplianceError: the registry is out of reach, or what it offers is refused; `served` stands as it was,
-                unless the news is that it is revoked.
+            ApplianceError: the registry is out of reach, or what it offers is refused. `served` stands as it was,
+                unless it is revoked or the zone's trust no longer holds it: look at `served` after an error too.
         """
         try:
             change = self._poll()
@@ -126,6 +127,7 @@ class Follower:
         return change
 
     def _poll(self) -> Served | None:
+        self._judge_again()
         now = self._clock()
         state = self._registry.channel(self.channel, unless=self._etag)
         if state is None:
@@ -141,7 +143,7 @@ class Follower:
         self._sound_answer(now)
         if self.served is not None and _digest(self.served) in state.pointer.revoked:
             self.served = Served(self.served.state, None, None)
-        if self.served is not None and state.digest == self.served.state.digest:
+        if self.served is not None and state.digest == self.served.state.digest and _complete(self.served):
             self._etag = state.etag
             return None
         served = self._obtain(state)
@@ -150,6 +152,21 @@ class Follower:
         self._etag = state.etag
         self._cache.collect_unused(now_s=now.timestamp())
         return served
+
+    def _judge_again(self) -> None:
+        """Hold what is served against a trust that was refreshed since: a denied signer ends it."""
+        if self.served is None or self.served.artifact is None:
+            return
+        material = self._material()
+        if material == self._judged_by:
+            return
+        try:
+            verify_artifact(self.served.artifact, material=material, at=self._clock())
+        except TrustError:
+            self.served = Served(self.served.state, None, None)
+            self._etag = None
+            raise
+        self._judged_by = material
 
     def health(self) -> Health:
         """What an operator wants to see."""
@@ -183,7 +200,9 @@ class Follower:
         if target is None or target.digest in state.pointer.revoked:
             return Served(state, None, None)
         artifact = self._cache.artifact(target, self._registry.store)
-        verdict = verify_artifact(artifact, material=self._material(), at=self._clock())
+        material = self._material()
+        verdict = verify_artifact(artifact, material=material, at=self._clock())
+        self._judged_by = material
         return Served(state, artifact, verdict)
 
     def _sound_answer(self, now: datetime) -> None:
@@ -195,3 +214,9 @@ class Follower:
 def _digest(served: Served) -> str | None:
     target = served.state.pointer.target
     return target.digest if target else None
+
+
+def _complete(served: Served) -> bool:
+    """Whether everything that the pointer offers is served."""
+    target = served.state.pointer.target
+    return served.artifact is not None or target is None or target.digest in served.state.pointer.revoked

@@ -157,7 +157,8 @@ def assemble(revision: int, document: Any, running: LiveConfig) -> LiveConfig:
     rows: dict[str, dict[str, Any]] = {}
     for table, model in TABLES.items():
         rows[table] = {}
-        for raw in document.get(table, []) if isinstance(document, dict) else []:
+        listed = document.get(table) if isinstance(document, dict) else None
+        for raw in listed if isinstance(listed, list) else []:
             key = str(raw.get(_KEYS.get(table, "name"), ""))[:256] if isinstance(raw, dict) else ""
             try:
                 rows[table][key] = documents.validate(model, raw, what=f"{table} {key!r}")

@@ -244,3 +244,23 @@ def test_old_blobs_leave_the_cache_after_a_day(served: Zone) -> None:
     host.poll()
     kept = {path.name for path in (served.root / "host" / "blobs").iterdir()}
     assert kept == {record.sha256 for record in host.served.state.pointer.target.files.values()}
+
+
+def test_a_router_that_the_refreshed_trust_denies_is_no_longer_served(served: Zone) -> None:
+    from dataclasses import replace
+
+    host = served.host()
+    host.poll()
+    digest = host.served.state.pointer.target.digest
+    policy = served.material.policy
+    denied = policy.denied.model_copy(update={"digests": (digest,)})
+    honest = served.material
+    served.material = replace(honest, policy=policy.model_copy(update={"denied": denied}))
+    with pytest.raises(ApplianceError) as info:
+        host.poll()
+    assert info.value.code == "TRUST_DENIED"
+    assert host.served.artifact is None
+    served.material = honest
+    change = host.poll()
+    assert change is not None, "where the trust takes it back, it is served again"
+    assert change.artifact is not None
