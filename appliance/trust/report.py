@@ -9,6 +9,7 @@ from typing import Any
 from appliance.files import read_regular, sha256_hex
 from appliance.trust import peers, tls
 from appliance.trust.authority import Authority
+from appliance.trust.log import read_entries
 from appliance.trust.profiles import TUF_ROLES
 from appliance.trust.repository import Repository
 from appliance.trust.store import TrustStore
@@ -81,7 +82,11 @@ def authority_report(authority: Authority, *, now: datetime) -> dict[str, Any]:
             for name, role in policy.roles.items()
         },
         "denied": policy.denied.model_dump(mode="json"),
-        "log_sizes": {service: len(authority.log(service, at=now).entries()) for service in ("log", "ct")},
+        "log_sizes": {
+            each.name: len(read_entries(authority.path / each.service / each.name / "entries"))
+            for each in authority.state.instances
+            if each.service in {"log", "ct"}
+        },
         "tls": [
             {"name": tls.common_name(c), "serial": f"{c.serial_number:x}", "expires": rfc3339(c.not_valid_after_utc)}
             for c in _valid_tls(authority)
