@@ -1,0 +1,184 @@
+"""Data cleaned, split, exchanged; the report; the encoder that is looked for."""
+
+import gzip
+import json
+import re
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pytest
+
+from appliance.artifact import from_files
+from appliance.errors import TrainingError
+from appliance.routers.loading import load_router
+from appliance.training import embedding, encoder_export
+from appliance.training.cleaning import merge_copies, prepare_outcomes
+from appliance.training.curves import aiq, by_task, cost_quality, disturbed, flips
+from appliance.training.embedding import embed, find_encoder
+from appliance.training.encoder_export import export_encoder, source_directory, write_encoder
+from appliance.training.evaluate import evaluate_scores, for_router
+from appliance.training.llmrouter import read_rows, write_folder
+from appliance.training.outcomes import Outcome
+from appliance.training.report import render
+from appliance.training.splits import same_text_groups
+from tests.support.routing import router_files
+from tests.support.training import dataset, examples, rows, tiny_encoder, tiny_encoder_artifact
+
+
+def outcomes(count=120, **more):
+    return [Outcome.model_validate({**row, **more}) for row in rows(count)]
+
+
+def test_copies_of_a_prompt_become_one_and_their_scores_the_mean():
+    made = merge_copies([
+        Outcome(query="What is  entropy?", scores={"a": 1.0}, propensity=0.5),
+        Outcome(query="what is entropy?", scores={"a": 0.0, "b": 1.0}),
+        Outcome(query="Other", scores={"a": 1.0}),
+        Outcome(query="<system-reminder>noise</system-reminder>", scores={"a": 1.0}),
+    ])  # fmt: skip
+    assert [outcome.scores for outcome in made] == [{"a": 0.5, "b": 1.0}, {"a": 1.0}]
+    assert made[0].propensity is None
+
+
+def test_a_split_shares_no_prompt_and_its_files_are_the_same_each_time(tmp_path):
+    first, second = (prepare_outcomes(outcomes(), tiny_encoder(), test_share=0.25) for _ in range(2))
+    texts = [row.query for row in (*first.train, *first.test)]
+    assert len(texts) == 120
+    assert not {r.query for r in first.train} & {r.query for r in first.test}
+    assert 20 < len(first.test) <= 30
+    first.write(tmp_path / "a")
+    second.write(tmp_path / "b")
+    for name in ("train.jsonl.gz", "test.jsonl.gz", "card.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    card = json.loads((tmp_path / "a" / "card.json").read_text())
+    assert card["train"]["prompts"] + card["test"]["prompts"] == 120
+    assert len(gzip.decompress((tmp_path / "a" / "train.jsonl.gz").read_bytes()).splitlines()) == len(first.train)
+
+
+def test_a_split_by_time_sets_the_latest_aside():
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    made = [row.model_copy(update={"timestamp": start + timedelta(hours=n % 28)}) for n, row in enumerate(outcomes())]
+    split = prepare_outcomes(made, tiny_encoder(), by="time", test_share=0.25)
+    assert max(row.timestamp for row in split.train) <= min(row.timestamp for row in split.test)
+    with pytest.raises(TrainingError) as refused:
+        prepare_outcomes(outcomes(), tiny_encoder(), by="time")
+    assert refused.value.code == "TRAINING_ARGUMENT"
+
+
+def test_too_few_prompts_are_no_data():
+    with pytest.raises(TrainingError) as refused:
+        prepare_outcomes(outcomes(5), tiny_encoder())
+    assert refused.value.code == "TRAINING_DATA_EMPTY"
+
+
+def test_llmrouters_layout_goes_out_and_comes_back(tmp_path):
+    import torch
+
+    made = outcomes(30, costs={"m0": 0.01})
+    assert write_folder(made, tiny_encoder(), tmp_path / "llmrouter") == 60
+    back = list(read_rows(tmp_path / "llmrouter"))
+    assert [(o.query, o.scores, o.task, o.costs) for o in back] == [(o.query, o.scores, o.task, o.costs) for o in made]
+    vectors = torch.load(tmp_path / "llmrouter" / "query_embeddings.pt", weights_only=True)
+    assert np.allclose(vectors.numpy(), tiny_encoder().encode([o.query for o in made]))
+    (tmp_path / "bad.jsonl").write_text('{"query": "x"}\n')
+    with pytest.raises(TrainingError) as refused:
+        list(read_rows(tmp_path / "bad.jsonl"))
+    assert refused.value.code == "TRAINING_DATA"
+
+
+def test_the_report_is_one_page_that_asks_nobody_and_runs_nothing():
+    shown = examples()
+    predicted = shown.scores + np.random.default_rng(0).random(shown.scores.shape).astype(np.float32)
+    figures = evaluate_scores(predicted, shown.scores, shown.groups, shown.labels)
+    tasks = [{"task": "<script>alert(1)</script>", "prompts": 3, "accuracy": 0.5, "best_single": None, "oracle": 1.0}]
+    page = render(figures, title="a < b", tasks=tasks, curve=[(0, 0.2), (1, 0.9)], names="cost & score")
+    assert "<script" not in page
+    assert not re.search(r"(?:src|href)=|https?://|@import|url\(", page)
+    assert "&lt;script&gt;" in page
+    assert "<polyline" in page
+    assert "default-src 'none'" in page
+    assert "No cost is known" in render(figures, title="t", tasks=[], curve=[], names="")
+
+
+def test_the_cost_curve_rises_from_the_cheapest_to_the_best():
+    actual = np.array([[1, 1], [1, 0], [1, 0], [0, 0]], float)
+    curve = cost_quality(actual + 1e-3, actual, np.array([10.0, 1.0]))
+    assert curve[0] == (1.0, 0.25)
+    assert curve[-1][1] == 0.75
+    assert 0.25 < aiq(curve) <= 0.75
+
+
+def test_figures_by_task_and_flips():
+    shown = examples()
+    table = by_task(shown.scores, shown.scores, shown.tasks, 0)
+    assert {row["task"] for row in table} == {"easy", "hard"}
+    assert sum(row["prompts"] for row in table) == 120
+    assert flips(np.eye(2), np.eye(2)) == 0
+    assert flips(np.eye(2), np.eye(2)[::-1]) == 1
+    generator = np.random.default_rng(0)
+    assert len({disturbed("What is the capital of France?", generator) for _ in range(40)}) > 3
+    assert isinstance(disturbed("", generator), str)
+
+
+def test_data_of_other_models_is_refused_and_the_gateways_names_are_understood():
+    router = load_router(from_files(router_files(labels={"m0": "served-0", "m1": "served-1"})))
+    assert for_router(dataset(), router).models == ("m0", "m1")
+    renamed = dataset()
+    object.__setattr__(renamed, "models", tuple(name.replace("m", "served-") for name in renamed.models))
+    assert for_router(renamed, router).models == ("served-0", "served-1")
+    object.__setattr__(renamed, "models", ("x", "y"))
+    with pytest.raises(TrainingError) as refused:
+        for_router(renamed, router)
+    assert refused.value.code == "TRAINING_LABELS"
+
+
+def test_an_embedding_is_computed_only_once_ever(tmp_path):
+    class Counting:
+        digest, dimensions = tiny_encoder().digest, tiny_encoder().dimensions
+        calls = 0
+
+        def encode(self, texts):
+            type(self).calls += len(texts)
+            return tiny_encoder().encode(texts)
+
+    texts = ["easy one", "hard two", "easy one"]
+    first = embed(Counting(), texts, cache=tmp_path)
+    second = embed(Counting(), texts, cache=tmp_path)
+    assert Counting.calls == 2
+    assert np.array_equal(first.embeddings, second.embeddings)
+    for path in tmp_path.iterdir():
+        path.write_bytes(b"damaged")
+    assert np.array_equal(embed(Counting(), texts, cache=tmp_path).embeddings, first.embeddings)
+
+
+def test_the_routers_own_encoder_is_found_by_digest_and_another_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    wanted = tiny_encoder_artifact().digest
+    write_encoder(tiny_encoder_artifact(), tmp_path / "cache" / "encoders" / wanted)
+    assert find_encoder(directory=None, cache=tmp_path / "cache", digest=wanted).digest == wanted
+    given = tmp_path / "cache" / "encoders" / wanted
+    assert find_encoder(directory=given, cache=tmp_path).digest == wanted
+    with pytest.raises(TrainingError) as refused:
+        find_encoder(directory=given, cache=tmp_path, digest="0" * 64)
+    assert refused.value.code == "TRAINING_ENCODER"
+
+
+def test_an_encoder_is_exported_where_none_is_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(embedding, "export_encoder", lambda progress: tiny_encoder_artifact())
+    found = find_encoder(directory=None, cache=tmp_path / "cache")
+    assert (tmp_path / "cache" / "encoders" / found.digest / "encoder.yaml").is_file()
+
+
+def test_a_package_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setattr(encoder_export, "PACKAGE", "no-such-package-here")
+    with pytest.raises(TrainingError) as refused:
+        source_directory()
+    assert refused.value.code == "TRAINING_PACKAGE"
+    with pytest.raises(TrainingError) as refused:
+        export_encoder(max_tokens=1)
+    assert refused.value.code == "TRAINING_ARGUMENT"
+
+
+def test_case_and_space_make_no_other_prompt():
+    assert same_text_groups(["a", "A ", "b"]).tolist() == [0, 0, 1]
