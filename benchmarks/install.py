@@ -4,8 +4,9 @@
 
 Times, each from the same wheels into a fresh folder on the same file system:
 
-- `appliance install`: signature, every digest, environment, second verification, health check, activation
-- of that, the part that pip does too: unpacking the wheels into an environment
+- `appliance install`, whole: signature, every digest, environment, second verification, health check, activation
+- of that, what pip does too, and verification: from the media to an environment with every wheel verified and installed
+  (the health check after it imports the proxy cold, which compiles what it imports: pip never tries whether it runs)
 - `pip install --no-index --find-links` (it compiles bytecode), with hashes required
 - `uv pip install` with the same options, cold cache
 - build of the release, verification of the media, the strict reader's rate, and the size of a delta
@@ -27,6 +28,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from appliance.bundle.delta import build_delta
 from appliance.bundle.install import install, verify_media
@@ -69,10 +71,11 @@ def main() -> None:
     options.out.write_text(json.dumps(report, indent=2) + "\n")
     for name, value in report.items():
         print(f"{name:34} {value}")
-    print(f"goal: install at most {GOAL} of pip: {'reached' if report['install / pip'] <= GOAL else 'MISSED'}")
+    for name in ("media to environment / pip", "whole install / pip"):
+        print(f"goal of {GOAL} for {name}: {'reached' if report[name] <= GOAL else 'MISSED'}")
 
 
-def benchmark(work: Path, wheelhouse: Path) -> dict[str, object]:
+def benchmark(work: Path, wheelhouse: Path) -> dict[str, Any]:
     now = datetime.now(UTC)
     create_authority(work / "ca", read_recipes(Path("ca")), development=True, now=now)
     recipe = Recipe("gateway", TARGET, work / "ca", now, wheelhouse=wheelhouse)
@@ -131,9 +134,10 @@ def benchmark(work: Path, wheelhouse: Path) -> dict[str, object]:
         "  health s": round(steps["healthy: written down"] - steps["verified: written down"], 1),
         "pip s": round(pip_s, 1),
         "uv s": round(uv_s, 1),
-        "install / pip": round(install_s / pip_s, 3),
-        "environment / pip": round(environment_s / pip_s, 3),
-        "install / uv": round(install_s / uv_s, 2),
+        "whole install / pip": round(install_s / pip_s, 3),
+        "media to environment / pip": round(steps["verified: written down"] / pip_s, 3),
+        "environment alone / pip": round(environment_s / pip_s, 3),
+        "whole install / uv": round(install_s / uv_s, 2),
         "delta / full": round(delta.size_bytes / again.built.size_bytes, 5),
     }
 

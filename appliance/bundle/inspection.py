@@ -33,7 +33,7 @@ def inspect_media(media: Sequence[Path]) -> dict[str, Any]:
             "delta_base": delta.base if delta else None,
             "files": [
                 {
-                    "path": source.path,
+                    "path": str(source.path),
                     "volume": "parity" if source.index == -1 else (source.index or 0) + 1,
                     "of": source.total,
                 }

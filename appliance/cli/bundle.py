@@ -103,15 +103,27 @@ def inspect(
         found = inspect_media(media)
 
         def text(out: Console) -> None:
+            target = found["target"]
             out.print("not verified; this is what the media say of themselves", style="yellow")
-            for name, value in found.items():
-                if name == "members" and not members:
-                    out.print(f"members      {len(value)} files, --members lists them", markup=False)
-                elif name == "members":
-                    for member in value:
-                        out.print(f"  {member['mode']} {member['size']:>12} {member['path']}", markup=False)
-                else:
-                    out.print(f"{name:12} {value}", markup=False)
+            out.print(f"{found['name']} {found['version']} ({found['profile']}), epoch {found['epoch']}", markup=False)
+            out.print(f"created   {found['created']}", markup=False)
+            out.print(
+                f"for       Python {target['python']}, {target['architecture']}, glibc {target['glibc']}", markup=False
+            )
+            out.print(f"manifest  {found['digest']}", markup=False)
+            out.print(
+                f"payload   {found['payload'] / 1e6:.0f} MB in {len(found['members'])} files (--members lists them)",
+                markup=False,
+            )
+            if found["delta_base"]:
+                out.print(f"delta     upon {found['delta_base']}", markup=False)
+            for file in found["files"]:
+                place = "" if file["of"] == 1 else f"  volume {file['volume']} of {file['of']}"
+                out.print(f"on        {file['path']}{place}", markup=False)
+            for path in found["unusable"]:
+                out.print(f"unusable  {path}", markup=False, style="red")
+            for member in found["members"] if members else ():
+                out.print(f"  {member['mode']} {member['size']:>12} {member['path']}", markup=False)
 
         show(found, as_json, text)
 
