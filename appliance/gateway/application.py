@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs
 
-from appliance.gateway import context, edge, page, pages
+from appliance.gateway import context, edge, pages
 from appliance.gateway.access import KeyRing
 from appliance.gateway.edge import Message, Receive, Refused, Scope, Send
 from appliance.gateway.metrics import Metrics
@@ -144,12 +144,6 @@ class Application:
             await _send(send, 200, data, kind, pages.HEADERS)
             return
         report = self._reports.get(scope["path"])
-        found = page.page(scope["path"]) if report is None and scope["method"] in {"GET", "HEAD"} else None
-        if found is not None:
-            content, headers = found
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
-            await send({"type": "http.response.body", "body": content if scope["method"] == "GET" else b""})
-            return
         if report is None:
             await _refuse(send, 404, "not_found", "this path does not exist on the appliance")
             return

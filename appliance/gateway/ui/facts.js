@@ -28,7 +28,7 @@ function routersOf(workers) {
   const found = {};
   for (const worker of workers) {
     for (const [name, view] of Object.entries(worker.routers)) {
-      const known = (found[name] ??= { serving: null, problem: null, registry: view.registry ?? null, digests: new Set(), silent: false });
+      const known = (found[name] ??= { serving: null, problem: null, channel: view.channel ?? null, digests: new Set(), silent: false });
       known.serving ??= view.serving;
       known.problem ??= view.problem;
       known.silent ||= !view.serving;
@@ -46,7 +46,9 @@ export function summary({ status, decisions, overview }) {
   if (!ready) notes.push({ bad: true, title: "A worker takes no new requests.", text: "It starts or drains. appliance status" });
   for (const [name, view] of Object.entries(routers)) {
     if (view.silent) notes.push({ bad: true, title: `Router ${name} serves nothing; its groups are routed by weight.`, text: view.problem ? `${view.problem.code}. ${view.problem.remedy}` : "appliance explain OPERATION_ROUTER_STATIC" });
+    else if (view.channel?.problem) notes.push({ title: `The registry of router ${name} does not answer; it goes on with ${view.serving.artifact}.`, text: `${view.channel.problem}. News and revocations do not arrive. scripts/sync-now` });
     else if (view.problem) notes.push({ title: `Router ${name} refused a newer version and goes on with ${view.serving.artifact}.`, text: `${view.problem.code}. ${view.problem.remedy}` });
+    if (view.channel?.expired) notes.push({ title: `The signed pointer of channel ${view.channel.name} has ended.`, text: "appliance explain REGISTRY_CHANNEL_EXPIRED" });
     if (view.digests.size > 1) notes.push({ title: `The workers differ in router ${name}.`, text: "systemctl reload appliance-gateway" });
   }
   const cooling = Object.entries(workers[0].groups).flatMap(([group, view]) => view.deployments.filter((d) => d.cooldown).map((d) => `${d.id} of ${group}`));

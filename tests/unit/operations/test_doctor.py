@@ -95,7 +95,7 @@ def test_a_healthy_appliance_has_nothing_to_say_and_every_check_says_so():
         "gateway", "routers", "breaker", "deployments", "registry", "trust-metadata", "trust-keys", "clock",
         "certificates", "drift", "installation", "disk", "permissions", "kernel", "ports", "egress",
     }  # fmt: skip
-    assert len(CHECKS) == 16
+    assert len(CHECKS) == 17
 
 
 TRUST = HEALTHY.trust
@@ -113,6 +113,13 @@ def router(**changes):
 def deployments(*cooling):
     members = [{"id": n, "cooldown": {"until": 1} if n in cooling else None} for n in ("small", "large")]
     return gateway(groups={"chat": {"deployments": members}})
+
+
+def following(age_s):
+    status = gateway()
+    channel = {"name": "default", "epoch": 3, "version": "1.0.0", "contact_age_s": age_s, "problem": None}
+    status["workers"][0]["routers"] = {"default": {"channel": channel}}
+    return status
 
 
 def open_breaker():
@@ -158,6 +165,14 @@ ILLNESSES = {
     ),
     "the registry was never reached": (
         {"channels": (replace(CHANNEL, contact=None),)},
+        ("registry", "critical", "OPERATION_REGISTRY_AGE"),
+    ),
+    "the gateway's own registry is silent for an hour": (
+        {"gateway": following(3600)},
+        ("registry", "warning", "OPERATION_REGISTRY_AGE"),
+    ),
+    "the gateway's own registry was never reached": (
+        {"gateway": following(None)},
         ("registry", "critical", "OPERATION_REGISTRY_AGE"),
     ),
     "a pointer ends soon": (
@@ -274,6 +289,10 @@ def test_each_illness_is_found_and_nothing_else(illness):
     if illness == "the clock stands in 1970":  # then nothing is older than anything, and a certificate is not valid yet
         found -= {("certificates", "critical", "OPERATION_CERTIFICATE_CHAIN")}
     assert found == {expected}
+
+
+def test_a_gateway_that_reaches_its_registry_is_well():
+    assert not ill(gateway=following(2.5))
 
 
 def test_every_illness_comes_with_evidence_and_a_remedy_to_type():

@@ -16,6 +16,7 @@ CHECKS: tuple[Check, ...] = (
     service.breaker,
     service.deployments,
     service.registry,
+    service.followed,
     trust.metadata,
     trust.keys,
     trust.clock,

@@ -111,6 +111,29 @@ def registry(snapshot: Snapshot) -> Iterator[Finding]:
             yield warning(name, "OPERATION_CHANNEL_EXPIRES", text, channel=channel.name, expires=channel.expires)
 
 
+def followed(snapshot: Snapshot) -> Iterator[Finding]:
+    """When did the registry last answer a gateway that follows a channel itself?"""
+    name = "registry"
+    if isinstance(snapshot.gateway, ApplianceError):
+        return
+    for worker in snapshot.gateway["workers"]:
+        for router, view in worker.get("routers", {}).items():
+            channel = view.get("channel")
+            if not channel:
+                continue
+            seconds = channel.get("contact_age_s")
+            age = None if seconds is None else timedelta(seconds=float(seconds))
+            evidence: dict[str, Any] = {"worker": worker["worker"], "router": router, "problem": channel.get("problem")}
+            since = "was never reached" if age is None else f"last answered {_hours(age)} ago"
+            text = f"the registry of router {router} {since}"
+            if age is None or age > REGISTRY_CRITICAL:
+                yield critical(name, "OPERATION_REGISTRY_AGE", text, **evidence)
+            elif age > REGISTRY_WARNING:
+                yield warning(name, "OPERATION_REGISTRY_AGE", text, **evidence)
+            else:
+                yield fine(name, f"router {router} follows channel {channel.get('name')}", **evidence)
+
+
 def _hours(age: timedelta) -> str:
     hours = age.total_seconds() / 3600
     return f"{hours / 24:.1f} days" if hours >= 48 else f"{hours:.1f} hours"
