@@ -169,18 +169,23 @@ class Follower:
         self._judged_by = material
 
     def health(self) -> Health:
-        """What an operator wants to see."""
-        now = self._clock()
+        """What an operator wants to see; never raises, whatever the clock says."""
+        problem = self._problem
+        now: datetime | None = None
+        try:
+            now = self._clock()
+        except ApplianceError as error:
+            problem = error
         pointer = self.served.state.pointer if self.served else None
         return Health(
             channel=self.channel,
             epoch=pointer.epoch if pointer else 0,
             version=pointer.target.version if pointer and pointer.target else None,
             contact=self._contact,
-            contact_age_s=max(0.0, (now - self._contact).total_seconds()) if self._contact else None,
+            contact_age_s=max(0.0, (now - self._contact).total_seconds()) if self._contact and now else None,
             expires=pointer.expires_at if pointer else None,
-            expired=pointer is not None and now >= pointer.expires_at,
-            problem=self._problem,
+            expired=pointer is not None and now is not None and now >= pointer.expires_at,
+            problem=problem,
         )
 
     def _kept(self, role: str) -> ChannelState | None:

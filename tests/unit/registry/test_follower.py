@@ -264,3 +264,29 @@ def test_a_router_that_the_refreshed_trust_denies_is_no_longer_served(served: Zo
     change = host.poll()
     assert change is not None, "where the trust takes it back, it is served again"
     assert change.artifact is not None
+
+
+def test_a_clock_that_the_trust_refuses_stops_news_and_not_serving(served: Zone) -> None:
+    from appliance.errors import TrustError
+    from appliance.registry.cache import Cache
+    from appliance.registry.follower import Follower
+    from appliance.registry.registry import Registry
+
+    times = [served.clock()] * 3
+
+    def clock():
+        if times:
+            return times.pop()
+        raise TrustError("TRUST_CLOCK_BEHIND", "it is 1970")
+
+    home = Registry(served.store, material=lambda: served.material, clock=served.clock)
+    host = Follower(home, Cache(served.root / "h"), "default", material=lambda: served.material, clock=clock)
+    assert host.poll() is not None
+    times.clear()
+    with pytest.raises(TrustError):
+        host.poll()
+    health = host.health()
+    assert health.version == "1.0.0"
+    assert health.problem is not None
+    assert health.problem.code == "TRUST_CLOCK_BEHIND"
+    assert health.contact_age_s is None
