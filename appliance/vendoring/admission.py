@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from packaging.version import Version
+
 from appliance.errors import ApplianceError, VendorError
 from appliance.files import read_regular, translated
 from appliance.vendoring import rules
@@ -123,13 +125,13 @@ def _inspect(path: Path) -> Inspection | VendorError:
 
 def _locked_files(files: Sequence[Path], pins: Sequence[Pin]) -> tuple[list[Path], list[VendorError]]:
     """The files that stand for pins, and a refusal naming the pins that have none."""
-    found: dict[tuple[str, str], list[Path]] = {}
+    found: dict[tuple[str, Version], list[Path]] = {}
     for path in files:
         name = wheel_name(path.name)
         if name is not None:
-            found.setdefault((name.project, str(name.version)), []).append(path)
-    missing = [str(pin) for pin in pins if (pin.name, str(pin.version)) not in found]
-    chosen = sorted(path for pin in pins for path in found.get((pin.name, str(pin.version)), []))
+            found.setdefault((name.project, name.version), []).append(path)
+    missing = [str(pin) for pin in pins if (pin.name, pin.version) not in found]
+    chosen = sorted(path for pin in pins for path in found.get((pin.name, pin.version), []))
     if not missing:
         return chosen, []
     cause = f"{len(missing)} locked packages are not there: {', '.join(missing[:5])}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import urllib.parse
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,6 +13,7 @@ from appliance import documents
 from appliance.errors import DocumentError, VendorError
 
 MAX_PAGE_BYTES = 64 * 1024 * 1024  # bytes of one project's page
+_PLAIN = re.compile(r"https?://[A-Za-z0-9.:@%_~-]+/[!-~]*\Z")  # an absolute URL that no parser stumbles over
 JSON_TYPE = "application/vnd.pypi.simple.v1+json"
 
 
@@ -50,9 +52,12 @@ def parse_page(data: bytes, content_type: str, base: str) -> list[IndexFile]:
         VendorError: VENDOR_INDEX_MALFORMED.
     """
     try:
-        return _json(data, base) if content_type.startswith(JSON_TYPE) else _html(data, base)
+        files = _json(data, base) if content_type.startswith(JSON_TYPE) else _html(data, base)
     except (DocumentError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise VendorError("VENDOR_INDEX_MALFORMED", f"not an index page: {error}", url=redacted(base)) from None
+    # a page from the network has no business with files of this host
+    local = base.startswith("file:")
+    return [file for file in files if local or file.url.startswith(("http://", "https://"))]
 
 
 def redacted(url: str) -> str:
@@ -67,7 +72,7 @@ def _json(data: bytes, base: str) -> list[IndexFile]:
     return [
         IndexFile(
             filename=_text(entry["filename"]),
-            url=urllib.parse.urljoin(base, _text(entry["url"])),
+            url=_absolute(base, _text(entry["url"])),
             sha256=_optional(entry["hashes"].get("sha256")),
             requires_python=_optional(entry.get("requires-python")),
             uploaded=_time(_optional(entry.get("upload-time"))),
@@ -76,6 +81,11 @@ def _json(data: bytes, base: str) -> list[IndexFile]:
         )
         for entry in page["files"]
     ]
+
+
+def _absolute(base: str, url: str) -> str:
+    # joining costs more than all the rest of a page of ten thousand files; most indexes write whole URLs
+    return url if _PLAIN.match(url) else urllib.parse.urljoin(base, url)
 
 
 def _text(value: Any) -> str:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import csv
 import hashlib
 import io
+import json
+import re
 import warnings
 import zipfile
 
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from packaging.version import Version
 
 from appliance.errors import VendorError
 from appliance.vendoring.archive import Archive
 from appliance.vendoring.difference import read_report, write_report
+from appliance.vendoring.index import Index, Sources
 from appliance.vendoring.locks import parse_lock
 from appliance.vendoring.models import check_format
 from appliance.vendoring.pages import parse_page
@@ -35,6 +40,7 @@ HONEST = WheelMaker(
     requires=("numpy>=1",),
 )
 VALID = HONEST.build()
+INDEX = Index(Sources(timeout_s=0.2))
 REPORT = inspect_wheel(VALID, HONEST.filename)
 # most bytes are packed content; readers differ over the few that are headers
 HEADERS = sorted(
@@ -199,7 +205,8 @@ def test_headers_of_any_kind_survive_the_report(summary: str, requires: str):
 def test_a_file_name_of_any_kind_is_read_or_refused(name: str):
     for filename in (name, f"{name}.whl", f"honest-{name}-py3-none-any.whl", f"honest-1.0-{name}.whl"):
         report = accepted(VALID, filename)
-        assert report is None or (report.name, report.version) == ("honest", "1.0")
+        # PEP 440 takes 1, 1.0 and 1.0.0 for one version
+        assert report is None or (report.name, Version(report.version)) == ("honest", Version("1.0"))
 
 
 @FUZZ
@@ -261,6 +268,27 @@ def test_index_pages_of_any_kind_are_read_or_refused(data: bytes, kind: str):
         assert error.code == "VENDOR_INDEX_MALFORMED"
 
 
+@FUZZ
+@given(
+    st.one_of(
+        st.text(max_size=40), st.text(max_size=30).map("https://".__add__), st.text(max_size=30).map("file://".__add__)
+    )
+)
+def test_addresses_of_any_kind_on_a_page_are_followed_or_refused(url: str):
+    """A page that is read can name any address; asking for it ends in bytes or in a refusal."""
+    page = json.dumps({"files": [{"filename": "x-1-py3-none-any.whl", "url": url, "hashes": {}}]}).encode()
+    try:
+        files = parse_page(page, "application/vnd.pypi.simple.v1+json", "http://127.0.0.1:9/simple/x/")
+    except VendorError:
+        return
+    for file in files:
+        assert file.url.startswith(("http://", "https://"))
+        # no other host is asked
+        assume("127.0.0.1" in file.url or not re.search(r"//[^/]*[a-z]", file.url))
+        with contextlib.suppress(VendorError), INDEX.open(file) as chunks:
+            next(iter(chunks), b"")
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=10),
     lambda inner: (
@@ -278,8 +306,6 @@ JSON = st.recursive(
 @FUZZ
 @given(JSON)
 def test_json_pages_of_any_shape_are_read_or_refused(value: object):
-    import json
-
     try:
         parse_page(json.dumps(value).encode(), "application/vnd.pypi.simple.v1+json", "http://127.0.0.1/simple/x/")
     except VendorError as error:
