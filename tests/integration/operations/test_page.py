@@ -1,9 +1,12 @@
 """The status page in a real browser, over a real gateway."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from appliance.registry.directory import DirectoryStore
+from appliance.registry.registry import Registry
 from tests.support.chromium import chromium
 from tests.support.gateway import deployment, gateway
 from tests.support.routing import prompts, zone
@@ -204,3 +207,35 @@ CONTRAST = r"""(() => {
   }
   return poor;
 })()"""
+
+
+def test_a_dead_registry_is_told_and_costs_no_request(browser, tmp_path_factory, authority, request):
+    home = tmp_path_factory.mktemp("dead")
+    here = zone(home / "zone", authority, labels={"small": "small", "large": "large"})
+    folder = home / "registry"
+    folder.mkdir()
+    registry = Registry(DirectoryStore(folder), material=lambda: authority.material, clock=lambda: datetime.now(UTC))
+    registry.publish(here.artifact(), name="default", version="1.0.0")
+    registry.promote("default", "1.0.0", authority.signer("import-officer"))
+    sections = here.sections()
+    followed = {"registry": {"home": "directory", "path": str(folder)}, "channel": "default", "poll_interval_s": 0.2}
+    sections["routing"]["routers"]["default"] = followed
+    with (
+        upstream("small") as small,
+        upstream("large") as large,
+        gateway(
+            home / "gateway", [deployment("chat", small), deployment("chat", large)], tls=False, **sections
+        ) as running,
+    ):
+        assert running.chat("hard prove the theorem").headers["x-appliance-deployment"] == "large"
+        unlock(browser, running)
+        browser.until("document.getElementById('state').textContent === 'all is well'")
+        folder.rename(home / "gone")
+        browser.until("document.getElementById('notes').textContent.includes('does not answer')")
+        for prompt in prompts(3):
+            assert running.chat(prompt).headers["x-appliance-deployment"] == "small"
+        assert "serving, degraded" in browser.text()
+        keep(browser, request)
+        running.process.kill()
+        browser.until("document.getElementById('state').textContent === 'no answer'")
+        assert "This is how it was at" in browser.text()
