@@ -109,6 +109,10 @@ def _begin(prefix: Prefix, release: Authenticated, conduct: Conduct) -> Transact
             conduct.say("the host was restarted meanwhile: making the environment anew")
             found = replace(found, step="staged", boot=current_boot())
             prefix.record(found)
+        elif reached(found, "activated") and prefix.active() != found.release:
+            conduct.say("it was rolled back meanwhile: activating it again")
+            found = replace(found, step="healthy", previous=prefix.active(), boot=current_boot())
+            prefix.record(found)
         return found
     if found is not None:
         conduct.say(f"undoing the unfinished installation of {found.release}")

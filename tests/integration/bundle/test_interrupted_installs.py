@@ -16,7 +16,7 @@ import pytest
 
 from appliance.bundle.health import check_health
 from appliance.bundle.install import install
-from appliance.bundle.releases import installed_releases
+from appliance.bundle.releases import installed_releases, rollback
 from appliance.bundle.stage0.journal import Prefix
 from appliance.bundle.stage0.preparing import Conduct
 from tests.support import bundle as support
@@ -159,6 +159,16 @@ def test_after_a_power_cut_an_environment_that_was_not_yet_durable_is_made_anew(
     assert bring(new, prefix).outcome == "installed"
     assert not marker.exists()
     assert running(prefix) == new.built.manifest.release_id
+
+
+def test_an_unconfirmed_release_that_was_rolled_back_is_activated_again(host, old, new, steps, tmp_path):
+    for step in ("activated: written down", "confirmed: written down"):
+        prefix = copy_of(host, tmp_path / f"prefix-{steps.index(step)}")
+        assert children.run(lambda p=prefix, s=step: bring(new, p, children.kill_at(steps.index(s)))) == "killed"
+        rollback(Prefix(prefix), to=None, now=datetime.now(UTC))
+        assert running(prefix) == old.built.manifest.release_id
+        assert bring(new, prefix).outcome == "installed"
+        assert running(prefix) == new.built.manifest.release_id
 
 
 def test_another_release_may_follow_an_unfinished_one(host, authority, new, steps, tmp_path):
