@@ -42,7 +42,7 @@ def init(
     recipes: Annotated[Path, typer.Option("--recipes", help="Folder with profiles.yaml and policy.yaml.")] = Path("ca"),
     development: Annotated[bool, typer.Option("--development", help="Keys unencrypted, all in one place.")] = False,
     domain: Annotated[
-        str, typer.Option("--domain", help="The authority's own domain; peers need different ones.")
+        str, typer.Option("--domain", help="Its own domain; in the policy it stands in for appliance.internal.")
     ] = DOMAIN,
     passphrase_file: PassphraseFile = None,
     key: KeyPlaces = None,
@@ -56,7 +56,7 @@ def init(
 
         create_authority(
             out,
-            read_recipes(recipes),
+            read_recipes(recipes, domain=domain),
             development=development,
             now=now(),
             domain=domain,
@@ -184,7 +184,8 @@ def rotate(
         since = None if compromised_since is None else parse_time(compromised_since, "--compromised-since")
         opened = open_authority(authority, passphrase_file, key, make=True)
         if what == "policy":
-            ceremony.set_policy(opened, read_policy_recipe(policy or Path("ca/policy.yaml")), now=now())
+            recipe = read_policy_recipe(policy or Path("ca/policy.yaml"), domain=opened.state.domain)
+            ceremony.set_policy(opened, recipe, now=now())
             made: list[str] = []
         elif what in ceremony.SERVICES:
             made = ceremony.rotate_service(opened, what, now=now(), compromised_since=since)

@@ -103,10 +103,13 @@ def _newest(chains: tuple[Chain, ...], uri: str, now: datetime) -> Chain:
     """The newest chain of a name that is in use.
 
     Raises:
-        TrustError: TRUST_AUTHORITY_EXPIRED.
+        TrustError: TRUST_AUTHORITY_EXPIRED, TRUST_PEER.
     """
-    for chain in reversed(chains):
-        if chain.uri == uri and chain.window.holds(now):
+    named = [chain for chain in chains if chain.uri == uri]
+    if not named:
+        raise TrustError("TRUST_PEER", f"releases are signed under {uri}, which is not enrolled here", name=uri)
+    for chain in reversed(named):
+        if chain.window.holds(now):
             return chain
     raise TrustError("TRUST_AUTHORITY_EXPIRED", f"no key of {uri} is valid at {now:%Y-%m-%d}", name=uri)
 

@@ -183,7 +183,7 @@ def revoke(authority: Authority, revocation: Revocation, *, now: datetime) -> Po
         if name not in revocation.roles
     }
     changed = policy.model_copy(update={"denied": added, "roles": roles})
-    _check_release_signer(changed)
+    _check_release_signer(authority, changed)
     for serial in revocation.tls_serials:
         tls.revoke_tls(authority, serial.lower().lstrip("0"), now=now)
     _publish(authority, {POLICY: write_policy(changed)}, now)
@@ -194,22 +194,29 @@ def set_policy(authority: Authority, policy: Policy, *, now: datetime) -> None:
     """Publish another policy.
 
     Raises:
-        TrustError: TRUST_REVOCATION where it would forget what was denied before, or name no release signer.
+        TrustError: TRUST_REVOCATION where it would forget what was denied before, or name no release signer;
+            TRUST_PEER where the release signer's authority is not enrolled.
     """
     present = Repository(authority).policy().denied
     for name in ("certificate_serials", "log_indices", "digests"):
         if not set(getattr(present, name)) <= set(getattr(policy.denied, name)):
             raise TrustError("TRUST_REVOCATION", f"the new policy forgets denied {name}", field=name)
-    _check_release_signer(policy)
+    _check_release_signer(authority, policy)
     _publish(authority, {POLICY: write_policy(policy)}, now)
 
 
-def _check_release_signer(policy: Policy) -> None:
-    """The anchor names one; an authority without could never hand out an anchor again."""
+def _check_release_signer(authority: Authority, policy: Policy) -> None:
+    """The anchor names one, with the chain that vouches for it: without, no anchor could be handed out again."""
     role = policy.roles.get(RELEASE_ROLE)
     if role is None or not role.identities:
         raise TrustError(
             "TRUST_REVOCATION", "nobody could sign releases any more: name a successor first (rotate policy)"
+        )
+    issuer = role.identities[0].issuer
+    known = {chain.uri for chain in peers.all_anchors(authority).authorities}
+    if issuer not in known:
+        raise TrustError(
+            "TRUST_PEER", f"releases would be signed under {issuer}, which is not enrolled here", known=known
         )
 
 

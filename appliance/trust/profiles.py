@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from appliance import documents
 from appliance.errors import DocumentError, TrustError
 from appliance.files import read_regular
-from appliance.trust.policy import Policy
+from appliance.trust.names import DOMAIN, service_url
+from appliance.trust.policy import Identity, Policy
 
 CertificateProfile = Literal[
     "root", "signing-authority", "time-stamping", "tls-authority", "signer", "tls-server", "tls-client"
@@ -91,25 +92,46 @@ class Recipes:
     policy: Policy
 
 
-def read_recipes(directory: Path) -> Recipes:
+def read_recipes(directory: Path, *, domain: str = DOMAIN) -> Recipes:
     """Read `profiles.yaml` and `policy.yaml`.
+
+    Args:
+        directory: their folder.
+        domain: the authority's; see `read_policy_recipe`.
 
     Raises:
         TrustError: TRUST_RECIPE.
     """
     return Recipes(
         _read(directory / "profiles.yaml", Profiles),
-        read_policy_recipe(directory / "policy.yaml"),
+        read_policy_recipe(directory / "policy.yaml", domain=domain),
     )
 
 
-def read_policy_recipe(path: Path) -> Policy:
+def read_policy_recipe(path: Path, *, domain: str = DOMAIN) -> Policy:
     """Read a `policy.yaml`.
+
+    Args:
+        path: the file.
+        domain: the authority's own domain, which stands in for `appliance.internal` in the recipe's names.
 
     Raises:
         TrustError: TRUST_RECIPE.
     """
-    return _read(path, Policy)
+    policy = _read(path, Policy)
+    roles = {
+        name: role.model_copy(update={"identities": tuple(_at_home(each, domain) for each in role.identities)})
+        for name, role in policy.roles.items()
+    }
+    return policy.model_copy(update={"roles": roles})
+
+
+def _at_home(identity: Identity, domain: str) -> Identity:
+    if identity.issuer != service_url("ca", DOMAIN):
+        return identity
+    name = identity.identity.removesuffix(f"@{DOMAIN}")
+    moved = identity.identity if name == identity.identity else f"{name}@{domain}"
+    return Identity(identity=moved, issuer=service_url("ca", domain))
 
 
 def _read(path: Path, model: type[documents.Model]) -> documents.Model:

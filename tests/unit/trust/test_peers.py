@@ -19,6 +19,7 @@ from appliance.trust.repository import TRUSTED_ROOT, Repository
 from appliance.trust.trusted_root import from_trust_config
 from appliance.trust.verification import verify_statement
 from tests.support.forgery import Forger, LeafPlan, edit
+from tests.support.media import contents
 from tests.support.trust import RECIPES, DevelopmentAuthority
 
 RELEASE = documents.write_json({"_type": statement_type("release"), "version": "1.2.3"})
@@ -123,6 +124,22 @@ def test_a_peers_officer_has_no_say_in_the_zone(joined, vendor, now):
 def test_the_zone_cannot_sign_releases_for_the_vendor(joined, now):
     forger = Forger(joined.path, now)
     refused("TRUST_ROLE", judge, joined.material, RELEASE, forger.statement(RELEASE), "release", now)
+
+
+def test_releases_cannot_be_left_to_somebody_who_is_not_enrolled(own, now):
+    authority = Authority.open(own.path)
+    before = contents(own.path)
+    refused("TRUST_PEER", ceremony.set_policy, authority, recipes(VENDOR).policy, now=now)
+    assert contents(own.path) == before
+
+
+def test_the_recipes_names_move_to_the_authoritys_domain_and_others_stay():
+    from appliance.trust.profiles import read_policy_recipe
+
+    moved = read_policy_recipe(RECIPES / "policy.yaml", domain=VENDOR)
+    names = {(each.identity, each.issuer) for role in moved.roles.values() for each in role.identities}
+    assert (f"producer@{VENDOR}", f"https://ca.{VENDOR}") in names
+    assert not any("appliance.internal" in part for name in names for part in name)
 
 
 MIXTURES = {
