@@ -24,6 +24,7 @@ from appliance.trust.authorisation import Action, check_token
 from appliance.trust.policy import read_policy
 from appliance.trust.repository import POLICY, REVOCATIONS, TRUSTED_ROOT
 from appliance.trust.trusted_root import parse_rfc3339, rfc3339
+from appliance.trust.trees import copy_tree, sync_tree
 from appliance.trust.tuf_client import TrustedState
 from appliance.trust.verification import TrustMaterial
 
@@ -197,13 +198,14 @@ class TrustStore:
                 shutil.rmtree(stale)
         draft = generations / str(number)
         try:
-            if present:
-                shutil.copytree(self._current(), draft, symlinks=True)
-            time = self._time_for(source, now, draft)
-            found = tuf_client.load(draft, root=self._root, now=time)
-            self._check_lowest(found)
-            read_policy(found.contents[POLICY])
-            _sync_tree(draft)
+            with translated(draft):
+                if present:
+                    copy_tree(self._current(), draft)
+                time = self._time_for(source, now, draft)
+                found = tuf_client.load(draft, root=self._root, now=time)
+                self._check_lowest(found)
+                read_policy(found.contents[POLICY])
+                sync_tree(draft)
         except BaseException:
             shutil.rmtree(draft, ignore_errors=True)
             raise
@@ -282,17 +284,3 @@ def _read(path: Path) -> bytes:
         return read_regular(path, max_bytes=_MAX_BYTES)
     except FileError as error:
         raise TrustError("TRUST_STATE_DAMAGED", f"the trust state lacks {path.name} ({error.cause})") from None
-
-
-def _sync_tree(folder: Path) -> None:
-    """Make every file and folder below durable before the link moves."""
-    import os
-
-    for path in [folder, *folder.rglob("*")]:
-        if path.is_symlink():
-            continue
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -225,6 +225,35 @@ def test_a_killed_refresh_leaves_the_old_state_or_the_new_one(zone, store, tmp_p
     assert survivor.state().versions["timestamp"] == expected
 
 
+@pytest.mark.parametrize("limit_bytes", [0, 300, 1500, 5000])
+def test_a_full_disk_during_a_refresh_is_said_and_leaves_the_old_state(limit_bytes, zone, store, tmp_path, now):
+    """The operating system lets no file grow beyond the limit, as a full disk would."""
+    import resource
+
+    shutil.copytree(zone.path, tmp_path / "ca")
+    own = DevelopmentAuthority(tmp_path / "ca")
+    Repository(Authority.open(own.path)).publish(now=now)
+    (store.directory / "lock").touch()
+    before = contents(store.directory)
+    child = os.fork()
+    if child == 0:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
+        try:
+            TrustStore.open(store.directory).refresh(own.repository, now=now)
+        except ApplianceError as error:
+            os._exit(7 if error.code == "FILE_NO_SPACE" else 8)
+        except BaseException:
+            os._exit(9)
+        os._exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if status == 0:
+        assert limit_bytes == 5000  # then everything fitted
+    else:
+        assert status == 7
+        assert contents(store.directory) == before
+    TrustStore.open(store.directory).material(now=now)
+
+
 def test_fifty_readers_during_refreshes_always_see_a_whole_state(zone, store, tmp_path, now):
     from concurrent.futures import ThreadPoolExecutor
 
