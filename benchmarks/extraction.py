@@ -39,7 +39,7 @@ def main() -> None:
         seconds = time.perf_counter() - started
     peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(
-        f"{card['joined']} calls joined of {calls}, {2 * calls / seconds:.0f} rows/s, {seconds:.0f} s, {peak_mib:.0f} MiB"
+        f"{card['joined']} of {calls} calls, {2 * calls / seconds:.0f} rows/s, {seconds:.0f} s, {peak_mib:.0f} MiB"
     )
 
 

@@ -24,6 +24,7 @@ app.command()(train_sources.extract)
 app.command()(train_sources.receive)
 app.command()(train_data.prepare)
 app.command()(train_data.convert)
+app.command()(train_data.value)
 
 
 @app.command("export-encoder")

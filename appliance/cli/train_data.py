@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from appliance.cli.output import Json, Steps, refusals, show
 
@@ -78,3 +79,35 @@ def convert(
             count = llmrouter.write_folder((row for row, _ in read_outcomes(source)), found, target, cache=cache)
         report = {"written": str(target), "rows": count}
         show(report, as_json, lambda console: console.print(f"{count} rows in {target}", markup=False))
+
+
+def value(
+    router: Annotated[Path, typer.Argument(help="Folder of the router.")],
+    data: Annotated[Path, typer.Option("--data", help="Logged decisions with their propensity.")],
+    encoder: EncoderDir = None,
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    as_json: Json = False,
+) -> None:
+    """What the router would have earned on logged traffic: IPS, SNIPS and doubly robust, with intervals."""
+    with refusals(as_json):
+        from appliance.artifact import read
+        from appliance.training.embedding import cache_directory
+        from appliance.training.logged import value_of
+
+        report = value_of(
+            read(router),
+            data,
+            encoder_directory=encoder,
+            cache=cache_directory(os.environ),
+            seed=seed,
+            progress=Steps(quiet=as_json),
+        )
+
+        def text(console: Console) -> None:
+            console.print(f"logged policy  {report['logged_mean']}", markup=False)
+            for name, (low, high) in report["intervals"].items():
+                console.print(f"{name:14} {report[name]}  95 % [{low}, {high}]", markup=False)
+            for name, number in report["diagnostics"].items():
+                console.print(f"  {name:20} {number}", markup=False)
+
+        show(report, as_json, text)

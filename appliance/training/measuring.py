@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from appliance.artifact import ArtifactFiles
+from appliance.errors import TrainingError
 from appliance.routers.encoder import Encoder
 from appliance.routers.loading import LoadedRouter, load_router
 from appliance.training.curves import aiq, by_task, cost_quality, disturbed, flips
@@ -73,7 +74,7 @@ def measure(
         progress: told of each step.
 
     Raises:
-        TrainingError: TRAINING_DATA, TRAINING_LABELS, TRAINING_ENCODER.
+        TrainingError: TRAINING_DATA, TRAINING_LABELS, TRAINING_ENCODER, TRAINING_ARGUMENT.
         RouterError: where the router cannot be built.
     """
     router = load_router(artifact)
@@ -109,15 +110,14 @@ def _chosen(predicted: NDArray[np.float32], examples: Examples) -> dict[str, flo
 
 def _costs(dataset: Dataset, prices: Mapping[str, float] | None) -> NDArray[np.float64] | None:
     if prices:
-        return np.array([prices.get(model, np.nan) for model in dataset.models]) if _complete(dataset, prices) else None
+        missing = [model for model in dataset.models if model not in prices]
+        if missing:
+            raise TrainingError("TRAINING_ARGUMENT", "--price must name every model", missing=missing)
+        return np.array([prices[model] for model in dataset.models])
     known = ~np.isnan(dataset.costs)
     if not known.any(axis=0).all():
         return None
     return np.asarray(np.nanmean(dataset.costs, axis=0, dtype=np.float64))
-
-
-def _complete(dataset: Dataset, prices: Mapping[str, float]) -> bool:
-    return set(dataset.models) <= set(prices)
 
 
 def _curve(predicted: NDArray[np.float32], examples: Examples, costs: NDArray[np.float64] | None) -> tuple[Curve, str]:

@@ -3,8 +3,13 @@
 import numpy as np
 import pytest
 
+from appliance.artifact import from_files
 from appliance.errors import TrainingError
+from appliance.training.encoder_export import write_encoder
+from appliance.training.logged import value_of
 from appliance.training.off_policy import Logged, estimate, greedy
+from tests.support.routing import router_files
+from tests.support.training import tiny_encoder_artifact, write
 
 CHANCE = np.array([0.7, 0.3])
 
@@ -65,3 +70,32 @@ def test_a_propensity_that_is_no_chance_is_refused(propensity):
     with pytest.raises(TrainingError) as refused:
         estimate(Logged(logged.action, logged.reward, chances, logged.groups), greedy(worth), worth)
     assert refused.value.code == "TRAINING_DATA"
+
+
+def test_logged_traffic_is_valued_for_a_router(tmp_path):
+    generator = np.random.default_rng(0)
+    lines = []
+    for number in range(200):
+        hard = number % 2 == 1
+        model, propensity = ("m0", 0.7) if generator.random() < 0.7 else ("m1", 0.3)
+        right = (model == "m1") == hard
+        query = f"{'hard' if hard else 'easy'} what is the theorem {number}"
+        lines.append({"query": query, "scores": {model: float(right)}, "propensity": propensity})
+    lines.append({"query": "easy", "scores": {"m0": 1.0}})
+    artifact = from_files(router_files(labels={"m0": "a", "m1": "b"}))
+    encoder = tmp_path / "encoder"
+    write_encoder(tiny_encoder_artifact(), encoder)
+    report = value_of(artifact, write(tmp_path / "l.jsonl", lines), encoder_directory=encoder, cache=tmp_path / "c")
+    assert report["left_out"] == 1
+    assert report["logged_mean"] < 0.65
+    for name in ("ips", "snips", "dr"):
+        assert report[name] == pytest.approx(1.0, abs=0.25)
+    assert report["snips"] == 1.0
+
+
+def test_traffic_without_propensities_has_no_value(tmp_path):
+    artifact = from_files(router_files(labels={"m0": "a", "m1": "b"}))
+    data = write(tmp_path / "l.jsonl", [{"query": "easy", "scores": {"m0": 1.0}}])
+    with pytest.raises(TrainingError) as refused:
+        value_of(artifact, data, encoder_directory=None, cache=tmp_path)
+    assert refused.value.code == "TRAINING_DATA_EMPTY"
