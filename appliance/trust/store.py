@@ -23,8 +23,8 @@ from appliance.trust.anchor import Anchor, read_anchor
 from appliance.trust.authorisation import Action, check_token
 from appliance.trust.policy import read_policy
 from appliance.trust.repository import POLICY, REVOCATIONS, TRUSTED_ROOT
-from appliance.trust.trusted_root import parse_rfc3339, rfc3339
 from appliance.trust.trees import copy_tree, sync_tree
+from appliance.trust.trusted_root import parse_rfc3339, rfc3339
 from appliance.trust.tuf_client import TrustedState
 from appliance.trust.verification import TrustMaterial
 
