@@ -21,7 +21,7 @@ class RoutingCallback:
     Args:
         decider: chooses.
         groups: group -> all its deployments, for exclusion reasons.
-        model_list: every deployment as LiteLLM knows it, for the last resort.
+        model_list: every deployment as LiteLLM knows it, for when it lets a whole group rest.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class RoutingCallback:
         messages: list[Any] | None,
         kwargs: dict[str, Any],
     ) -> tuple[Decision, list[Any]]:
-        by_id = {deployment["model_info"]["id"]: deployment for deployment in healthy} or self._last_resort(group)
+        by_id = {deployment["model_info"]["id"]: deployment for deployment in healthy} or self._resting(group)
         # asked again for the same request: what was chosen before has failed it
         skipped = request.tried(group) | _skipped_by_litellm(kwargs)
         if not by_id.keys() - skipped:
@@ -93,12 +93,17 @@ class RoutingCallback:
         if id_ is not None and what is not None:
             self._decider.health.failed(id_, what)
 
-    def _last_resort(self, group: str) -> dict[str, Any]:
-        """The group's last resort as LiteLLM knows it, even where LiteLLM would let it rest."""
+    def _resting(self, group: str) -> dict[str, Any]:
+        """Whom to ask where LiteLLM lets the whole group rest: its last resort, else any; refusing all helps nobody."""
         plan = self._decider.plans.get(group)
-        if plan is None or plan.last_resort is None:
-            return {}
-        return {d["model_info"]["id"]: d for d in self._model_list() if d["model_info"]["id"] == plan.last_resort}
+        last_resort = plan.last_resort if plan is not None else None
+        return {
+            d["model_info"]["id"]: d
+            for d in self._model_list()
+            if d.get("model_name") == group
+            and not d["model_info"].get("blocked")
+            and (last_resort is None or d["model_info"]["id"] == last_resort)
+        }
 
 
 def _skipped_by_litellm(kwargs: Mapping[str, Any]) -> set[str]:

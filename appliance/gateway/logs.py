@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 import traceback
 from datetime import UTC, datetime
@@ -16,6 +17,9 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {
     "color_message",
     "litellm_redacted",
 }
+
+
+_QUOTING = re.compile(r"[{\[\"'`\n]|(?:Exception|Error) - ")
 
 
 class JsonFormatter(logging.Formatter):
@@ -41,8 +45,8 @@ class JsonFormatter(logging.Formatter):
 
 
 def _short(record: logging.LogRecord) -> str:
-    """The first line of a library's message, bounded: what follows may quote a request."""
-    return record.getMessage().split("\n", 1)[0][:200]
+    """A library's message up to where it begins to quote somebody: a request, an answer, an upstream's words."""
+    return _QUOTING.split(record.getMessage(), maxsplit=1)[0].rstrip(" -:")[:200]
 
 
 def configure(level: int = logging.INFO) -> None:

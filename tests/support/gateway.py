@@ -101,7 +101,7 @@ class Gateway:
         return self.process.wait(limit_s)
 
 
-def run(*arguments: str, timeout_s: float = 60.0, **options: Any) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, timeout_s: float = 180.0, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run `appliance ...` to its end."""
     return subprocess.run(
         [sys.executable, "-m", "appliance.cli.main", *arguments],

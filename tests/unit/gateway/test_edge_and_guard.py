@@ -36,6 +36,7 @@ RING = KeyRing(
         ([(b"api-key", f"Bearer {APP}".encode())], "team"),
         ([(b"authorization", f"Bearer {APP}".encode()), (b"x-api-key", APP.encode())], "team"),
         ([(b"authorization", f"Bearer {APP}".encode()), (b"x-api-key", MASTER.encode())], None),
+        ([(b"authorization", b""), (b"x-api-key", APP.encode())], "team"),
         ([(b"authorization", APP.encode())], None),
         ([(b"authorization", b"Bearer ")], None),
         ([(b"authorization", hashlib.sha256(APP.encode()).hexdigest().encode())], None),
@@ -265,6 +266,21 @@ def test_a_librarys_long_message_and_its_exceptions_text_stay_out_of_the_log():
     event = json.loads(JsonFormatter().format(record))
     assert event["exception"] == "ValueError"
     assert "confidential" not in json.dumps(event)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Exception occured - litellm.APIError: APIError: OpenAIException - confidential",
+        'failed for {"messages": "confidential"}',
+        "failed: 'confidential'",
+        "failed\nconfidential",
+    ],
+)
+def test_a_librarys_message_ends_where_it_begins_to_quote(message):
+    event = json.loads(JsonFormatter().format(logging.makeLogRecord({"name": "LiteLLM", "msg": message})))
+    assert event["message"]
+    assert "confidential" not in event["message"]
 
 
 def test_a_secret_is_one_line_in_a_file_of_ones_own(tmp_path):

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (documents as workers give them)
 """The status screen, from documents as workers give them."""
 
 import io
