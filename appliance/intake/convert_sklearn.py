@@ -34,6 +34,7 @@ def warm_up() -> None:
     three = np.array(["a", "b", "c"] * 8)
     own = [
         KNeighborsClassifier(2),
+        KNeighborsClassifier(2, algorithm="brute"),  # the way of wide vectors: looks for thread pools at first use
         KNeighborsClassifier(2, algorithm="brute", metric="cosine"),
         LogisticRegression(max_iter=5),
         LinearSVC(max_iter=5),
@@ -44,7 +45,7 @@ def warm_up() -> None:
     for estimator in own:
         estimator.fit(points, three)
         take_apart(pickle.dumps(estimator), ("a", "b", "c"), {}, points)
-    for regressor in (KNeighborsRegressor(2), Ridge()):
+    for regressor in (KNeighborsRegressor(2), KNeighborsRegressor(2, algorithm="brute"), Ridge()):
         regressor.fit(points, points[:, :3])
         take_apart(pickle.dumps(regressor), ("a", "b", "c"), {}, points)
 

@@ -36,7 +36,7 @@ def estimators() -> dict[str, Any]:
     from sklearn.svm import SVC, LinearSVC
 
     return {
-        "knn": KNeighborsClassifier(1),
+        "knn": KNeighborsClassifier(1, algorithm="brute"),  # what scikit-learn takes for real, wide vectors
         "logistic": LogisticRegression(),
         "linear-svc": LinearSVC(),
         "svc": SVC(),
