@@ -114,8 +114,8 @@ function router([name, view]) {
     ? [["Serves", view.serving.artifact], ["Strategy", view.serving.strategy], ["Signed by", view.serving.signed_by], ["Signed", ago(view.serving.signed_at, last.at)], ["From", view.serving.origin], ["Digest", view.serving.digest.slice(0, 16)]]
     : [["Serves", "nothing: routed by weight"]];
   if (view.channel) facts.push(["Channel", `${view.channel.name}, epoch ${view.channel.epoch ?? 0}`], ["Registry", view.channel.contact_age_s == null ? "never reached" : `answered ${Math.round(view.channel.contact_age_s)} s ago`]);
-  if (view.problem) facts.push(["Refused", `${view.problem.code}: ${view.problem.cause}`], ["Next", view.problem.remedy]);
-  return el("div", { class: "group" }, el("h3", {}, name), el("dl", { class: "facts" }, ...facts.flatMap(([term, value]) => [el("dt", {}, term), el("dd", { "data-state": term === "Refused" ? "bad" : null }, value)])));
+  if (view.problem) facts.push(["Problem", `${view.problem.code}: ${view.problem.cause}`], ["Next", view.problem.remedy]);
+  return el("div", { class: "group" }, el("h3", {}, name), el("dl", { class: "facts" }, ...facts.flatMap(([term, value]) => [el("dt", {}, term), el("dd", { "data-state": term === "Problem" ? "bad" : null }, value)])));
 }
 
 function rows(list) {
