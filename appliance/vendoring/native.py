@@ -8,12 +8,14 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from elftools.common.exceptions import ELFError
-from elftools.elf.elffile import ELFFile
 from pydantic import BaseModel, ConfigDict
 
 from appliance.errors import VendorError
+
+if TYPE_CHECKING:
+    from elftools.elf.elffile import ELFFile
 
 MAGIC = b"\x7fELF"
 _MACHINES = {"EM_X86_64": "x86_64", "EM_AARCH64": "aarch64"}
@@ -58,8 +60,18 @@ def read_native(path: str, content: bytes, *, wheel: str) -> NativeLibrary:
     """Read the headers of an ELF file.
 
     Raises:
-        VendorError: VENDOR_NATIVE where it cannot be read.
+        VendorError: VENDOR_NATIVE where it cannot be read, VENDOR_TOOL_FAILED where the reader is not installed.
     """
+    try:
+        from elftools.common.exceptions import ELFError
+        from elftools.elf.elffile import ELFFile
+    except ImportError:
+        raise VendorError(
+            "VENDOR_TOOL_FAILED",
+            "pyelftools is not installed here",
+            tool="pyelftools",
+            remedy="Vendoring belongs to the connected side: use an environment of vendor/requirements/training.lock.",
+        ) from None
     try:
         elf = ELFFile(io.BytesIO(content))
         dynamic = list(_dynamic(elf))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
@@ -238,6 +239,15 @@ def test_the_highest_glibc_symbol_counts():
 def test_a_damaged_native_library_is_refused(keep: int):
     maker = WheelMaker(files={"honest/x.so": a_real_library()[:keep]})
     assert refused(maker).code == "VENDOR_NATIVE"
+
+
+def test_an_environment_without_the_elf_reader_is_told_where_vendoring_belongs(monkeypatch: pytest.MonkeyPatch):
+    for module in [name for name in sys.modules if name.split(".")[0] == "elftools"]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "elftools", None)
+    error = refused(WheelMaker(files={"honest/x.so": a_real_library()}))
+    assert error.code == "VENDOR_TOOL_FAILED"
+    assert "training.lock" in error.remedy
 
 
 def test_a_summary_that_fills_a_screen_is_cut():
