@@ -54,10 +54,10 @@ KEY = "sk-benchmark-0123456789abcdefghijklmnop"
 class _Upstream(asyncio.Protocol):
     """As little HTTP as an upstream needs: the load shall be the gateway's."""
 
-    def connection_made(self, transport: Any) -> None:  # noqa: D102
+    def connection_made(self, transport: Any) -> None:
         self._transport, self._buffer = transport, b""
 
-    def data_received(self, data: bytes) -> None:  # noqa: D102
+    def data_received(self, data: bytes) -> None:
         self._buffer += data
         while (end := self._buffer.find(b"\r\n\r\n")) >= 0:
             head = self._buffer[:end].lower()
@@ -100,10 +100,12 @@ class Load:
     routing: Counter[str]
 
     def quantile(self, share: float) -> float:
+        """Latency in milliseconds that `share` of the requests stay below."""
         ordered = sorted(self.latencies_ms)
         return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else float("nan")
 
     def as_dict(self) -> dict[str, Any]:
+        """For the result file."""
         return {
             "requests": len(self.latencies_ms),
             "errors": self.errors,
