@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from appliance import settings as configuration
 from appliance.errors import ApplianceError, OperationError
@@ -16,6 +17,9 @@ from appliance.operations.doctor.facts import host, release, trust
 from appliance.operations.doctor.snapshot import Snapshot
 
 OUTSIDE = ("192.0.2.1", "2001:db8::1")  # documentation networks (RFC 5737, RFC 3849): only a default route leads there
+
+
+Facts = TypeVar("Facts")
 
 
 @dataclass(frozen=True)
@@ -63,28 +67,45 @@ def gather(places: Places, *, now: datetime, deep: bool = False, probe: Sequence
         gateway = status.collect(chosen)
     except ApplianceError as error:
         gateway = error
+    except OSError as error:
+        gateway = OperationError("OPERATION_UNREADABLE", f"{places.config}: {error.strerror}", path=str(places.config))
     store = chosen.trust.store if chosen is not None and chosen.trust is not None else places.state / "trust"
+    unfinished = _looked(places.state, lambda: release.unfinished(places.prefix))
     state = [path for path in (places.state, chosen.state_dir if chosen else None) if path is not None]
     return Snapshot(
         at=now,
         uid=os.geteuid(),
-        trust=trust.trust(store),
+        trust=_looked(store, lambda: trust.trust(store)),
         volumes=host.volumes([*state, places.prefix, Path("/tmp")]),  # noqa: S108 (its space is looked at)
-        certificates=trust.certificates(chosen),
-        drift=release.drift(places.prefix, now=now, deep=deep),
+        certificates=_looked(places.config, lambda: trust.certificates(chosen)),
+        drift=_looked(places.prefix, lambda: release.drift(places.prefix, now=now, deep=deep)),
         modes=host.modes(_secrets(chosen, places), [*state, store], _code(places)),
         kernel=host.kernel(),
         listeners=host.listeners(),
         egress=host.attempts(probe) or host.routes(OUTSIDE),
-        channels=trust.channels(places.state / "sync"),
+        channels=_looked(places.state, lambda: trust.channels(places.state / "sync")),
         gateway=gateway,
         expected_ports=frozenset({chosen.listen.port} if chosen else ()),
-        unfinished=release.unfinished(places.prefix),
+        unfinished=unfinished if isinstance(unfinished, str) else None,
     )
 
 
+def _looked(path: Path, look: Callable[[], Facts]) -> Facts | ApplianceError:
+    """The facts, or the refusal to say that they could not be had: a doctor that breaks off helps nobody."""
+    try:
+        return look()
+    except ApplianceError as error:
+        return error
+    except OSError as error:
+        where = error.filename or path
+        return OperationError("OPERATION_UNREADABLE", f"{where}: {error.strerror}", path=str(where), uid=os.geteuid())
+
+
 def _secrets(chosen: configuration.Settings | None, places: Places) -> list[Path]:
-    found = [path for folder in ("secrets", "tls") for path in (places.prefix / "etc" / folder).glob("*.key")]
+    found: list[Path] = []
+    for folder in ("secrets", "tls"):
+        with contextlib.suppress(PermissionError):  # then others cannot read them either
+            found += (places.prefix / "etc" / folder).glob("*.key")
     if chosen is not None:
         found += [chosen.litellm.master_key_file, *chosen.litellm.secrets.values()]
         if chosen.listen.tls is not None:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import socket
+import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -224,3 +225,26 @@ def test_an_unfinished_installation_is_told(prefix):
     assert release.unfinished(prefix) is None
     for name in home.journal.iterdir():
         assert name.is_file()
+
+
+def test_what_this_user_may_not_read_is_unknown_and_the_rest_is_told(tmp_path):
+    if os.geteuid() != 0:
+        pytest.skip("only root can become nobody")
+    prefix = tmp_path / "prefix"
+    for folder in (prefix / "state", prefix / "etc"):
+        folder.mkdir(parents=True, mode=0o700)
+    for folder in [prefix, *prefix.parents]:
+        if str(folder).startswith(str(tmp_path.parents[1])):
+            folder.chmod(0o755)
+    asked = "import os, sys; os.setgid(65534); os.setuid(65534); from appliance.cli.main import main; main()"
+    whole = "import appliance.operations.doctor.gather, appliance.operations.doctor.checks, appliance.cli.doctor;"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{whole} from appliance.errors import catalogue; catalogue(); {asked}",
+         "doctor", "--prefix", str(prefix), "--json"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    found = {finding["check"]: finding for finding in json.loads(done.stdout)["findings"]}
+    assert found["trust-metadata"]["code"] == "OPERATION_UNREADABLE"
+    assert found["trust-metadata"]["severity"] == "unknown"
+    assert found["kernel"]["severity"] in {"ok", "warning"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -23,7 +24,7 @@ def volumes(paths: Iterable[Path]) -> tuple[Volume, ...]:
     """The file systems below the paths, each once."""
     found: dict[int, Volume] = {}
     for path in paths:
-        if path.exists():
+        with contextlib.suppress(OSError):  # not there, or not ours to see
             space = os.statvfs(path)
             found.setdefault(
                 path.stat().st_dev,
