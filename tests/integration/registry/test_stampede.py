@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from redis import Redis  # noqa: F401 (imported once here, not by each of fifty forked processes)
 
 from appliance.errors import RegistryError
 from appliance.files import sha256_hex
