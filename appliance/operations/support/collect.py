@@ -19,7 +19,7 @@ from appliance import __version__
 from appliance import settings as configuration
 from appliance.bundle.releases import installed_releases
 from appliance.bundle.stage0.journal import Prefix
-from appliance.errors import ApplianceError
+from appliance.errors import ApplianceError, OperationError
 from appliance.gateway import litellm_config
 from appliance.operations import status
 from appliance.operations.doctor.checks import examine
@@ -140,7 +140,13 @@ def collect(places: Places, *, now: datetime, logs: Sequence[Path] = (), journal
     add("trust.json", TRUST, trust_state)
     lines = [*_journal(journal), *(line for path in logs for line in _tail(path))]
     add("log.json", [LOG_LINE], lambda: [event for line in lines[-LOG_LINES:] if (event := _event(line)) is not None])
-    return Collection(files, dict(sorted((+left_out).items())), tuple(_secret_files(places)))
+    try:
+        secret_files = tuple(_secret_files(places))
+    except PermissionError as error:  # without them the gate could not know what it looks for
+        raise OperationError(
+            "OPERATION_UNREADABLE", f"{error.filename}: {error.strerror}", path=error.filename
+        ) from None
+    return Collection(files, dict(sorted((+left_out).items())), secret_files)
 
 
 def _versions(now: datetime) -> dict[str, Any]:

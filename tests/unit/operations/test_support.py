@@ -196,3 +196,16 @@ def test_the_archive_is_readable_by_stock_tar(host, tmp_path):
     support_bundle(places, tmp_path / "out.tar", now=NOW)
     with tarfile.open(fileobj=io.BytesIO((tmp_path / "out.tar").read_bytes()), mode="r:") as tar:
         assert tar.getnames()
+
+
+def test_where_the_secrets_cannot_be_listed_nothing_is_written(host, tmp_path, monkeypatch):
+    places, _ = host
+
+    def denied(_places):
+        raise PermissionError(13, "Permission denied", "secrets")
+
+    monkeypatch.setattr("appliance.operations.support.collect._secret_files", denied)
+    with pytest.raises(OperationError) as refused:
+        support_bundle(places, tmp_path / "out.tar", now=NOW)
+    assert refused.value.code == "OPERATION_UNREADABLE"
+    assert not (tmp_path / "out.tar").exists()
