@@ -150,7 +150,8 @@ def inventory(
 
         def text(console: Console) -> None:
             console.print(
-                f"{statement['name']} {statement['version']} ({statement['profile']}), {len(statement['members'])} files",
+                f"{statement['name']} {statement['version']} ({statement['profile']}), "
+                f"{len(statement['members'])} files",
                 markup=False,
             )
             console.print(f"digest {statement['digest']}", markup=False)

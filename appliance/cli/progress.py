@@ -20,7 +20,8 @@ class Rate:
     def __call__(self, done: int, total: int) -> None:
         """Show it if it is time to."""
         now, live, quarter = time.monotonic(), sys.stderr.isatty(), done * 4 // max(total, 1)
-        if self._quiet or (live and now - self._shown < 0.2 and done < total) or (not live and quarter == self._quarter):
+        too_soon = now - self._shown < 0.2 and done < total if live else quarter == self._quarter
+        if self._quiet or too_soon:
             return
         self._shown, self._quarter = now, quarter
         end = "" if live and done < total else "\n"
