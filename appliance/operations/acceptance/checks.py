@@ -213,12 +213,12 @@ def dependencies(snapshot: Snapshot, payload: Path) -> Result:
     installed = {name: present.get(name) for name in wanted}
     differing = {name: [wanted[name], installed[name]] for name in wanted if wanted[name] != installed[name]}
     named = _sbom(payload)
-    unnamed = sorted(set(wanted) - set(named)) if named else []
+    unnamed = sorted(set(wanted) - set(named))
     clean = not (drift.changed or drift.missing or drift.foreign or drift.signature_problem)
     evidence = {
         "release": drift.release, "signer": drift.signer, "files": drift.compared, "changed": list(drift.changed),
         "missing": list(drift.missing), "foreign": list(drift.foreign), "distributions": len(wanted),
-        "differing": differing, "sbom_components": len(named), "not_in_sbom": unnamed,
+        "differing": differing, "sbom_components": len(named), "not_in_sbom": unnamed if named else "no SBOM is carried",
     }  # fmt: skip
     return Result("dependency integrity", requirement, clean and not differing and not unnamed, evidence)
 

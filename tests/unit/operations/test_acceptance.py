@@ -55,6 +55,13 @@ def test_a_distribution_that_the_sbom_does_not_name_does_not_hold(payload):
     assert result.evidence["not_in_sbom"] == ["tuf"]
 
 
+def test_a_release_without_an_sbom_does_not_hold(payload):
+    (payload / "sbom.cdx.json").unlink()
+    result = dependencies(HEALTHY, payload)
+    assert not result.passed
+    assert result.evidence["not_in_sbom"] == "no SBOM is carried"
+
+
 @pytest.mark.parametrize(
     "drift",
     [
