@@ -38,9 +38,7 @@ def main() -> None:
         card = extract(sources, Path(folder) / "outcomes.jsonl", redact=load_redactor(None))
         seconds = time.perf_counter() - started
     peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(
-        f"{card['joined']} of {calls} calls, {2 * calls / seconds:.0f} rows/s, {seconds:.0f} s, {peak_mib:.0f} MiB"
-    )
+    print(f"{card['joined']} of {calls} calls, {2 * calls / seconds:.0f} rows/s, {seconds:.0f} s, {peak_mib:.0f} MiB")
 
 
 def span(number: int) -> str:
