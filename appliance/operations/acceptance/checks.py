@@ -218,7 +218,8 @@ def dependencies(snapshot: Snapshot, payload: Path) -> Result:
     evidence = {
         "release": drift.release, "signer": drift.signer, "files": drift.compared, "changed": list(drift.changed),
         "missing": list(drift.missing), "foreign": list(drift.foreign), "distributions": len(wanted),
-        "differing": differing, "sbom_components": len(named), "not_in_sbom": unnamed if named else "no SBOM is carried",
+        "differing": differing, "sbom_components": len(named),
+        "not_in_sbom": unnamed if named else "no SBOM is carried",
     }  # fmt: skip
     return Result("dependency integrity", requirement, clean and not differing and not unnamed, evidence)
 
