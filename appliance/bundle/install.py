@@ -15,16 +15,15 @@ from typing import Any
 
 from appliance.bundle.authentication import Authenticator, FullVerdict
 from appliance.bundle.completing import Completion
+from appliance.bundle.downgrade import authorise, is_authorised, is_older, refused_downgrade, settle
 from appliance.bundle.refusals import appliance_errors
-from appliance.bundle.releases import check_state, collect_garbage, installed_releases
+from appliance.bundle.releases import check_state, collect_garbage
 from appliance.bundle.stage0.extract import check_members
 from appliance.bundle.stage0.journal import Prefix
 from appliance.bundle.stage0.main import release_region
-from appliance.bundle.stage0.manifest import Manifest
 from appliance.bundle.stage0.media import Head, choose, open_sources
 from appliance.bundle.stage0.preflight import Finding, preflight_findings, read_host, refuse_unfit
 from appliance.bundle.stage0.preparing import Conduct, is_settled, prepare, require_base
-from appliance.errors import InstallError
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ def install(
     conduct: Conduct | None = None,
     dry_run: bool = False,
     ports: Sequence[int] = (),
-    allow_downgrade: bool = False,
+    downgrade: bytes | None = None,
     inherited_lock: int | None = None,
 ) -> Report:
     """Install a release below a prefix.
@@ -105,7 +104,8 @@ def install(
         conduct: how to speak, and the interpreter for the environment.
         dry_run: check the media and the host, write nothing.
         ports: ports that the gateway will want.
-        allow_downgrade: take a release with a lower epoch than the current one.
+        downgrade: authorisation for a release with a lower epoch than the current one (`appliance ca authorise`);
+            it is used up.
         inherited_lock: the lock's descriptor where stage 0 holds it already.
 
     Returns:
@@ -138,8 +138,9 @@ def install(
         require_base(prefix, release)
         findings = _preflight(prefix, verdict, conduct, now, ports)
         check_state(prefix, manifest)
-        if not allow_downgrade:
-            _check_epoch(prefix, manifest)
+        unauthorised = is_older(prefix, manifest) and not is_authorised(prefix, manifest)
+        if unauthorised and downgrade is None:
+            raise refused_downgrade(prefix, manifest)
         region = release_region(chosen, release, set_aside + unreadable, report_repair)
         if dry_run:
             carried = set(release.carried) if release.carried is not None else None
@@ -152,9 +153,12 @@ def install(
         with prefix.locked(inherited_lock):
             if is_settled(prefix, release):
                 return Report(verdict, findings, "already installed", prefix.active())
+            if unauthorised and downgrade is not None:
+                authorise(prefix, manifest, downgrade, now)
             transaction = prepare(prefix, release, region, conduct)
             completion = Completion(prefix, verdict, authenticator, heads[manifest.digest], conduct, now)
             health = completion.run(transaction)
+            settle(prefix)
             removed = collect_garbage(prefix)
     return Report(verdict, findings, "installed", transaction.previous, tuple(health), tuple(removed), tuple(repaired))
 
@@ -173,15 +177,3 @@ def _preflight(
     if not is_settled(prefix, verdict.release):
         refuse_unfit(findings)
     return tuple(findings)
-
-
-def _check_epoch(prefix: Prefix, manifest: Manifest) -> None:
-    """An old release, genuine but replaced for a reason, does not come back by being carried in again."""
-    current = next((release for release in installed_releases(prefix) if release.current), None)
-    if current is not None and current.manifest.name == manifest.name and manifest.epoch < current.manifest.epoch:
-        raise InstallError(
-            "INSTALL_DOWNGRADE",
-            f"the release is older (epoch {manifest.epoch}) than the current one (epoch {current.manifest.epoch})",
-            current=current.id,
-            offered=manifest.release_id,
-        )

@@ -20,6 +20,7 @@ from appliance.cli.progress import Rate
 from appliance.files import read_regular
 
 MAX_ANCHOR_BYTES = 1024 * 1024
+MAX_TOKEN_BYTES = 64 * 1024
 Prefix = Annotated[Path, typer.Option("--prefix", help="Where the appliance lives.", show_default=True)]
 DEFAULT_PREFIX = Path("/opt/appliance")
 
@@ -35,9 +36,13 @@ def install(
         list[int] | None, typer.Option("--port", help="A port the gateway will use; warn if it is taken.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check media and host; write nothing.")] = False,
-    allow_downgrade: Annotated[
-        bool, typer.Option("--allow-downgrade", help="Take a release older than the current one.")
-    ] = False,
+    downgrade: Annotated[
+        Path | None,
+        typer.Option(
+            "--allow-downgrade",
+            help="Authorisation for an older release: TOKEN from `appliance ca authorise downgrade`.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Install a release from media, atomically: the old release or the new one runs, never neither."""
@@ -54,7 +59,7 @@ def install(
             conduct=Conduct(say=say, progress=Rate(quiet=as_json), python=_base_python()),
             dry_run=dry_run,
             ports=port or (),
-            allow_downgrade=allow_downgrade,
+            downgrade=read_regular(downgrade, max_bytes=MAX_TOKEN_BYTES) if downgrade else None,
             inherited_lock=int(lock) if lock.isdigit() else None,
         )
         manifest = report.verdict.release.manifest

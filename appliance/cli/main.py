@@ -33,7 +33,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "doctor": ("appliance.cli.doctor", "doctor", "Check the host and the appliance; say what to do."),
     "validate": ("appliance.cli.validate", "validate", "Run the acceptance of an installed appliance."),
     "explain": ("appliance.cli.explain", "explain", "What an error code means and what to do."),
-    "support-bundle": ("appliance.cli.support_bundle", "support_bundle", "Collect what support needs, without secrets."),
+    "support-bundle": ("appliance.cli.support_bundle", "support_bundle", "Collect what support needs, no secrets."),
 }
 
 
@@ -81,7 +81,7 @@ def _top(
 def main() -> None:
     """Entry point. Exit status: 0 done, 1 refused or failed with a code, 2 usage."""
     if "_APPLIANCE_COMPLETE" in os.environ:  # the shell asks for completions: teach typer the shells' dialects
-        from typer.completion import completion_init
+        from typer.completion import completion_init  # type: ignore[attr-defined]
 
         completion_init()
     try:

@@ -39,7 +39,7 @@ REMEDIES = {
     "INSTALL_ARCHITECTURE": "Bring the release for this architecture; see `uname -m`.",
     "INSTALL_CLOCK": "Set the clock (`date -u -s ...`) and run the command again.",
     "INSTALL_CPU": "Use another host, or give the virtual machine the host's processor model; see `lscpu`.",
-    "INSTALL_DOWNGRADE": "Return to an installed release with `appliance rollback`; if this older one is wanted on purpose, add `--allow-downgrade`.",
+    "INSTALL_DOWNGRADE": "Return to an installed release with `appliance rollback`; if this older one is wanted on purpose, have it authorised (`appliance ca authorise downgrade VERSION --machine ID`) and add `--allow-downgrade TOKEN`.",
     "INSTALL_ENVIRONMENT": "Read what uv says; check that the prefix is not noexec, then run the command again.",
     "INSTALL_GLIBC": "Use a newer distribution; see `ldd --version`.",
     "INSTALL_JOURNAL": "Look at the file named; if it is empty or damaged, move it away and run the installation again.",

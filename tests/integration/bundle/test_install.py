@@ -18,6 +18,9 @@ from appliance.bundle.stage0.journal import Prefix
 from appliance.bundle.stage0.preparing import Conduct
 from appliance.cli.main import app
 from appliance.errors import ApplianceError
+from appliance.trust.authorisation import write_token
+from appliance.trust.authority import Authority
+from appliance.trust.store import machine_identity
 from tests.support import bundle as support
 from tests.support.trust import make_authority
 
@@ -144,14 +147,50 @@ def test_state_of_a_newer_release_is_never_silently_used(prefix, releases):
     with pytest.raises(ApplianceError) as caught:
         rollback(Prefix(prefix), to=None, now=datetime.now(UTC))
     assert caught.value.code == "INSTALL_STATE_NEWER"
-    assert refused(releases[1], prefix, allow_downgrade=True).code == "INSTALL_STATE_NEWER"
+    assert refused(releases[1], prefix, downgrade=b"{}").code == "INSTALL_STATE_NEWER"
     assert Prefix(prefix).active() == name(releases[2])
+
+
+def authorisation(authority, version: str) -> bytes:
+    """What two root key holders sign for this host."""
+    holders = Authority.open(authority.path)
+    lifetime = timedelta(days=1)
+    machine = machine_identity()
+    assert machine is not None
+    return write_token(holders, "downgrade", machine=machine, version=version, now=datetime.now(UTC), lifetime=lifetime)
 
 
 def test_an_older_genuine_release_is_not_carried_in_again(prefix, releases):
     bring(releases[1], prefix)
     assert refused(releases[0], prefix).code == "INSTALL_DOWNGRADE"
-    assert bring(releases[0], prefix, allow_downgrade=True).outcome == "installed"
+    assert refused(releases[0], prefix, downgrade=b"yes").code == "TRUST_TOKEN_MALFORMED"
+    assert Prefix(prefix).active() == name(releases[1])
+
+
+def test_an_older_release_comes_back_by_an_authorisation_and_only_once(prefix, releases, authority):
+    bring(releases[1], prefix)
+    other = authorisation(authority, "9.9.9")
+    assert refused(releases[0], prefix, downgrade=other).code == "TRUST_TOKEN_VERSION"
+    token = authorisation(authority, releases[0].built.manifest.version)
+    assert bring(releases[0], prefix, downgrade=token).outcome == "installed"
+    bring(releases[1], prefix)
+    assert refused(releases[0], prefix).code == "INSTALL_DOWNGRADE"
+    assert refused(releases[0], prefix, downgrade=token).code == "TRUST_TOKEN_USED"
+
+
+def test_an_authorised_downgrade_that_was_interrupted_is_taken_up_without_a_second_authorisation(
+    prefix, releases, authority
+):
+    bring(releases[1], prefix)
+    token = authorisation(authority, releases[0].built.manifest.version)
+
+    def pull_the_plug(_step: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bring(releases[0], prefix, downgrade=token, checkpoint=pull_the_plug)
+    assert Prefix(prefix).active() == name(releases[1])
+    assert bring(releases[0], prefix).outcome == "installed"
 
 
 def test_garbage_collection_keeps_the_current_and_the_last_good_release(prefix, releases, authority, tmp_path):
