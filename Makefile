@@ -27,11 +27,10 @@ demo: needs env
 	@$(RUN) -m scripts.demo
 
 test: env
-	$(PYTEST) -m "not serial" -n 2 --dist loadfile --durations 15 $(if $(REPORTS),--junitxml=$(REPORTS)/parallel.xml) $(TESTARGS)
-	$(PYTEST) -m serial --durations 15 $(if $(REPORTS),--junitxml=$(REPORTS)/serial.xml) $(TESTARGS)
+	$(PYTEST) -n 2 --dist loadfile --durations 15 $(if $(REPORTS),--junitxml=$(REPORTS)/tests.xml) $(TESTARGS)
 
 test-fast: env
-	$(PYTEST) -m "not slow and not server and not serial" -n 2 --dist loadfile tests/unit $(TESTARGS)
+	$(PYTEST) -m "not slow and not server" -n 2 --dist loadfile tests/unit $(TESTARGS)
 
 lint: env
 	$(VENV)/bin/ruff check .

@@ -22,6 +22,7 @@ from appliance.operations.doctor.gather import Places, gather
 from appliance.settings import load
 from tests.support.bundle import small_release
 from tests.support.gateway import certificate, deployment, write_config
+from tests.support.servers import service_directory
 from tests.support.upstream import Upstream
 
 pytestmark = pytest.mark.slow
@@ -227,23 +228,29 @@ def test_an_unfinished_installation_is_told(prefix):
         assert name.is_file()
 
 
-def test_what_this_user_may_not_read_is_unknown_and_the_rest_is_told(tmp_path):
+@pytest.fixture
+def others_prefix():
+    """A prefix whose state and configuration only its owner may read, in a place that everybody reaches."""
+    with service_directory() as place:
+        prefix = place / "prefix"
+        for folder in (prefix / "state", prefix / "etc"):
+            folder.mkdir(parents=True, mode=0o700)
+        prefix.chmod(0o755)
+        yield prefix
+
+
+def test_what_this_user_may_not_read_is_unknown_and_the_rest_is_told(others_prefix):
     if os.geteuid() != 0:
         pytest.skip("only root can become nobody")
-    prefix = tmp_path / "prefix"
-    for folder in (prefix / "state", prefix / "etc"):
-        folder.mkdir(parents=True, mode=0o700)
-    for folder in [prefix, *prefix.parents]:
-        if str(folder).startswith(str(tmp_path.parents[1])):
-            folder.chmod(0o755)
     asked = "import os, sys; os.setgid(65534); os.setuid(65534); from appliance.cli.main import main; main()"
     whole = "import appliance.operations.doctor.gather, appliance.operations.doctor.checks, appliance.cli.doctor;"
     done = subprocess.run(
         [sys.executable, "-c", f"{whole} from appliance.errors import catalogue; catalogue(); {asked}",
-         "doctor", "--prefix", str(prefix), "--json"],
+         "doctor", "--prefix", str(others_prefix), "--json"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
+    assert done.stdout, done.stderr
     found = {finding["check"]: finding for finding in json.loads(done.stdout)["findings"]}
     assert found["trust-metadata"]["code"] == "OPERATION_UNREADABLE"
     assert found["trust-metadata"]["severity"] == "unknown"

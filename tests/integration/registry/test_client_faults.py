@@ -259,8 +259,11 @@ def test_mutual_tls_presents_our_certificate(
     with faulty_server(identity, answer(BODY), client_ca_pem=authority.pem) as server:
         opened = store(server.endpoint, client_certificate=certificate, client_key=key)
         assert opened.get("a", max_bytes=len(BODY)) is not None
-        with refused("REGISTRY_TLS", within_s=READ_S):
+        # TLS 1.3 judges the client's certificate after the handshake: the alert may come before or after the server's
+        # closing of the connection, so that the refusal is seen as one or the other
+        with pytest.raises(RegistryError) as refusal:
             store(server.endpoint).get("a", max_bytes=len(BODY))
+        assert refusal.value.code in {"REGISTRY_TLS", "REGISTRY_INTERRUPTED"}
 
 
 def test_a_reset_instead_of_an_answer_is_refused(store: Callable[..., S3Store], identity: Identity) -> None:
