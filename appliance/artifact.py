@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
@@ -41,10 +42,19 @@ class ArtifactFiles:
     files: Mapping[str, bytes]
     signature: bytes | None
 
-    @property
+    def __post_init__(self) -> None:
+        # a copy that nobody can change: the digests below are computed once and stay true
+        object.__setattr__(self, "files", MappingProxyType(dict(self.files)))
+
+    @cached_property
+    def digests(self) -> Mapping[str, str]:
+        """Name -> SHA-256 (hex) of every file."""
+        return MappingProxyType({name: sha256_hex(data) for name, data in self.files.items()})
+
+    @cached_property
     def digest(self) -> str:
         """SHA-256 (hex) of the canonical listing `{name: sha256}`: names the content wherever it lies."""
-        return sha256_hex(documents.write_json({name: sha256_hex(data) for name, data in self.files.items()}))
+        return sha256_hex(documents.write_json(dict(self.digests)))
 
     @property
     def kind(self) -> Kind:
@@ -74,7 +84,7 @@ class ArtifactFiles:
 def from_files(files: Mapping[str, bytes]) -> ArtifactFiles:
     """Split a mapping of files (as a registry or a folder gives it) into content and signature."""
     content = {name: data for name, data in files.items() if name != SIGNATURE_NAME}
-    return ArtifactFiles(MappingProxyType(content), files.get(SIGNATURE_NAME))
+    return ArtifactFiles(content, files.get(SIGNATURE_NAME))
 
 
 def read(directory: Path) -> ArtifactFiles:
@@ -160,7 +170,7 @@ def router_metadata(artifact: ArtifactFiles) -> RouterMetadata:
         ArtifactError: ARTIFACT_MISSING, ARTIFACT_METADATA, ARTIFACT_VERSION.
     """
     metadata = _metadata(RouterMetadata, artifact, "router")
-    actual = {name: sha256_hex(data) for name, data in artifact.files.items() if name != METADATA_NAMES["router"]}
+    actual = {name: digest for name, digest in artifact.digests.items() if name != METADATA_NAMES["router"]}
     if metadata.files != actual:
         differing = sorted(set(metadata.files.items()) ^ set(actual.items()))
         raise ArtifactError(

@@ -99,13 +99,13 @@ def artifact_cost(zone: DevelopmentAuthority, count: int = 200) -> dict[str, Any
     """CPU milliseconds of one verification, warm; and of the first, which parses the trusted root."""
     files = {"router.yaml": b"name: r\n", "router.safetensors": os.urandom(256 * 1024)}
     signature = zone.signer("import-officer").sign_artifact(files)
-    artifact, material, now = (
-        from_files({**files, "artifact.sigstore.json": signature}),
-        zone.material,
-        datetime.now(UTC),
-    )
-    first = timed(lambda: verify_artifact(artifact, material=material, at=now))
-    runs = sorted(timed(lambda: verify_artifact(artifact, material=material, at=now))[0] * 1000 for _ in range(count))
+    handed_in, material, now = {**files, "artifact.sigstore.json": signature}, zone.material, datetime.now(UTC)
+
+    def verify_afresh() -> None:  # an artifact remembers its digests, so each run gets a new one
+        verify_artifact(from_files(handed_in), material=material, at=now)
+
+    first = timed(verify_afresh)
+    runs = sorted(timed(verify_afresh)[0] * 1000 for _ in range(count))
     payload = b'{"_type":"https://appliance.internal/release/v1"}\n'
     bundle = zone.signer("release-signer").sign_statement(payload)
     statements = sorted(

@@ -6,13 +6,13 @@ nothing else, files in name order. Anything wider is refused, however well it is
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
 from appliance import documents
 from appliance.artifact import SIGNATURE_NAME
 from appliance.errors import DocumentError, TrustError
+from appliance.files import sha256_hex
 from appliance.trust.names import IN_TOTO_STATEMENT, OMS_PREDICATE
 
 _SUBJECT = "artifact"
@@ -20,11 +20,11 @@ _SUBJECT = "artifact"
 
 def payload(files: Mapping[str, bytes]) -> bytes:
     """The statement over an artifact's files (without its signature), canonical JSON."""
-    return documents.write_json(_statement(files))
+    return documents.write_json(_statement({name: sha256_hex(data) for name, data in files.items()}))
 
 
-def check(data: bytes, files: Mapping[str, bytes]) -> None:
-    """Compare a (verified) payload with the files that are there.
+def check(data: bytes, digests: Mapping[str, str]) -> None:
+    """Compare a (verified) payload with the digests (name -> SHA-256, hex) of the files that are there.
 
     Raises:
         TrustError: TRUST_OMS_MALFORMED, TRUST_OMS_TYPE, TRUST_OMS_IGNORED, TRUST_OMS_FILES.
@@ -33,7 +33,7 @@ def check(data: bytes, files: Mapping[str, bytes]) -> None:
         statement = documents.read_json(data, what="artifact statement")
     except DocumentError as error:
         raise TrustError("TRUST_OMS_MALFORMED", error.cause) from None
-    expected = _statement(files)
+    expected = _statement(digests)
     if not isinstance(statement, dict) or statement.keys() != expected.keys():
         raise TrustError("TRUST_OMS_MALFORMED", "the artifact statement has other fields than it should")
     for field in ("_type", "predicateType"):
@@ -57,11 +57,12 @@ def check(data: bytes, files: Mapping[str, bytes]) -> None:
         raise TrustError("TRUST_OMS_MALFORMED", "the artifact statement is not in canonical form")
 
 
-def _statement(files: Mapping[str, bytes]) -> dict[str, Any]:
-    digests = {name: hashlib.sha256(files[name]).digest() for name in sorted(files)}
+def _statement(digests: Mapping[str, str]) -> dict[str, Any]:
+    names = sorted(digests)
+    together = b"".join(bytes.fromhex(digests[name]) for name in names)
     return {
         "_type": IN_TOTO_STATEMENT,
-        "subject": [{"name": _SUBJECT, "digest": {"sha256": hashlib.sha256(b"".join(digests.values())).hexdigest()}}],
+        "subject": [{"name": _SUBJECT, "digest": {"sha256": sha256_hex(together)}}],
         "predicateType": OMS_PREDICATE,
         "predicate": {
             "serialization": {
@@ -70,9 +71,7 @@ def _statement(files: Mapping[str, bytes]) -> dict[str, Any]:
                 "allow_symlinks": False,
                 "ignore_paths": [SIGNATURE_NAME],
             },
-            "resources": [
-                {"name": name, "algorithm": "sha256", "digest": digest.hex()} for name, digest in digests.items()
-            ],
+            "resources": [{"name": name, "algorithm": "sha256", "digest": digests[name]} for name in names],
         },
     }
 

@@ -105,7 +105,7 @@ def verify_artifact(
     if payload_type != IN_TOTO_PAYLOAD_TYPE:
         raise TrustError("TRUST_PAYLOAD_TYPE", "the envelope holds something else", payload_type=payload_type[:100])
     verdict = _judge(evidence, artifact.kind, artifact.digest, material.policy, at, role=role)
-    oms.check(payload, artifact.files)
+    oms.check(payload, artifact.digests)
     _check_formats(artifact, material.policy)
     return verdict
 
