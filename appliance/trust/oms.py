@@ -29,11 +29,14 @@ def check(data: bytes, digests: Mapping[str, str]) -> None:
     Raises:
         TrustError: TRUST_OMS_MALFORMED, TRUST_OMS_TYPE, TRUST_OMS_IGNORED, TRUST_OMS_FILES.
     """
+    expected = _statement(digests)
+    if data == documents.write_json(expected):
+        return
+    # it is refused; what follows finds out why
     try:
         statement = documents.read_json(data, what="artifact statement")
     except DocumentError as error:
         raise TrustError("TRUST_OMS_MALFORMED", error.cause) from None
-    expected = _statement(digests)
     if not isinstance(statement, dict) or statement.keys() != expected.keys():
         raise TrustError("TRUST_OMS_MALFORMED", "the artifact statement has other fields than it should")
     for field in ("_type", "predicateType"):
@@ -53,8 +56,7 @@ def check(data: bytes, digests: Mapping[str, str]) -> None:
     _compare(predicate["resources"], expected["predicate"]["resources"])
     if statement != expected:
         raise TrustError("TRUST_OMS_MALFORMED", "the artifact statement's subject does not sum up its files")
-    if data != documents.write_json(statement):
-        raise TrustError("TRUST_OMS_MALFORMED", "the artifact statement is not in canonical form")
+    raise TrustError("TRUST_OMS_MALFORMED", "the artifact statement is not in canonical form")
 
 
 def _statement(digests: Mapping[str, str]) -> dict[str, Any]:
