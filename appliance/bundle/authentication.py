@@ -18,6 +18,7 @@ from appliance.bundle.stage0.media import DELTA, DELTA_SIGNATURE, MANIFEST, SIGN
 from appliance.bundle.stage0.preparing import Authenticated
 from appliance.bundle.stage0.refusal import space_refusals
 from appliance.errors import BundleError, TrustError
+from appliance.files import sha256_hex
 from appliance.trust.store import TrustStore
 from appliance.trust.verification import TrustMaterial, Verdict, verify_statement
 
@@ -52,7 +53,7 @@ class Authenticator:
             BundleError: BUNDLE_ANCHOR, BUNDLE_HEAD. Refused: what the manifest's reader refuses.
         """
         with _copying("reading the trust metadata"), tempfile.TemporaryDirectory(prefix="appliance-trust-") as work:
-            store = self._store(head, Path(work))
+            store = self._first_store(head, Path(work)) if self._state is None else self._store(head, Path(work))
             return self._judge(head, store.material(now=self._now), store.checked_time(self._now))
 
     def commit(self, head: Head, state: Path, *, witness: datetime) -> None:
@@ -75,11 +76,26 @@ class Authenticator:
                 store = TrustStore.initialise(state, self._required_anchor(), source, now=self._now)
             store.witness(witness)
 
+    def _first_store(self, head: Head, work: Path) -> TrustStore:
+        """A throw-away trust state on a host that has none; where the anchor does not fit, that is what is said."""
+        anchor, carried = self._required_anchor(), head.files.get("trust/anchor.json", b"")
+        try:
+            return TrustStore.initialise(work / "state", anchor, _written(head, work), now=self._now)
+        except TrustError as error:
+            if error.code != "TRUST_THRESHOLD" or anchor == carried:
+                raise
+            raise BundleError(
+                "BUNDLE_ANCHOR",
+                "the release was made for another anchor than the one given",
+                given=sha256_hex(anchor),
+                carried=sha256_hex(carried),
+                because=error.code,
+            ) from error
+
     def _store(self, head: Head, work: Path) -> TrustStore:
-        """A throw-away trust state that has seen the media's metadata."""
+        """A throw-away copy of the host's trust state that has seen the media's metadata."""
         source = _written(head, work)
-        if self._state is None:
-            return TrustStore.initialise(work / "state", self._required_anchor(), source, now=self._now)
+        assert self._state is not None  # noqa: S101 (the caller asked)
         shutil.copytree(self._state, work / "state", symlinks=True)
         store = TrustStore.open(work / "state")
         _refresh(store, source, self._now)

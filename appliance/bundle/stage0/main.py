@@ -51,7 +51,16 @@ def authenticate_with_openssl(head: Head, anchor_bytes: bytes) -> tuple[Authenti
         Refused: what `verify_with_openssl`, `read_manifest` and `check_head` refuse.
     """
     anchor = read_anchor(anchor_bytes)
-    verdict = verify_with_openssl(head.files[MANIFEST], head.files[SIGNATURE], anchor)
+    try:
+        verdict = verify_with_openssl(head.files[MANIFEST], head.files[SIGNATURE], anchor)
+    except Refused as refusal:
+        carried = head.files.get("trust/anchor.json", b"")
+        if refusal.code not in {"BUNDLE_TIMESTAMP", "BUNDLE_CERTIFICATE"} or carried == anchor_bytes:
+            raise
+        raise Refused(
+            "BUNDLE_ANCHOR", "the release was made for another anchor than the one given",
+            given=anchor.fingerprint, carried=hashlib.sha256(carried).hexdigest(), because=refusal.code,
+        ) from None  # fmt: skip
     manifest = read_manifest(head.files[MANIFEST])
     delta = None
     if DELTA in head.files:

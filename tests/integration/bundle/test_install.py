@@ -221,7 +221,8 @@ def test_the_wrong_trust_root_is_refused_and_writes_nothing(releases, tmp_path):
     other = make_authority(tmp_path / "other")
     with pytest.raises(ApplianceError) as caught:
         install([releases[0].media], tmp_path / "fresh", other.anchor, now=datetime.now(UTC))
-    assert caught.value.code.startswith("TRUST_")
+    assert caught.value.code == "BUNDLE_ANCHOR"
+    assert caught.value.evidence["because"] == "TRUST_THRESHOLD"
     assert not (tmp_path / "fresh").exists()
 
 

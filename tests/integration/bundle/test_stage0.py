@@ -91,7 +91,7 @@ def test_stage_0_refuses_another_authority_s_anchor(stage0, release, tmp_path):
     other = make_authority(tmp_path / "other")
     done = run(stage0, release.media, "--prefix", tmp_path / "p", "--trust", other.path / "anchor.json")
     assert done.returncode == 1
-    assert "BUNDLE_TIMESTAMP" in done.stderr
+    assert "BUNDLE_ANCHOR" in done.stderr
     assert "next: " in done.stderr
     assert not (tmp_path / "p").exists()
 
