@@ -1,10 +1,16 @@
-"""Telling the service manager how we are: readiness, a sign of life, the end (sd_notify(3), without its library)."""
+"""How we speak with the service manager, without its library.
+
+We tell it how we are: readiness, a sign of life, the end (sd_notify(3)). It hands over the listening sockets that it
+keeps while we are restarted (sd_listen_fds(3)).
+"""
 
 from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
+
+FIRST_HANDED = 3  # SD_LISTEN_FDS_START
 
 
 def notify(state: str, environment: Mapping[str, str] = os.environ) -> bool:
@@ -39,3 +45,21 @@ def watchdog_interval_s(environment: Mapping[str, str] = os.environ, *, pid: int
     if not microseconds.isdecimal() or int(microseconds) == 0:
         return None
     return int(microseconds) / 2_000_000
+
+
+def handed_sockets(
+    environment: MutableMapping[str, str] = os.environ, *, pid: int | None = None
+) -> list[socket.socket]:
+    """The sockets that the service manager opened for this process; each is handed over once.
+
+    Returns:
+        Not inheritable sockets, in the order of the unit; empty where none are meant for this process.
+    """
+    wanted, count = environment.pop("LISTEN_PID", ""), environment.pop("LISTEN_FDS", "")
+    environment.pop("LISTEN_FDNAMES", None)
+    if wanted != str(os.getpid() if pid is None else pid) or not count.isdecimal():
+        return []
+    found = [socket.socket(fileno=number) for number in range(FIRST_HANDED, FIRST_HANDED + int(count))]
+    for each in found:
+        each.set_inheritable(False)
+    return found

@@ -29,7 +29,9 @@ def serve(
         chosen = settings.load(config)
         if check:
             boot.check(chosen)
-            show({"valid": True, "config": str(config)}, as_json, lambda out: out.print(f"{config} is valid"))
+            where = f"[{chosen.listen.host}]" if ":" in chosen.listen.host else chosen.listen.host
+            value = {"valid": True, "config": str(config), "listen": f"{where}:{chosen.listen.port}"}
+            show(value, as_json, lambda out: out.print(f"{config} is valid"))
             return
         logs.configure()
         status = boot.boot(chosen)

@@ -83,6 +83,8 @@ class Application:
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
                 self._metrics.answered(message["status"])
+                if not self._ready():  # draining: the next request belongs on a connection to whoever comes next
+                    message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
             await send(message)
 
         self._metrics.running += 1

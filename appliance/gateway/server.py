@@ -17,15 +17,19 @@ from typing import Any
 import uvicorn
 
 from appliance.errors import GatewayError
-from appliance.notify import notify, watchdog_interval_s
+from appliance.notify import handed_sockets, notify, watchdog_interval_s
 from appliance.settings import Drain, Listen
 
 log = logging.getLogger("appliance.server")
 LAST_SECONDS = 10  # from the end of the streams to the end of the process
+FRESH_S = 1.0  # who connected just before the listener closed has so long to ask (or `drain.readiness_s`, if shorter)
 
 
 def listen(settings: Listen) -> socket.socket:
     """Bind the listener before anything slow is imported, so that a taken port is refused at once.
+
+    Where the service manager holds it (`appliance-gateway.socket`), it is taken over instead: connections that come
+    while one gateway has gone and the next one boots wait in the kernel's queue and are answered.
 
     Raises:
         GatewayError: GATEWAY_PORT_IN_USE, GATEWAY_ADDRESS.
@@ -37,6 +41,8 @@ def listen(settings: Listen) -> socket.socket:
         )[0]
     except socket.gaierror as error:
         raise GatewayError("GATEWAY_ADDRESS", f"{where}: {error.strerror}", address=where) from None
+    for handed in handed_sockets():
+        return _checked(handed, address, where)
     listener = socket.socket(family, kind)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -47,6 +53,20 @@ def listen(settings: Listen) -> socket.socket:
         code = "GATEWAY_PORT_IN_USE" if error.errno == errno.EADDRINUSE else "GATEWAY_ADDRESS"
         raise GatewayError(code, f"{where}: {error.strerror}", address=where) from None
     return listener
+
+
+def _checked(handed: socket.socket, address: tuple[Any, ...], where: str) -> socket.socket:
+    """A socket of the service manager must be the one that was configured: TLS and locks were judged for that."""
+    found = handed.getsockname()
+    if handed.type != socket.SOCK_STREAM or found[:2] != address[:2]:
+        handed.close()
+        raise GatewayError(
+            "GATEWAY_ADDRESS",
+            f"the service manager listens on {found}, the configuration says {where}",
+            address=where,
+            remedy="Write the address of appliance.yaml into the socket unit: `scripts/install-units --apply`.",
+        )
+    return handed
 
 
 def check_tls(settings: Listen) -> None:
@@ -170,6 +190,16 @@ class Server(uvicorn.Server):
         else:
             notify("WATCHDOG=1")
         self._next_sign_at = now + (self._sign_interval_s or 0)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the listener, hear out who had just connected, then end as uvicorn does.
+
+        uvicorn closes a connection that has not asked yet, and does not know those still in the TLS handshake.
+        """
+        for each in [*self.servers, *(sockets or ())]:
+            each.close()
+        await asyncio.sleep(min(FRESH_S, self._drain.readiness_s))
+        await super().shutdown(sockets)
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve until stopped."""

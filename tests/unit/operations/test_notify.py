@@ -1,6 +1,8 @@
 import socket
+import subprocess
+import sys
 
-from appliance.notify import notify, watchdog_interval_s
+from appliance.notify import handed_sockets, notify, watchdog_interval_s
 
 
 def test_the_manager_hears_that_the_service_is_ready(tmp_path):
@@ -42,3 +44,31 @@ def test_nobody_waits_for_a_sign_of_life():
     assert watchdog_interval_s({"WATCHDOG_USEC": "0"}) is None
     assert watchdog_interval_s({"WATCHDOG_USEC": "soon"}) is None
     assert watchdog_interval_s({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "8"}, pid=7) is None
+
+
+TAKE_OVER = """
+import os, sys
+from appliance.notify import handed_sockets
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1", LISTEN_FDNAMES="x")
+(taken,) = handed_sockets()
+assert taken.getsockname()[1] == int(sys.argv[1])
+assert not taken.get_inheritable()
+assert handed_sockets() == []
+assert not [name for name in os.environ if name.startswith("LISTEN_")]
+"""
+
+
+def test_a_listener_of_the_manager_is_taken_over_once_and_not_inherited_further():
+    with socket.create_server(("127.0.0.1", 0)) as manager:
+        done = subprocess.run(  # the shell puts it where a manager puts it
+            ["bash", "-c", f'exec "$@" 3<&{manager.fileno()}', "bash", sys.executable, "-c", TAKE_OVER,
+             str(manager.getsockname()[1])],
+            pass_fds=[manager.fileno()], capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_socket_that_is_meant_for_another_process_is_left_alone():
+    assert handed_sockets({}) == []
+    assert handed_sockets({"LISTEN_PID": "7", "LISTEN_FDS": "1"}, pid=8) == []
+    assert handed_sockets({"LISTEN_PID": "7", "LISTEN_FDS": "many"}, pid=7) == []
