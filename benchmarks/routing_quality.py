@@ -52,7 +52,7 @@ def main() -> None:
         started = time.perf_counter()
         predicted[strategy] = model.scores(unseen.prompts)
         milliseconds = (time.perf_counter() - started) / len(unseen) * 1e3
-        report = evaluate_scores(predicted[strategy], unseen.scores, unseen.groups, unseen.labels)
+        report = evaluate_scores(predicted[strategy], unseen)
         figures = ["apgr", "cpt50", "cpt80"] if len(unseen.labels) == 2 else ["accuracy", "gap_closed"]
         values = ", ".join(f"{name} {report[name]} {report['intervals'][name]}" for name in figures)
         gain = f"over best single {report['gain_over_best_single']:+} {report['intervals']['gain_over_best_single']}"

@@ -209,7 +209,7 @@ def package(
             baseline, against = other.predicted[:, order], serving.digest
         verdict = judge(
             measured.predicted,
-            measured.examples.scores,
+            measured.examples.actual,
             measured.examples.groups,
             baseline=baseline,
             against=against,

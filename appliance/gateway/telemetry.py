@@ -22,6 +22,8 @@ def attributes(decision: Decision) -> dict[str, str | int | float | bool]:
         "router.latency_ms": decision.latency_ms,
         "router.fallback_triggered": decision.outcome in {"fallback", "timeout", "error"},
         "router.request_id": decision.request_id,
+        "router.call_id": decision.call_id,  # joins the spend log
+        "router.propensity": decision.propensity,  # what an off-policy estimate rests on
     }
     if decision.score is not None:
         values["router.score"] = decision.score

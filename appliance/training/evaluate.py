@@ -12,6 +12,7 @@ from appliance.errors import TrainingError
 from appliance.routers.loading import LoadedRouter
 from appliance.routers.strategies import Prompts
 from appliance.training.bootstrap import intervals
+from appliance.training.examples import Examples
 from appliance.training.metrics import best_single, choice_metrics, pair_metrics
 from appliance.training.outcomes import Dataset
 from appliance.training.progress import Progress, silent
@@ -20,31 +21,27 @@ DIGITS = 4
 BATCH = 512
 
 
-def evaluate_scores(
-    predicted: NDArray[np.floating],
-    actual: NDArray[np.floating],
-    groups: NDArray[np.intp],
-    labels: tuple[str, ...],
-    *,
-    seed: int = 0,
-) -> dict[str, Any]:
+def evaluate_scores(predicted: NDArray[np.floating], examples: Examples, *, seed: int = 0) -> dict[str, Any]:
     """Figures of predicted scores against actual ones.
 
     Args:
         predicted: shape (n, labels).
-        actual: shape (n, labels), 0..1, NaN where a model was not scored.
-        groups: shape (n,), prompts that are copies of each other.
-        labels: models; for two, the first counts as the strong one (it was better on the training data).
+        examples: what each model scored; of two models the first counts as the strong one (it was better on the
+            training data). On logged traffic the figures are doubly robust estimates, and no oracle can be known.
         seed: of the bootstrap.
 
     Returns:
         Figure -> value, and `intervals`: figure -> [low, high]. `cpt*` are percent of calls; the rest are shares.
         `best_single` is the best fixed choice on these very prompts, the hardest one to beat.
     """
+    actual, labels = examples.actual, examples.labels
     fixed = best_single(actual)
+    logged = examples.estimated is not None
 
     def measure(rows: NDArray[np.intp]) -> Mapping[str, float]:
         figures = choice_metrics(predicted[rows], actual[rows], fixed)
+        if logged:  # the greatest of several noisy estimates is no estimate of the greatest
+            figures |= dict.fromkeys(("oracle", "gap_closed"), float("nan"))
         if len(labels) == 2:
             both = rows[~np.isnan(actual[rows]).any(axis=1)]
             gain = np.asarray(predicted[both, 0] - predicted[both, 1], np.float64)
@@ -53,8 +50,9 @@ def evaluate_scores(
         return figures
 
     everything = np.arange(len(actual))
-    bounds = intervals(measure, groups, seed=seed)
+    bounds = intervals(measure, examples.groups, seed=seed)
     report: dict[str, Any] = {"prompts": len(actual), "models": len(labels), "best_single_model": labels[fixed]}
+    report["outcomes"] = "logged, estimated doubly robust" if logged else "every model scored"
     if len(labels) == 2:
         report |= {"strong": labels[0], "weak": labels[1]}
     report |= {name: _figure(value) for name, value in measure(everything).items()}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from appliance.routers.strategies import Prompts, Strategy
+from appliance.training.reward_model import predicted_rewards
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class Examples:
         scores: shape (n, labels), 0..1, NaN where a model was not scored.
         groups: shape (n,); rows of one group never stand on both sides of a split.
         tasks: task of each prompt or the empty string; known while fitting, never while serving.
+        estimated: shape (n, labels), doubly robust estimates of every score where the data is logged traffic, else
+            None (see `reward_model`).
     """
 
     labels: tuple[str, ...]
@@ -29,19 +32,34 @@ class Examples:
     scores: NDArray[np.float32]
     groups: NDArray[np.intp]
     tasks: tuple[str, ...]
+    estimated: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.prompts)
 
     def take(self, rows: NDArray[np.intp]) -> Examples:
         """The rows named, as examples of their own."""
-        tasks = tuple(self.tasks[i] for i in rows)
-        return Examples(self.labels, self.prompts.take(rows), self.scores[rows], self.groups[rows], tasks)
+        return replace(
+            self,
+            prompts=self.prompts.take(rows),
+            scores=self.scores[rows],
+            groups=self.groups[rows],
+            tasks=tuple(self.tasks[i] for i in rows),
+            estimated=None if self.estimated is None else self.estimated[rows],
+        )
+
+    @property
+    def actual(self) -> NDArray[np.float32]:
+        """What predictions are measured against, shape (n, labels): the scores, or their estimates."""
+        return self.scores if self.estimated is None else self.estimated
 
     def filled(self) -> NDArray[np.float32]:
-        """Scores with the model's mean in place of what is missing."""
-        mean = np.nan_to_num(np.nanmean(self.scores, axis=0), nan=0.0)
-        return np.where(np.isnan(self.scores), mean, self.scores).astype(np.float32)
+        """Scores to fit on: where one is missing, what a reward model fitted on these very examples expects."""
+        missing = np.isnan(self.scores)
+        if not missing.any():
+            return self.scores
+        expected = predicted_rewards(self.prompts.embeddings, self.scores, self.groups)
+        return np.where(missing, expected, self.scores).astype(np.float32)
 
 
 class Fitter(Protocol):

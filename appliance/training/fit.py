@@ -99,13 +99,13 @@ def fit(examples: Examples, *, strategy: str = "auto", seed: int = 0, progress: 
     rows = [predict_rows for _, predict_rows in splits]
     candidates = dict(unseen)
     if len(names) > 1:
-        candidates[ENSEMBLE] = crossed(unseen, examples.scores, rows)
+        candidates[ENSEMBLE] = crossed(unseen, examples.actual, rows)
     compared = {
-        name: round(float(np.mean([objective(p[fold], examples.scores[fold]) for fold in rows])), 6)
+        name: round(float(np.mean([objective(p[fold], examples.actual[fold]) for fold in rows])), 6)
         for name, p in candidates.items()
     }
     best = ENSEMBLE if strategy == ENSEMBLE else max(candidates, key=lambda name: compared[name])
-    blend = shares(unseen, examples.scores, rows) if best == ENSEMBLE else {best: 1.0}
+    blend = shares(unseen, examples.actual, rows) if best == ENSEMBLE else {best: 1.0}
     members: list[tuple[float, Strategy]] = []
     hyperparameters: dict[str, Any] = {}
     for name, share in blend.items():
@@ -114,7 +114,7 @@ def fit(examples: Examples, *, strategy: str = "auto", seed: int = 0, progress: 
         members.append((share, model))
         hyperparameters[name] = {**({"share": share} if best == ENSEMBLE else {}), **chosen}
     model = Ensemble(examples.labels, members) if best == ENSEMBLE else members[0][1]
-    evaluation = evaluate_scores(candidates[best], examples.scores, examples.groups, examples.labels, seed=seed)
+    evaluation = evaluate_scores(candidates[best], examples, seed=seed)
     return Fitted(model, hyperparameters if best == ENSEMBLE else hyperparameters[best], compared, evaluation)
 
 
@@ -122,7 +122,7 @@ def _out_of_fold(
     family: Fitter, examples: Examples, splits: Splits, seed: int, progress: Progress
 ) -> NDArray[np.float32]:
     """Scores of every prompt by models that did not see its fold, shape (n, labels)."""
-    predicted = np.zeros_like(examples.scores)
+    predicted = np.zeros(examples.scores.shape, np.float32)
     for number, (fit_rows, predict_rows) in enumerate(splits):
         model, _ = family.fit(examples.take(fit_rows), seed=seed)
         predicted[predict_rows] = model.scores(examples.take(predict_rows).prompts)

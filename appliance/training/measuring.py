@@ -83,7 +83,7 @@ def measure(
     encoder = open_encoder(find_encoder(directory=encoder_directory, cache=cache, digest=digest, progress=progress))
     examples = prepare(dataset, encoder, cache=cache, progress=progress)
     predicted = predict(router, examples.prompts, progress=progress)
-    figures = evaluate_scores(predicted, examples.scores, examples.groups, tuple(router.metadata.labels), seed=seed)
+    figures = evaluate_scores(predicted, examples, seed=seed)
     curve, names = _curve(predicted, examples, _costs(dataset, prices))
     report: dict[str, Any] = {
         "router": f"{router.metadata.name} {router.metadata.version}",
@@ -93,7 +93,7 @@ def measure(
         "seen_in_training": dataset.digest == router.metadata.training_data_digest,
         **figures,
         "chosen": _chosen(predicted, examples),
-        "tasks": by_task(predicted, examples.scores, examples.tasks, best_single(examples.scores)),
+        "tasks": by_task(predicted, examples.actual, examples.tasks, best_single(examples.actual)),
     }
     if curve:
         report["aiq"] = round(aiq(list(curve)), 4)
@@ -122,11 +122,11 @@ def _costs(dataset: Dataset, prices: Mapping[str, float] | None) -> NDArray[np.f
 
 def _curve(predicted: NDArray[np.float32], examples: Examples, costs: NDArray[np.float64] | None) -> tuple[Curve, str]:
     if costs is not None:
-        return cost_quality(predicted, examples.scores, costs), "mean cost of a request, and mean score"
-    both = ~np.isnan(examples.scores).any(axis=1)
+        return cost_quality(predicted, examples.actual, costs), "mean cost of a request, and mean score"
+    both = ~np.isnan(examples.actual).any(axis=1)
     if len(examples.labels) != 2 or not both.any():
         return [], ""
-    strong, weak = (examples.scores[both, column].astype(np.float64) for column in (0, 1))
+    strong, weak = (examples.actual[both, column].astype(np.float64) for column in (0, 1))
     gain = (predicted[both, 0] - predicted[both, 1]).astype(np.float64)
     shares, accuracy = strong_curve(gain, weak, strong, bins=50)
     return list(zip(shares.tolist(), accuracy.tolist(), strict=True)), "share of strong calls, and mean score"

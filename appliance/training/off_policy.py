@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from appliance.errors import TrainingError
 from appliance.training.bootstrap import intervals
+from appliance.training.reward_model import LARGEST_WEIGHT
 
-LARGEST_WEIGHT = 100.0  # an action rarer than 1 in 100 is clipped there; the share clipped is reported
 MINIMUM_DECISIONS = 30
 
 

@@ -12,7 +12,7 @@ import hashlib
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -60,6 +60,8 @@ class Dataset:
         tasks: the task of each prompt, or the empty string.
         scores: shape (n, models), 0..1, NaN where a model was not scored.
         costs: shape (n, models), USD a request, NaN where unknown.
+        latencies_ms: shape (n, models), NaN where unknown.
+        propensities: shape (n,), chance with which the one scored model was chosen, NaN where nobody recorded it.
         timestamps: seconds since 1970, NaN where unknown.
         digest: SHA-256 of the outcomes (canonical form), whatever file they came in.
         ignored: names of unknown fields -> how often they stood there.
@@ -70,6 +72,8 @@ class Dataset:
     tasks: tuple[str, ...]
     scores: NDArray[np.float32]
     costs: NDArray[np.float32]
+    latencies_ms: NDArray[np.float32]
+    propensities: NDArray[np.float64]
     timestamps: NDArray[np.float64]
     digest: str
     ignored: dict[str, int] = field(default_factory=dict)
@@ -79,15 +83,15 @@ class Dataset:
 
     def take(self, rows: NDArray[np.intp]) -> Dataset:
         """The rows named, as a dataset of their own (models and their order stay)."""
-        return Dataset(
-            self.models,
-            tuple(self.queries[i] for i in rows),
-            tuple(self.tasks[i] for i in rows),
-            self.scores[rows],
-            self.costs[rows],
-            self.timestamps[rows],
-            self.digest,
-            self.ignored,
+        return replace(
+            self,
+            queries=tuple(self.queries[i] for i in rows),
+            tasks=tuple(self.tasks[i] for i in rows),
+            scores=self.scores[rows],
+            costs=self.costs[rows],
+            latencies_ms=self.latencies_ms[rows],
+            propensities=self.propensities[rows],
+            timestamps=self.timestamps[rows],
         )
 
     def columns(self, models: tuple[str, ...]) -> Dataset:
@@ -100,15 +104,12 @@ class Dataset:
         if missing:
             raise TrainingError("TRAINING_LABELS", "the data scores not all of the models", missing=missing[:20])
         order = [self.models.index(model) for model in models]
-        return Dataset(
-            models,
-            self.queries,
-            self.tasks,
-            self.scores[:, order],
-            self.costs[:, order],
-            self.timestamps,
-            self.digest,
-            self.ignored,
+        return replace(
+            self,
+            models=models,
+            scores=self.scores[:, order],
+            costs=self.costs[:, order],
+            latencies_ms=self.latencies_ms[:, order],
         )
 
 
@@ -196,6 +197,8 @@ def from_outcomes(outcomes: Iterable[Outcome]) -> Dataset:
         tuple(row.task or "" for row in rows),
         scores[:, order],
         _matrix([row.costs for row in rows], models),
+        _matrix([row.latencies_ms for row in rows], models),
+        np.array([np.nan if row.propensity is None else row.propensity for row in rows], np.float64),
         np.array([_seconds(row.timestamp) for row in rows], np.float64),
         digest.hexdigest(),
     )

@@ -14,6 +14,7 @@ from appliance.training.embedding import embed
 from appliance.training.examples import Examples
 from appliance.training.outcomes import MINIMUM_PROMPTS, Dataset
 from appliance.training.progress import Progress, silent
+from appliance.training.reward_model import is_logged, predicted_rewards, pseudo_outcomes
 from appliance.training.splits import near_groups
 
 
@@ -34,7 +35,11 @@ def prepare(dataset: Dataset, encoder: Encoder, *, cache: Path | None, progress:
         raise TrainingError("TRAINING_DATA_EMPTY", f"only {len(rows)} prompts hold text")
     dataset = dataset.take(rows)
     prompts = embed(encoder, dataset.queries, cache=cache, progress=progress)
-    return Examples(dataset.models, prompts, dataset.scores, near_groups(prompts), dataset.tasks)
+    groups, estimated = near_groups(prompts), None
+    if is_logged(dataset.scores):
+        expected = predicted_rewards(prompts.embeddings, dataset.scores, groups)
+        estimated = pseudo_outcomes(dataset.scores, dataset.propensities, expected)
+    return Examples(dataset.models, prompts, dataset.scores, groups, dataset.tasks, estimated)
 
 
 def default_name(data: Path) -> str:

@@ -54,5 +54,5 @@ def best_by_folds(
     for fit_rows, predict_rows in folds(examples.groups, count, seed=seed + 1):
         seen, unseen = examples.take(fit_rows), examples.take(predict_rows)
         for index, setting in enumerate(grid):
-            worth[index] += objective(build(seen, setting).scores(unseen.prompts), unseen.scores)
+            worth[index] += objective(build(seen, setting).scores(unseen.prompts), unseen.actual)
     return grid[int(np.argmax(worth))]

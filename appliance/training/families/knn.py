@@ -40,5 +40,5 @@ def _best_k(examples: Examples, seed: int) -> int:
         order = np.argsort(-np.take_along_axis(similarity, near, axis=1), axis=1, kind="stable")
         ranked = outcomes[seen][np.take_along_axis(near, order, axis=1)].cumsum(axis=1)
         for index, k in enumerate(sizes):
-            worth[index] += objective(ranked[:, k - 1] / k, examples.scores[unseen])
+            worth[index] += objective(ranked[:, k - 1] / k, examples.actual[unseen])
     return sizes[int(np.argmax(worth))]

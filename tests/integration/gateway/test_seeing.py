@@ -54,6 +54,8 @@ def test_the_attributes_of_the_design_are_on_the_exported_trace(traced):
     assert found["router.decision_outcome"] == "success"
     assert found["router.decision_reason"] == "best_score"
     assert found["router.candidates_evaluated"] == 2
+    assert found["router.propensity"] == 1.0
+    assert found["router.call_id"]
     assert found["router.fallback_triggered"] is False
     assert found["router.strategy_version"] == here.artifact().digest
     assert found["router.score"] == pytest.approx(0.9, abs=0.05)

@@ -89,7 +89,7 @@ def test_llmrouters_layout_goes_out_and_comes_back(tmp_path):
 def test_the_report_is_one_page_that_asks_nobody_and_runs_nothing():
     shown = examples()
     predicted = shown.scores + np.random.default_rng(0).random(shown.scores.shape).astype(np.float32)
-    figures = evaluate_scores(predicted, shown.scores, shown.groups, shown.labels)
+    figures = evaluate_scores(predicted, shown)
     tasks = [{"task": "<script>alert(1)</script>", "prompts": 3, "accuracy": 0.5, "best_single": None, "oracle": 1.0}]
     page = render(figures, title="a < b", tasks=tasks, curve=[(0, 0.2), (1, 0.9)], names="cost & score")
     assert "<script" not in page
