@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +21,7 @@ Redaction = Annotated[
 def extract(
     out: Annotated[Path, typer.Option("--out", help="Outcomes to write, .jsonl or .jsonl.gz.")],
     traces: Annotated[list[Path] | None, typer.Option("--traces", help="OTLP-JSON or Jaeger JSON; repeat.")] = None,
+    jaeger: Annotated[Path | None, typer.Option("--jaeger", help="YAML with `jaeger:`, a running one.")] = None,
     postgres: Annotated[Path | None, typer.Option("--postgres", help="YAML with `postgres:`, the spend logs.")] = None,
     objects: Annotated[Path | None, typer.Option("--objects", help="Folder, or YAML with `registry:`.")] = None,
     prefix: Annotated[str, typer.Option("--prefix", help="Of the spend objects.")] = "",
@@ -32,7 +34,9 @@ def extract(
     """Join traces and spend logs into outcomes; run again, it goes on where it stopped."""
     with refusals(as_json):
         from appliance.errors import TrainingError
-        from appliance.registry.settings import open_store, read_postgres
+        from appliance.registry.homes import open_store
+        from appliance.registry.settings import read_postgres
+        from appliance.training.extract.jaeger import read_jaeger
         from appliance.training.extract.redaction import load_redactor
         from appliance.training.extract.reward import Basis
         from appliance.training.extract.run import Sources, check_sources
@@ -42,6 +46,7 @@ def extract(
             raise TrainingError("TRAINING_ARGUMENT", f"--reward is quality or success, not {reward!r}")
         sources = Sources(
             traces=tuple(traces or ()),
+            jaeger=None if jaeger is None else (read_jaeger(jaeger), datetime.now(UTC)),
             postgres=None if postgres is None else read_postgres(postgres),
             objects=None if objects is None else (open_store(objects), prefix),
         )

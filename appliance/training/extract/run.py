@@ -18,6 +18,7 @@ from appliance.files import sync_directory, translated, write_atomic
 from appliance.registry.contract import Store
 from appliance.registry.postgres import PostgresSettings
 from appliance.training.extract.calls import Call, Span, call_of
+from appliance.training.extract.jaeger import JaegerSettings, from_jaeger
 from appliance.training.extract.redaction import Redactor
 from appliance.training.extract.reward import Basis, reward
 from appliance.training.extract.spend import entry_of, from_postgres, from_store
@@ -44,11 +45,13 @@ class Sources:
         traces: files of spans.
         postgres: the database of the spend logs, or None.
         objects: a bucket or folder of spend objects with a prefix, or None.
+        jaeger: a running Jaeger with the time now, or None.
     """
 
     traces: Sequence[Path] = ()
     postgres: PostgresSettings | None = None
     objects: tuple[Store, str] | None = None
+    jaeger: tuple[JaegerSettings, datetime] | None = None
 
 
 def extract(
@@ -84,6 +87,10 @@ def extract(
     try:
         for path in sources.traces:
             _load(store, f"trace:{path.resolve()}", _trace_entries(store, path), redact, progress)
+        if sources.jaeger is not None:
+            jaeger, now = sources.jaeger
+            place = f"trace:{jaeger.url}/{jaeger.service}"
+            _load(store, place, _jaeger_entries(store, place, jaeger, now), redact, progress)
         if sources.postgres is not None:
             place = f"spend:{sources.postgres.host}/{sources.postgres.database}"
             _load(store, place, _postgres_entries(store, place, sources.postgres), redact, progress)
@@ -131,6 +138,18 @@ def _trace_entries(store: JoinStore, path: Path) -> Iterator[Item]:
             yield str(line), None, "spans_without_a_call"
             continue
         yield str(line), _entry(call, span), "spans_read"
+
+
+def _jaeger_entries(store: JoinStore, place: str, settings: JaegerSettings, now: datetime) -> Iterator[Item]:
+    for position, span in from_jaeger(settings, after=store.position(place), now=now):
+        if span is None:
+            yield position, None, "windows_without_traces"
+            continue
+        call = call_of(span, settings.url)
+        if call is None:
+            yield position, None, "spans_without_a_call"
+            continue
+        yield position, _entry(call, span), "spans_read"
 
 
 def _entry(call: Call, span: Span) -> Entry:
@@ -233,5 +252,5 @@ def check_sources(sources: Sources) -> None:
     Raises:
         TrainingError: TRAINING_ARGUMENT.
     """
-    if not sources.traces and sources.postgres is None and sources.objects is None:
-        raise TrainingError("TRAINING_ARGUMENT", "name a source: --traces, --postgres or --objects")
+    if not sources.traces and sources.jaeger is None and sources.postgres is None and sources.objects is None:
+        raise TrainingError("TRAINING_ARGUMENT", "name a source: --traces, --jaeger, --postgres or --objects")

@@ -1,0 +1,117 @@
+"""A running Jaeger as a source: both versions of its API, over mutual TLS, windows halved until nothing is cut off."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+import yaml
+
+from appliance.errors import TrainingError
+from appliance.training.extract.jaeger import JaegerSettings, read_jaeger
+from appliance.training.extract.redaction import load_redactor
+from appliance.training.extract.run import Sources, extract
+from appliance.training.outcomes import read_outcomes
+from tests.support.jaeger import Trace, jaeger
+
+START = datetime(2026, 11, 1, tzinfo=UTC)
+NOW = START + timedelta(hours=6)
+PROMPT = json.dumps([{"role": "user", "content": "Why is the sky blue, jane@example.org?"}])
+
+
+def trace(number: int, at: datetime) -> Trace:
+    attributes = {
+        "litellm.call_id": f"call-{number}", "gen_ai.request.model": "m1", "gen_ai.input.messages": PROMPT,
+        "judge.score": 1.0,
+    }  # fmt: skip
+    return Trace(f"{number + 1:032x}", int(at.timestamp() * 1e6) + 5000 * number, attributes)
+
+
+@pytest.fixture
+def running(authority, tmp_path):
+    # a rush of 40 within a second, and a few through the hours
+    traces = [trace(n, START + timedelta(minutes=90)) for n in range(40)]
+    traces += [trace(100 + n, START + timedelta(minutes=30 * n)) for n in range(10)]
+    server = authority.issue("127.0.0.1").write(tmp_path, "jaeger")
+    client = authority.issue("training", client=True).write(tmp_path, "client")
+    with jaeger(traces, *server) as running:
+        yield running, client
+
+
+def settings(running, client, **more) -> JaegerSettings:
+    certificate, key, ca = client
+    fields = {
+        "url": f"https://127.0.0.1:{running.port}", "service": "litellm", "ca_file": ca, "since": START,
+        "client_certificate": certificate, "client_key": key, "traces_per_window": 8, **more,
+    }  # fmt: skip
+    return JaegerSettings(**fields)
+
+
+def run(tmp_path, chosen, now=NOW):
+    out = tmp_path / "o.jsonl"
+    card = extract(Sources(jaeger=(chosen, now)), out, redact=load_redactor(None))
+    return card, {outcome.query_id: outcome for outcome, _ in read_outcomes(out)}
+
+
+@pytest.mark.parametrize("api", ["v3", "legacy"])
+def test_every_trace_is_read_though_an_answer_is_cut_at_the_limit(running, tmp_path, api):
+    server, client = running
+    card, made = run(tmp_path, settings(server, client, api=api))
+    assert card["written"] == len(made) == 50
+    assert made["call-7"].query == "Why is the sky blue, [e-mail]?"
+    assert made["call-7"].latencies_ms == {"m1": 1.5}
+    assert made["call-7"].lineage.startswith(f"https://127.0.0.1:{server.port}#")
+
+
+def test_a_second_run_asks_only_for_what_came_since(running, tmp_path):
+    server, client = running
+    run(tmp_path, settings(server, client))
+    server.asked.clear()
+    server.traces.append(trace(200, NOW + timedelta(minutes=3)))
+    card, made = run(tmp_path, settings(server, client), now=NOW + timedelta(minutes=10))
+    assert "call-200" in made
+    assert card["written"] == 51
+    asked = parse_qs(urlsplit(server.asked[0]).query)["query.start_time_min"][0]
+    assert datetime.fromisoformat(asked) == NOW - timedelta(seconds=60)
+
+
+def test_more_at_one_moment_than_is_asked_for_is_refused_not_lost(running, tmp_path):
+    server, client = running
+    server.traces[:] = [trace(0, START) for _ in range(9)]
+    server.traces[:] = [Trace(f"{n:032x}", t.start_us, t.attributes) for n, t in enumerate(server.traces)]
+    with pytest.raises(TrainingError) as refused:
+        run(tmp_path, settings(server, client))
+    assert refused.value.code == "TRAINING_SOURCE"
+    assert refused.value.evidence["traces_per_window"] == 8
+
+
+@pytest.mark.parametrize("answer", [(500, b'{"error": {"message": "storage"}}'), (200, b'{"result": {"resou')])
+def test_an_answer_that_is_none_is_named_and_what_was_read_stays(running, tmp_path, answer):
+    server, client = running
+    run(tmp_path, settings(server, client))
+    server.answer = answer
+    with pytest.raises(TrainingError) as refused:
+        run(tmp_path, settings(server, client), now=NOW + timedelta(hours=1))
+    assert refused.value.code == "TRAINING_SOURCE"
+    server.answer = None
+    card, _ = run(tmp_path, settings(server, client), now=NOW + timedelta(hours=1))
+    assert card["written"] == 50
+
+
+def test_without_our_certificate_jaeger_cannot_be_read(running, tmp_path):
+    server, client = running
+    with pytest.raises(TrainingError) as refused:
+        run(tmp_path, settings(server, client, client_certificate=None, client_key=None))
+    assert refused.value.code == "TRAINING_SOURCE"
+
+
+def test_the_settings_file_is_read_strictly(tmp_path):
+    from appliance.errors import DocumentError
+
+    path = tmp_path / "jaeger.yaml"
+    document = {"url": "https://jaeger:16686", "service": "litellm", "ca_file": "ca.pem", "since": "2026-11-01T00:00Z"}
+    path.write_text(yaml.safe_dump({"jaeger": document}))
+    assert read_jaeger(path).api == "v3"
+    path.write_text(yaml.safe_dump({"jaeger": {**document, "url": "http://jaeger:16686"}}))
+    with pytest.raises(DocumentError):
+        read_jaeger(path)
