@@ -257,6 +257,15 @@ class Telemetry(_Section):
         None, description="Base URL of an OTLP/HTTP receiver inside the zone."
     )
     otel_v2: bool = Field(True, description="LiteLLM's second OpenTelemetry integration; false takes the first.")
+    ca_file: FilePath | None = Field(None, description="PEM: the authority of the receiver's certificate.")
+    client_certificate: FilePath | None = Field(None, description="PEM: what the gateway shows to the receiver.")
+    client_key: FilePath | None = Field(None, description="PEM: its key, readable by the appliance's user only.")
+
+    @model_validator(mode="after")
+    def _certificate_and_key(self) -> Telemetry:
+        if (self.client_certificate is None) != (self.client_key is None):
+            raise ValueError("client_certificate and client_key belong together")
+        return self
 
 
 class Drain(_Section):

@@ -64,6 +64,13 @@ def prepare_environment(
         environment["OTEL_EXPORTER"] = environment["OTEL_EXPORTER_OTLP_PROTOCOL"] = "http/protobuf"
         environment["OTEL_ENDPOINT"] = environment["OTEL_EXPORTER_OTLP_ENDPOINT"] = telemetry.otlp_endpoint
         environment["OTEL_BSP_SCHEDULE_DELAY"] = "1000"  # milliseconds; a crash loses no more than a second of spans
+        for name, path in (
+            ("CERTIFICATE", telemetry.ca_file),
+            ("CLIENT_CERTIFICATE", telemetry.client_certificate),
+            ("CLIENT_KEY", telemetry.client_key),
+        ):
+            if path is not None:
+                environment[f"OTEL_EXPORTER_OTLP_{name}"] = str(path)
 
 
 def application() -> Any:
