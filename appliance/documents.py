@@ -42,6 +42,27 @@ def read_json(data: bytes, *, what: str, max_bytes: int = MAX_BYTES) -> Any:
     except ValueError as error:
         raise DocumentError("DOCUMENT_MALFORMED", f"{what}: {error}") from None
     _check_depth(value, what)
+    _check_text(value, text, what)
+    return value
+
+
+def read_canonical_json(data: bytes, *, what: str, max_bytes: int = MAX_BYTES) -> Any:
+    """Parse JSON that must be, byte for byte, what `write_json` makes of it.
+
+    So there is nothing left to be ambiguous about: a key that stands twice, say, would not come out twice.
+
+    Args and Raises: as `read_json`; DOCUMENT_MALFORMED also for every other form.
+    """
+    text = _decode(data, what, max_bytes)
+    try:
+        value = _PLAIN_JSON.decode(text)
+        canonical = write_json(value) == data
+    except (ValueError, RecursionError, DocumentError):
+        canonical = False
+    if not canonical:
+        read_json(data, what=what, max_bytes=max_bytes)  # knows better what is wrong, if anything is
+        raise DocumentError("DOCUMENT_MALFORMED", f"{what}: not in canonical form")
+    _check_depth(value, what)
     return value
 
 
@@ -74,6 +95,8 @@ def _finite(digits: str) -> float:
 _JSON = json.JSONDecoder(
     object_pairs_hook=_unique_keys, parse_constant=_no_constant, parse_int=_whole_number, parse_float=_finite
 )
+_CANONICAL_JSON = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
+_PLAIN_JSON = json.JSONDecoder(parse_constant=_no_constant, parse_int=_whole_number, parse_float=_finite)
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -126,6 +149,7 @@ def read_yaml(data: bytes, *, what: str, max_bytes: int = MAX_BYTES) -> Any:
     except ValueError as error:
         raise DocumentError("DOCUMENT_MALFORMED", f"{what}: {error}") from None
     _check_depth(value, what)
+    _check_text(value, text, what)
     return value
 
 
@@ -153,8 +177,7 @@ def validate(model: type[Model], value: Any, *, what: str, context: dict[str, An
 
 def write_json(value: Any) -> bytes:
     """Canonical JSON (RFC 8785 for the values we use: no floats beyond JSON's shortest form), ending in a newline."""
-    text = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return text.encode("utf-8") + b"\n"
+    return _CANONICAL_JSON.encode(value).encode("utf-8") + b"\n"
 
 
 def _decode(data: bytes, what: str, max_bytes: int) -> str:
@@ -164,6 +187,16 @@ def _decode(data: bytes, what: str, max_bytes: int) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise DocumentError("DOCUMENT_MALFORMED", f"{what}: not UTF-8 at byte {error.start}") from None
+
+
+def _check_text(value: Any, text: str, what: str) -> None:
+    r"""Refuse half a surrogate pair, which an escape such as `\ud800` can smuggle in and no encoding can write out."""
+    if "\\" not in text:
+        return
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise DocumentError("DOCUMENT_MALFORMED", f"{what}: an escape is half a surrogate pair") from None
 
 
 def _check_depth(value: Any, what: str) -> None:

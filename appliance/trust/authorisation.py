@@ -144,15 +144,13 @@ def check_token(
 def _authentic(token: bytes, root: Root) -> Statement:
     """Parse a token whose every signature is a root key's, enough of them."""
     try:
-        document = documents.read_json(token, what="authorisation", max_bytes=_MAX_BYTES)
+        document = documents.read_canonical_json(token, what="authorisation", max_bytes=_MAX_BYTES)
         parsed = documents.validate(_Token, document, what="authorisation")
         parse_rfc3339(parsed.statement.issued), parse_rfc3339(parsed.statement.expires)
     except DocumentError as error:
         raise TrustError("TRUST_TOKEN_MALFORMED", error.cause, **error.evidence) from None
     except ValueError as error:
         raise TrustError("TRUST_TOKEN_MALFORMED", f"authorisation: {error}") from None
-    if documents.write_json(document) != token:
-        raise TrustError("TRUST_TOKEN_MALFORMED", "the authorisation is not in canonical form")
     statement = parsed.statement
     payload = documents.write_json(statement.model_dump(by_alias=True))
     signatures = {key_id: Signature(key_id, value) for key_id, value in parsed.signatures.items()}

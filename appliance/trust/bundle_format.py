@@ -184,15 +184,12 @@ def read(data: bytes) -> SignatureBundle:
         TrustError: TRUST_BUNDLE_MALFORMED, TRUST_BUNDLE_VERSION.
     """
     try:
-        document = documents.read_json(data, what="signature bundle", max_bytes=MAX_BYTES)
+        document = documents.read_canonical_json(data, what="signature bundle", max_bytes=MAX_BYTES)
         version = document.get("mediaType") if isinstance(document, dict) else None
         if isinstance(version, str) and version != BUNDLE_MEDIA_TYPE:
             raise TrustError(
                 "TRUST_BUNDLE_VERSION", "the signature is not a Sigstore v0.3 bundle", media_type=version[:100]
             )
-        bundle = documents.validate(SignatureBundle, document, what="signature bundle")
+        return documents.validate(SignatureBundle, document, what="signature bundle")
     except DocumentError as error:
         raise TrustError("TRUST_BUNDLE_MALFORMED", error.cause, **error.evidence) from None
-    if documents.write_json(document) != data:
-        raise TrustError("TRUST_BUNDLE_MALFORMED", "the signature bundle is not in canonical form")
-    return bundle

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -16,7 +17,7 @@ from cryptography.x509.certificate_transparency import SignedCertificateTimestam
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, ObjectIdentifier
 
 from appliance.errors import TrustError
-from appliance.trust.keys import is_canonical, key_id, verifies
+from appliance.trust.keys import is_canonical, verifies
 from appliance.trust.names import OIDC_ISSUER_V1, OIDC_ISSUER_V2
 from appliance.trust.trusted_root import Anchors, Chain, LogKey
 
@@ -100,7 +101,8 @@ def read_leaf(der: bytes, anchors: Anchors) -> Leaf:
         raise _profile(
             "it has other extensions, or a subject", extensions=sorted(oid.dotted_string for oid in extensions)
         )
-    identity, issuer = _names(certificate)
+    values = {oid: each.value for oid, each in extensions.items()}
+    identity, issuer = _names(values)
     if issuer != authority.uri:
         raise TrustError(
             "TRUST_CERTIFICATE_ISSUER",
@@ -108,7 +110,7 @@ def read_leaf(der: bytes, anchors: Anchors) -> Leaf:
             authority=authority.uri,
             issuer=issuer[:200],
         )
-    log, time = _check_sct(certificate, authority.certificates[0], anchors)
+    log, time = _check_sct(certificate, values, authority, anchors)
     return Leaf(certificate, key, identity, issuer, authority, log, time)
 
 
@@ -127,17 +129,13 @@ def _authority(certificate: x509.Certificate, anchors: Anchors) -> Chain:
     )
 
 
-def _names(certificate: x509.Certificate) -> tuple[str, str]:
-    extensions = certificate.extensions
+def _names(values: Mapping[ObjectIdentifier, Any]) -> tuple[str, str]:
+    """Identity and issuer, from the values of exactly the profile's extensions."""
+    usage, extended = values[ExtensionOID.KEY_USAGE], values[ExtensionOID.EXTENDED_KEY_USAGE]
     try:
-        usage = extensions.get_extension_for_class(x509.KeyUsage).value
-        extended = extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-        san = list(extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
-        first, second = (extensions.get_extension_for_oid(oid).value for oid in (OIDC_ISSUER_V1, OIDC_ISSUER_V2))
-        assert isinstance(first, x509.UnrecognizedExtension)  # noqa: S101 (cryptography knows neither)
-        assert isinstance(second, x509.UnrecognizedExtension)  # noqa: S101
-        issuer = first.value.decode("utf-8")
-        same = asn1.encode_der(issuer) == second.value
+        san = list(values[ExtensionOID.SUBJECT_ALTERNATIVE_NAME])
+        issuer = values[OIDC_ISSUER_V1].value.decode("utf-8")
+        same = asn1.encode_der(issuer) == values[OIDC_ISSUER_V2].value
     except ValueError:
         raise _profile("an extension cannot be read") from None
     signing_only = usage.digital_signature and not (
@@ -157,11 +155,12 @@ def _names(certificate: x509.Certificate) -> tuple[str, str]:
     return san[0].value, issuer
 
 
-def _check_sct(certificate: x509.Certificate, issuer: x509.Certificate, anchors: Anchors) -> tuple[LogKey, datetime]:
+def _check_sct(
+    certificate: x509.Certificate, values: Mapping[ObjectIdentifier, Any], authority: Chain, anchors: Anchors
+) -> tuple[LogKey, datetime]:
     """The SCT's signature over the certificate without it (RFC 6962 section 3.2)."""
     try:
-        listed = certificate.extensions.get_extension_for_class(x509.PrecertificateSignedCertificateTimestamps)
-        timestamps: list[SignedCertificateTimestamp] = list(listed.value)
+        timestamps: list[SignedCertificateTimestamp] = list(values[ExtensionOID.PRECERT_SIGNED_CERTIFICATE_TIMESTAMPS])
         tbs = certificate.tbs_precertificate_bytes
     except ValueError:
         raise TrustError("TRUST_SCT", "the certificate's SCT cannot be read") from None
@@ -171,12 +170,10 @@ def _check_sct(certificate: x509.Certificate, issuer: x509.Certificate, anchors:
     log = anchors.certificate_logs.get(sct.log_id)
     if log is None:
         raise TrustError("TRUST_SCT", "the SCT is of a certificate log that is not trusted here", log=sct.log_id.hex())
-    authority_key = issuer.public_key()
-    assert isinstance(authority_key, ec.EllipticCurvePublicKey)  # noqa: S101 (it has just verified the leaf)
     time = sct.timestamp.replace(tzinfo=UTC)
     signed = (
         struct.pack("!BBQH", 0, 0, round(time.timestamp() * 1000), 1)
-        + key_id(authority_key)
+        + authority.issuing_key_id
         + struct.pack("!I", len(tbs))[1:]
         + tbs
         + struct.pack("!H", len(sct.extension_bytes))

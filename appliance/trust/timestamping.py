@@ -8,7 +8,9 @@ free fields and compares: no unsigned attribute, second signer or stray byte sur
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Final
 
 from cryptography import x509
@@ -29,7 +31,7 @@ _SHA256: Final = ObjectIdentifier("2.16.840.1.101.3.4.2.1")
 _ECDSA_SHA256: Final = ObjectIdentifier("1.2.840.10045.4.3.2")
 POLICY: Final = ObjectIdentifier("1.3.6.1.4.1.57264.2")  # the policy that Sigstore's own time-stamping names
 
-_SEQUENCE, _SET, _EXPLICIT_0 = 0x30, 0x31, 0xA0
+_SEQUENCE, _SET, _OCTETS, _EXPLICIT_0 = 0x30, 0x31, 0x04, 0xA0
 
 
 def issue(key: PrivateKey, certificate: x509.Certificate, message: bytes, *, at: datetime, serial: int) -> bytes:
@@ -46,8 +48,14 @@ def issue(key: PrivateKey, certificate: x509.Certificate, message: bytes, *, at:
         A DER TimeStampResp with status granted.
     """
     info = _tst_info(hashlib.sha256(message).digest(), at, serial)
-    attributes = _signed_attributes(info, certificate)
-    return _response(info, certificate, attributes, sign(key, _tlv(_SET, attributes)))
+    fixed = _fixed_parts(certificate)
+    attributes = _signed_attributes(info, fixed)
+    return _response(info, fixed, attributes, sign(key, _tlv(_SET, attributes)))
+
+
+def carries(token: bytes, certificate: x509.Certificate) -> bool:
+    """Whether a token holds a certificate, anywhere."""
+    return _fixed_parts(certificate).certificate in token
 
 
 def check(token: bytes, certificate: x509.Certificate, *, imprint: bytes, at: datetime, serial: int) -> None:
@@ -56,11 +64,13 @@ def check(token: bytes, certificate: x509.Certificate, *, imprint: bytes, at: da
     Raises:
         TrustError: TRUST_TIMESTAMP_FORM, TRUST_TIMESTAMP (the signature).
     """
-    info = _tst_info(imprint, at, serial)
-    attributes = _signed_attributes(info, certificate)
+    info, fixed = _tst_info(imprint, at, serial), _fixed_parts(certificate)
+    attributes = _signed_attributes(info, fixed)
     for length in range(64, 73):  # DER of an ECDSA P-256 signature; shorter ones do not happen
         signature = token[-length:]
-        if is_canonical(signature) and _response(info, certificate, attributes, signature) == token:
+        if token[-length - 2 : -length] != bytes((_OCTETS, length)) or not is_canonical(signature):
+            continue  # the signature comes last
+        if _response(info, fixed, attributes, signature) == token:
             break
     else:
         raise TrustError("TRUST_TIMESTAMP_FORM", "the time-stamp is not in the one form that the authority writes")
@@ -69,54 +79,67 @@ def check(token: bytes, certificate: x509.Certificate, *, imprint: bytes, at: da
         raise TrustError("TRUST_TIMESTAMP", "the time-stamp's signature is wrong")
 
 
+@dataclass(frozen=True)
+class _Fixed:
+    """What all tokens of one certificate have in common, DER.
+
+    Attributes:
+        certificate: the certificate, as the token carries it.
+        signer: issuer and serial number, as the token names the signer.
+        reference: the signed attribute that names the certificate by its hash (ESSCertIDv2).
+    """
+
+    certificate: bytes
+    signer: bytes
+    reference: bytes
+
+
+@lru_cache(maxsize=64)
+def _fixed_parts(certificate: x509.Certificate) -> _Fixed:
+    der = certificate.public_bytes(Encoding.DER)
+    named = _tlv(_SEQUENCE, _tlv(_SEQUENCE, _tlv(_SEQUENCE, _der(hashlib.sha256(der).digest()))))
+    return _Fixed(
+        certificate=_tlv(_EXPLICIT_0, der),
+        signer=_tlv(_SEQUENCE, certificate.issuer.public_bytes(), _der(certificate.serial_number)),
+        reference=_attribute(_SIGNING_CERTIFICATE_V2, named),
+    )
+
+
 def _tst_info(imprint: bytes, at: datetime, serial: int) -> bytes:
     return _tlv(
         _SEQUENCE,
-        _der(1),
-        _der(POLICY),
-        _tlv(_SEQUENCE, _algorithm(_SHA256), _der(imprint)),
+        _DER_VERSION_1,
+        _DER_POLICY,
+        _tlv(_SEQUENCE, _DER_SHA256, _tlv(_OCTETS, imprint)),
         _der(serial),
         _der(asn1.GeneralizedTime(at.astimezone(UTC).replace(microsecond=0))),
     )
 
 
-def _signed_attributes(info: bytes, certificate: x509.Certificate) -> bytes:
-    certificate_hash = hashlib.sha256(certificate.public_bytes(Encoding.DER)).digest()
-    attributes = [
-        _attribute(_CONTENT_TYPE, _der(_TST_INFO)),
-        _attribute(_MESSAGE_DIGEST, _der(hashlib.sha256(info).digest())),
-        _attribute(
-            _SIGNING_CERTIFICATE_V2,
-            _tlv(_SEQUENCE, _tlv(_SEQUENCE, _tlv(_SEQUENCE, _der(certificate_hash)))),
-        ),
-    ]
-    return b"".join(sorted(attributes))
+def _signed_attributes(info: bytes, fixed: _Fixed) -> bytes:
+    digest = _attribute(_MESSAGE_DIGEST, _tlv(_OCTETS, hashlib.sha256(info).digest()))
+    return b"".join(sorted((_DER_CONTENT_TYPE, digest, fixed.reference)))
 
 
-def _response(info: bytes, certificate: x509.Certificate, attributes: bytes, signature: bytes) -> bytes:
+def _response(info: bytes, fixed: _Fixed, attributes: bytes, signature: bytes) -> bytes:
     signer = _tlv(
         _SEQUENCE,
-        _der(1),
-        _tlv(_SEQUENCE, certificate.issuer.public_bytes(), _der(certificate.serial_number)),
-        _algorithm(_SHA256),
+        _DER_VERSION_1,
+        fixed.signer,
+        _DER_SHA256,
         _tlv(_EXPLICIT_0, attributes),
-        _algorithm(_ECDSA_SHA256),
-        _der(signature),
+        _DER_ECDSA_SHA256,
+        _tlv(_OCTETS, signature),
     )
     signed_data = _tlv(
         _SEQUENCE,
-        _der(3),
-        _tlv(_SET, _algorithm(_SHA256)),
-        _tlv(_SEQUENCE, _der(_TST_INFO), _tlv(_EXPLICIT_0, _der(info))),
-        _tlv(_EXPLICIT_0, certificate.public_bytes(Encoding.DER)),
+        _DER_VERSION_3,
+        _DER_DIGEST_ALGORITHMS,
+        _tlv(_SEQUENCE, _DER_TST_INFO, _tlv(_EXPLICIT_0, _tlv(_OCTETS, info))),
+        fixed.certificate,
         _tlv(_SET, signer),
     )
-    content = _tlv(_SEQUENCE, _der(_SIGNED_DATA), _tlv(_EXPLICIT_0, signed_data))
-    return _tlv(_SEQUENCE, _tlv(_SEQUENCE, _der(0)), content)
-
-
-def _algorithm(identifier: ObjectIdentifier) -> bytes:
-    return _tlv(_SEQUENCE, _der(identifier))
+    return _tlv(_SEQUENCE, _DER_GRANTED, _tlv(_SEQUENCE, _DER_SIGNED_DATA, _tlv(_EXPLICIT_0, signed_data)))
 
 
 def _attribute(identifier: ObjectIdentifier, value: bytes) -> bytes:
@@ -134,3 +157,16 @@ def _tlv(tag: int, *parts: bytes) -> bytes:
         return bytes([tag, length]) + content
     octets = length.to_bytes((length.bit_length() + 7) // 8, "big")
     return bytes([tag, 0x80 | len(octets)]) + octets + content
+
+
+# every token holds these: encoded once
+_DER_VERSION_1: Final = _der(1)
+_DER_VERSION_3: Final = _der(3)
+_DER_GRANTED: Final = _tlv(_SEQUENCE, _der(0))
+_DER_POLICY: Final = _der(POLICY)
+_DER_TST_INFO: Final = _der(_TST_INFO)
+_DER_SIGNED_DATA: Final = _der(_SIGNED_DATA)
+_DER_SHA256: Final = _tlv(_SEQUENCE, _der(_SHA256))
+_DER_ECDSA_SHA256: Final = _tlv(_SEQUENCE, _der(_ECDSA_SHA256))
+_DER_DIGEST_ALGORITHMS: Final = _tlv(_SET, _DER_SHA256)
+_DER_CONTENT_TYPE: Final = _attribute(_CONTENT_TYPE, _DER_TST_INFO)

@@ -8,16 +8,17 @@ windows opened wide, so that no clock but the caller's decides.
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from appliance import documents
 from appliance.errors import DocumentError, TrustError
@@ -64,6 +65,13 @@ class Chain:
     certificates: tuple[x509.Certificate, ...]
     window: Window
     uri: str = ""
+
+    @cached_property
+    def issuing_key_id(self) -> bytes:
+        """SHA-256 of the issuing certificate's SubjectPublicKeyInfo, as it came."""
+        return hashlib.sha256(
+            self.certificates[0].public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        ).digest()
 
 
 @dataclass(frozen=True)

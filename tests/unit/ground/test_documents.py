@@ -22,7 +22,51 @@ plain = st.recursive(
 
 @given(plain)
 def test_what_we_write_is_what_we_read(value):
-    assert documents.read_json(documents.write_json(value), what="document") == value
+    written = documents.write_json(value)
+    assert documents.read_json(written, what="document") == value
+    assert documents.read_canonical_json(written, what="document") == value
+
+
+@given(plain, st.integers(0, 8), st.binary(max_size=3))
+def test_the_canonical_reader_takes_what_we_write_and_nothing_else(value, where, inserted):
+    written = documents.write_json(value)
+    altered = written[:where] + inserted + written[where:]
+    try:
+        read = documents.read_canonical_json(altered, what="document")
+    except DocumentError:
+        return
+    assert documents.write_json(read) == altered
+    assert documents.read_json(altered, what="document") == read
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (b'{"a":1,"a":1}\n', "DOCUMENT_DUPLICATE_KEY"),
+        (b'{"b":1,"a":1}\n', "DOCUMENT_MALFORMED"),
+        (b'{"a": 1}\n', "DOCUMENT_MALFORMED"),
+        (b'{"a":1}', "DOCUMENT_MALFORMED"),
+        (b'{"a":"\\u0061"}\n', "DOCUMENT_MALFORMED"),
+        (b'{"a":-0}\n', "DOCUMENT_MALFORMED"),
+        (b'{"a":1e2}\n', "DOCUMENT_MALFORMED"),
+        (b'{"a":NaN}\n', "DOCUMENT_MALFORMED"),
+        (b"1" * 30 + b"\n", "DOCUMENT_MALFORMED"),
+        (b"[" * 40 + b"]" * 40 + b"\n", "DOCUMENT_TOO_LARGE"),
+    ],
+)
+def test_every_other_form_of_the_same_json_is_refused_where_the_canonical_one_is_needed(data, code):
+    with pytest.raises(DocumentError) as refusal:
+        documents.read_canonical_json(data, what="document")
+    assert refusal.value.code == code
+
+
+@pytest.mark.parametrize("text", ['{"a": "\\ud800"}', '{"\\udfff": 1}', '["\\ude00\\ud83d"]'])
+def test_half_a_surrogate_pair_is_refused_for_nothing_could_write_it_out_again(text):
+    for reader in (documents.read_json, documents.read_yaml, documents.read_canonical_json):
+        with pytest.raises(DocumentError) as refusal:
+            reader(text.encode(), what="document")
+        assert refusal.value.code == "DOCUMENT_MALFORMED"
+    assert documents.read_json(b'["\\ud83d\\ude00"]', what="document") == ["\U0001f600"]
 
 
 @given(plain)

@@ -91,6 +91,10 @@ STATEMENTS = {
     "no JSON": ("TRUST_OMS_MALFORMED", {"statement": lambda _: b"weights"}),
     "a list": ("TRUST_OMS_MALFORMED", {"statement": lambda d: b"[" + d + b"]"}),
     "another payload type": ("TRUST_PAYLOAD_TYPE", {"envelope_type": "application/vnd.docker+json"}),
+    "a payload type that no encoding can write": (
+        "TRUST_BUNDLE_MALFORMED",
+        {"raw": lambda r: r.replace(b"application/vnd.in-toto+json", b"\\ud800")},
+    ),
     "no payload type": ("TRUST_PAYLOAD_TYPE", {"envelope_type": ""}),
 }
 
