@@ -32,6 +32,10 @@ def validate(
         float,
         typer.Option("--endurance", min=0, max=86400, help="Seconds of mixed traffic with faults; 3600 for an hour."),
     ] = 0.0,
+    upgrade: Annotated[
+        Path | None,
+        typer.Option("--upgrade", help="Media of a newer release: the upgrade in the midst of --endurance."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Run the acceptance beside the running gateway. Exit 0 where every requirement holds, else 1."""
@@ -45,7 +49,7 @@ def validate(
         steps = Steps(quiet=as_json)
         places = Places.below(prefix.absolute(), config.absolute() if config else None)
         results, release = accept(
-            places, now=now, say=steps, router=router, probe=probe or (), endurance_s=endurance
+            places, now=now, say=steps, router=router, probe=probe or (), endurance_s=endurance, upgrade=upgrade
         )  # fmt: skip
         statement = report.statement(results, at=now, release=release)
         signer = None

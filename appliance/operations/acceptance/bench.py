@@ -22,17 +22,11 @@ from typing import Any
 from appliance import artifact, documents, settings
 from appliance.errors import ApplianceError, OperationError
 from appliance.operations import status
+from appliance.operations.acceptance.traffic import GROUP, PROMPTS
 from appliance.operations.acceptance.upstream import StandIn, stand_ins
 from appliance.operations.doctor.gather import Places
 
-GROUP = "acceptance"
 BOOT_LIMIT_S = 120.0
-PROMPTS = (  # different lengths and kinds
-    "What is the capital of Norway?", "Prove that there are infinitely many primes.", "Translate 'hello' to French.",
-    "Write a function that merges two sorted lists.", "Summarise the causes of the First World War.",
-    "Which is heavier, a kilogram of feathers or of iron?", "Explain the proof of Fermat's little theorem.",
-    "List three fruits.", "Debug: IndexError: list index out of range", "How do I boil an egg?",
-)  # fmt: skip
 
 
 @dataclass
@@ -155,7 +149,7 @@ def bench(places: Places, directory: Path, *, router: Path | None = None) -> Ite
     installed = settings.load(places.config)
     if installed.trust is None or not installed.routing.encoders:
         raise OperationError("OPERATION_ACCEPTANCE_SETUP", "the configuration names no trust store or no encoder")
-    source = router or _installed_router(installed, places)
+    source = router or installed_router(installed, places)
     copy = directory / "router"
     shutil.copytree(source, copy)
     shutil.copytree(installed.trust.store, directory / "trust", symlinks=True)
@@ -180,7 +174,12 @@ def bench(places: Places, directory: Path, *, router: Path | None = None) -> Ite
                 process.wait(5)
 
 
-def _installed_router(installed: settings.Settings, places: Places) -> Path:
+def installed_router(installed: settings.Settings, places: Places) -> Path:
+    """Folder of the newest router of an installation.
+
+    Raises:
+        OperationError: OPERATION_ACCEPTANCE_SETUP.
+    """
     folders = [router.directory for router in installed.routing.routers.values() if router.directory is not None]
     folders += [path.parent for path in sorted((places.state / "volume").rglob("router.yaml"), reverse=True)]
     folders += [places.prefix / "current" / "payload" / "router"]
@@ -190,24 +189,21 @@ def _installed_router(installed: settings.Settings, places: Places) -> Path:
     raise OperationError("OPERATION_ACCEPTANCE_SETUP", "no router is installed; name one with --router FOLDER")
 
 
-def _write(directory: Path, installed: settings.Settings, upstreams: dict[str, StandIn]) -> tuple[Path, int, str]:
+def master_key(directory: Path) -> str:
+    """Make a key and write it to `master.key`."""
     key = f"sk-{secrets.token_hex(24)}"
     secret = directory / "master.key"
     secret.touch(0o600)
     secret.write_text(key + "\n")
+    return key
+
+
+def _write(directory: Path, installed: settings.Settings, upstreams: dict[str, StandIn]) -> tuple[Path, int, str]:
+    key = master_key(directory)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
-    deployments = [
-        {
-            "model_name": GROUP,
-            "litellm_params": {
-                "model": f"openai/{name}", "api_base": f"http://127.0.0.1:{each.port}/v1", "api_key": "none"
-            },
-            "model_info": {"id": name},
-        }
-        for name, each in upstreams.items()
-    ]  # fmt: skip
+    deployments = [each.as_deployment(GROUP) for each in upstreams.values()]
     document = {
         "schema_version": 1,
         "state_dir": "state",

@@ -14,7 +14,8 @@ from typing import Any
 
 from appliance.artifact import SIGNATURE_NAME
 from appliance.errors import ApplianceError, RegistryError
-from appliance.operations.acceptance.bench import PROMPTS, Answer, Bench
+from appliance.operations.acceptance.bench import Answer, Bench
+from appliance.operations.acceptance.traffic import PROMPTS
 from appliance.operations.doctor.snapshot import Drift, Snapshot
 
 LATENCY_GOAL_MS = 50.0  # the mission's bound for the 99th percentile of the decision

@@ -1,77 +1,107 @@
-"""Endurance: mixed traffic with reloads, corruption and flapping model servers; memory, descriptors, threads."""
+"""Endurance: a gateway under mixed traffic, while everything around it goes wrong or is replaced.
+
+Reloads, a flapping registry, model servers that die, certificates and their CA rotated, an upgrade and the way back:
+no request may fail while one model server lives; memory, descriptors and threads must stay where they are.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from appliance.operations.acceptance.bench import Bench
+from appliance import settings
+from appliance.operations.acceptance.bench import installed_router
 from appliance.operations.acceptance.checks import Result
+from appliance.operations.acceptance.levels import Levels
+from appliance.operations.acceptance.manager import Manager
+from appliance.operations.acceptance.scene import Scene
+from appliance.operations.acceptance.traffic import Traffic
+from appliance.operations.acceptance.upstream import StandIn, stand_ins
+from appliance.operations.acceptance.zone import Zone
+from appliance.operations.doctor.gather import Places
 
-SAMPLE_S = 1.0
-WARM_UP = 0.3  # of the run: caches and pools fill, then the line must be flat
-MAX_SLOPE_MB_PER_HOUR = 60.0
-MAX_GROWTH = 8  # descriptors or threads beyond the level after the warm-up
+UPGRADE_AT, CA_AT, ROLLBACK_AT = 0.1, 0.2, 0.3  # of the run: what comes after is one process, long enough to judge
 
 
-def endurance(bench: Bench, seconds: float) -> Result:
-    """Run for so long; judge memory's slope only where the run is long enough to have one (five minutes)."""
-    files = {path.name: path.read_bytes() for path in bench.router.iterdir()}
-    victim = max(files, key=lambda name: (name != "router.yaml", len(files[name])))
-    names = list(bench.upstreams)
-    samples: list[tuple[float, int, int, int]] = []
-    begun = time.monotonic()
-    turn = 0
-    with bench.load(clients=3) as answers:
-        while (elapsed := time.monotonic() - begun) < seconds:
-            samples.append((elapsed, *_process(bench.process.pid)))
-            match turn % 6:
-                case 1:
-                    bench.report("/appliance/reload", "POST")
-                case 2:
-                    (bench.router / victim).write_bytes(files[victim][:-1])
-                case 3:
-                    (bench.router / victim).write_bytes(files[victim])
-                case 4:
-                    bench.upstreams[names[turn // 6 % len(names)]].stop()
-                case 5:
-                    bench.upstreams[names[turn // 6 % len(names)]].start()
-            turn += 1
-            time.sleep(SAMPLE_S)
-        (bench.router / victim).write_bytes(files[victim])
-        if turn % 6 == 5:
-            bench.upstreams[names[turn // 6 % len(names)]].start()
-    failed = sum(answer.status != 200 for answer in answers)
-    steady = [sample for sample in samples if sample[0] >= seconds * WARM_UP]
-    slope = _slope([(at, rss / 1e6) for at, rss, _, _ in steady]) * 3600
-    descriptors = steady[-1][2] - steady[0][2]
-    threads = steady[-1][3] - steady[0][3]
-    flat = slope <= MAX_SLOPE_MB_PER_HOUR or seconds < 300
+def endurance(
+    places: Places,
+    directory: Path,
+    seconds: float,
+    *,
+    router: Path | None = None,
+    media: Path | None = None,
+    pace_s: float = 1.0,
+    pause_s: float = 0.05,
+    say: Callable[[str], None] = lambda _: None,
+) -> Result:
+    """Run for so long.
+
+    Args:
+        places: of the installation, which is only read.
+        directory: an empty folder for everything that is written.
+        seconds: how long traffic flows, at least: every disturbance comes once.
+        router: the router's folder; default is the newest one of the installation.
+        media: a newer release to upgrade to; without it, to the newest of several that are installed.
+        pace_s: between two disturbances.
+        pause_s: of each of the six clients between two requests.
+        say: told of progress.
+    """
+    installed = settings.load(places.config)
+    copied = Zone.create(
+        directory / "zone", router=router or installed_router(installed, places), encoders=installed.routing.encoders
+    )
+    with stand_ins(list(copied.models)) as upstreams, _run(directory, copied, places, upstreams) as run:
+        traffic, levels = run.prepare(installed, pause_s), Levels()
+        begun = time.monotonic()
+        once: list[tuple[float, Callable[[], None]]] = [
+            (UPGRADE_AT * seconds, lambda: run.upgrade(media)),
+            (CA_AT * seconds, run.rotate_ca),
+            (ROLLBACK_AT * seconds, run.rollback),
+        ]
+        turn = 0
+        with traffic.flowing():
+            steps = run.disturbances()
+            while time.monotonic() - begun < seconds or once or turn < len(steps):
+                if once and time.monotonic() - begun >= once[0][0]:
+                    once.pop(0)[1]()
+                else:
+                    steps[turn % len(steps)]()
+                    turn += 1
+                    if turn % len(steps) == 0:
+                        say(f"{time.monotonic() - begun:.0f} s, {sum(traffic.counts.values())} requests, "
+                            f"{traffic.failed} failed")  # fmt: skip
+                levels.watch(run.pid, pace_s)
+            run.recover()
+        return _result(run, traffic, levels, time.monotonic() - begun)
+
+
+@contextlib.contextmanager
+def _run(directory: Path, zone: Zone, places: Places, upstreams: dict[str, StandIn]) -> Iterator[Scene]:
+    run = Scene(directory, zone, Manager(directory, places.prefix), upstreams)
+    try:
+        yield run
+    finally:
+        run.close()
+
+
+def _result(run: Scene, traffic: Traffic, levels: Levels, seconds: float) -> Result:
+    processes = [{"release": release, **each} for release, each in zip(run.served, levels.processes(), strict=True)]
     return Result(
         "endurance",
-        "no request fails while one model server lives; memory, descriptors and threads do not grow",
-        not failed and flat and descriptors <= MAX_GROWTH and threads <= MAX_GROWTH,
+        "no request fails while one model server lives, whatever is reloaded, replaced or taken away; what was changed "
+        "arrives; memory, descriptors and threads do not grow",
+        not traffic.failed and not run.missed and levels.flat(),
         {
-            "seconds": round(time.monotonic() - begun), "requests": len(answers), "failed": failed,
-            "disturbances": turn,
-            "rss_mb": round(steady[-1][1] / 1e6, 1), "slope_mb_per_hour": round(slope, 1),
-            "descriptors_growth": descriptors, "threads_growth": threads, "slope_judged": seconds >= 300,
+            "seconds": round(seconds),
+            "requests": sum(traffic.counts.values()),
+            "by_kind": dict(traffic.counts),
+            "failed": traffic.failed,
+            "failures": traffic.failures,
+            "longest_wait_s": round(traffic.longest_s, 1),
+            "done": dict(run.done),
+            "missed": run.missed,
+            "processes": processes,
         },
-    )  # fmt: skip
-
-
-def _process(pid: int) -> tuple[int, int, int]:
-    """Resident bytes, open descriptors, threads."""
-    folder = Path("/proc") / str(pid)
-    status = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines() if ":" in line)
-    return int(status["VmRSS"].split()[0]) * 1024, len(list((folder / "fd").iterdir())), int(status["Threads"])
-
-
-def _slope(points: list[tuple[float, float]]) -> float:
-    """Least squares: units a second."""
-    if len(points) < 2:
-        return 0.0
-    mean_x = sum(x for x, _ in points) / len(points)
-    mean_y = sum(y for _, y in points) / len(points)
-    spread = sum((x - mean_x) ** 2 for x, _ in points)
-    return sum((x - mean_x) * (y - mean_y) for x, y in points) / spread if spread else 0.0
+    )

@@ -15,6 +15,8 @@ from appliance.operations.acceptance.endurance import endurance
 from appliance.operations.doctor.gather import Places, gather
 from appliance.operations.doctor.snapshot import Drift
 
+PACE_S = 2.0  # between two disturbances
+
 
 def accept(
     places: Places,
@@ -24,6 +26,7 @@ def accept(
     router: Path | None = None,
     probe: Sequence[str] = (),
     endurance_s: float = 0.0,
+    upgrade: Path | None = None,
 ) -> tuple[list[Result], str | None]:
     """Run every check.
 
@@ -34,6 +37,7 @@ def accept(
         router: folder of the router to use; default is the installed one.
         probe: `host:port` outside the zone, which must not be reached.
         endurance_s: how long the endurance run takes; 0 leaves it out.
+        upgrade: media of a newer release, for the upgrade in its midst.
 
     Returns:
         The results, and the release they are about.
@@ -52,9 +56,17 @@ def accept(
                 say(check.__name__.replace("_", " "))
                 results.append(_safely(check.__name__, lambda check=check: check(made)))  # type: ignore[misc]
             results.append(_safely("isolation", lambda: checks.isolation(made, snapshot)))
-            if endurance_s:
-                say(f"endurance, {endurance_s:.0f} s")
-                results.append(_safely("endurance", lambda: endurance(made, endurance_s)))
+    if endurance_s:
+        say(f"endurance, {endurance_s:.0f} s")
+        with tempfile.TemporaryDirectory(prefix="appliance-endurance-") as name:
+            results.append(
+                _safely(
+                    "endurance",
+                    lambda: endurance(
+                        places, Path(name), endurance_s, router=router, media=upgrade, pace_s=PACE_S, say=say
+                    ),
+                )
+            )
     release = snapshot.drift.release if isinstance(snapshot.drift, Drift) else None
     return results, release
 

@@ -13,7 +13,6 @@ from appliance.errors import OperationError, TrustError
 from appliance.operations.acceptance import checks, report
 from appliance.operations.acceptance.bench import bench
 from appliance.operations.acceptance.checks import Result
-from appliance.operations.acceptance.endurance import _slope, endurance
 from appliance.operations.doctor.gather import Places
 from appliance.trust.verification import verify_statement
 from tests.support.gateway import deployment, write_config
@@ -48,22 +47,9 @@ def test_every_requirement_holds_on_a_sound_appliance(running, check):
     assert result.evidence
 
 
-def test_endurance_holds_in_its_short_form(running):
-    result = endurance(running, 14)
-    assert result.passed, result
-    assert result.evidence["requests"] > 50
-    assert result.evidence["disturbances"] >= 6
-
-
 def test_a_requirement_that_does_not_hold_is_not_passed(running, monkeypatch):
     monkeypatch.setattr(checks, "LATENCY_GOAL_MS", 0.0001)
     assert not checks.latency(running).passed
-
-
-def test_growing_memory_is_seen_as_a_slope():
-    assert _slope([(0, 100), (10, 110), (20, 120)]) == pytest.approx(1)
-    assert _slope([(0, 100), (10, 100)]) == 0
-    assert _slope([(0, 100)]) == 0
 
 
 def test_without_a_router_the_acceptance_says_what_is_missing(places, tmp_path):

@@ -1,0 +1,101 @@
+"""Memory, descriptors and threads of a process over time, and whether they stay where they are."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+SAMPLE_S = 1.0
+WARM_UP = 0.3  # of a process's time: caches and pools fill, then the line must be flat
+JUDGED_S = 300.0  # a slope over less is noise
+MAX_SLOPE_MB_PER_HOUR = 30.0
+MAX_GROWTH = 16  # descriptors or threads, between the first third and the last of the steady time
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One look: seconds, the process, and what it holds."""
+
+    at_s: float
+    pid: int
+    rss_bytes: int
+    descriptors: int
+    threads: int
+
+
+@dataclass
+class Levels:
+    """Samples of the processes that served one after the other."""
+
+    samples: list[Sample] = field(default_factory=list)
+
+    def watch(self, pid: int, seconds: float) -> None:
+        """Wait so long, and look meanwhile."""
+        end = time.monotonic() + seconds
+        while True:
+            now = time.monotonic()
+            if not self.samples or now - self.samples[-1].at_s >= SAMPLE_S:
+                self.samples.append(look(pid, now))
+            if now >= end:
+                return
+            time.sleep(min(SAMPLE_S, end - now))
+
+    def processes(self) -> list[dict[str, Any]]:
+        """What each process came to, in the order they served."""
+        pids = list(dict.fromkeys(sample.pid for sample in self.samples))
+        return [describe([sample for sample in self.samples if sample.pid == pid]) for pid in pids]
+
+    def flat(self) -> bool:
+        """Whether no process grew; a slope counts where the process lived long enough to have one."""
+        return all(
+            (each["slope_mb_per_hour"] <= MAX_SLOPE_MB_PER_HOUR or not each["slope_judged"])
+            and each["descriptors_growth"] <= MAX_GROWTH
+            and each["threads_growth"] <= MAX_GROWTH
+            for each in self.processes()
+        )
+
+
+def look(pid: int, at_s: float) -> Sample:
+    """What a process holds now."""
+    folder = Path("/proc") / str(pid)
+    status = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines() if ":" in line)
+    rss_bytes = int(status["VmRSS"].split()[0]) * 1024
+    return Sample(at_s, pid, rss_bytes, len(list((folder / "fd").iterdir())), int(status["Threads"]))
+
+
+def describe(samples: Sequence[Sample]) -> dict[str, Any]:
+    """One process: its steady time, where it stood, how it grew."""
+    lived_s = samples[-1].at_s - samples[0].at_s
+    steady = [each for each in samples if each.at_s - samples[0].at_s >= lived_s * WARM_UP]
+    third = max(1, len(steady) // 3)
+    first, last = steady[:third], steady[-third:]
+    steady_s = steady[-1].at_s - steady[0].at_s
+
+    def growth(name: str) -> int:
+        before, after = (statistics.median(int(getattr(each, name)) for each in part) for part in (first, last))
+        return round(after - before)
+
+    return {
+        "seconds": round(lived_s),
+        "rss_mb": round(statistics.median(each.rss_bytes for each in last) / 1e6, 1),
+        "slope_mb_per_hour": round(slope([(each.at_s, each.rss_bytes / 1e6) for each in steady]) * 3600, 1),
+        "slope_judged": steady_s >= JUDGED_S,
+        "descriptors": last[-1].descriptors,
+        "descriptors_growth": growth("descriptors"),
+        "threads": last[-1].threads,
+        "threads_growth": growth("threads"),
+    }
+
+
+def slope(points: Sequence[tuple[float, float]]) -> float:
+    """Least squares: units a second."""
+    if len(points) < 2:
+        return 0.0
+    mean_x = statistics.fmean(x for x, _ in points)
+    mean_y = statistics.fmean(y for _, y in points)
+    spread = sum((x - mean_x) ** 2 for x, _ in points)
+    return sum((x - mean_x) * (y - mean_y) for x, y in points) / spread if spread else 0.0

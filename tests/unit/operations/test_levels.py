@@ -1,0 +1,58 @@
+"""What the endurance run reads from its samples."""
+
+import os
+
+import pytest
+
+from appliance.operations.acceptance.levels import JUDGED_S, Levels, Sample, describe, look, slope
+
+
+def samples(seconds: int, *, rss_mb_per_s: float = 0.0, descriptors_per_s: float = 0.0, pid: int = 1) -> list[Sample]:
+    return [
+        Sample(float(at), pid, int((400 + rss_mb_per_s * at) * 1e6), int(30 + descriptors_per_s * at), 9)
+        for at in range(seconds)
+    ]
+
+
+def test_a_slope_is_the_least_squares_line():
+    assert slope([(0, 100), (10, 110), (20, 120)]) == pytest.approx(1)
+    assert slope([(0, 100), (10, 100)]) == 0
+    assert slope([(0, 100)]) == 0
+
+
+def test_a_process_that_stays_where_it_is_is_flat():
+    assert Levels(samples(1000)).flat()
+
+
+def test_memory_that_grows_is_told_in_megabytes_an_hour():
+    levels = Levels(samples(1000, rss_mb_per_s=0.02))
+    assert levels.processes()[0]["slope_mb_per_hour"] == pytest.approx(72, abs=0.1)
+    assert not levels.flat()
+
+
+def test_a_short_line_has_no_slope_that_counts():
+    levels = Levels(samples(int(JUDGED_S), rss_mb_per_s=0.02))
+    assert not levels.processes()[0]["slope_judged"]
+    assert levels.flat()
+
+
+def test_leaked_descriptors_count_however_short_the_run():
+    assert not Levels(samples(100, descriptors_per_s=0.5)).flat()
+
+
+def test_what_fills_while_warming_up_is_no_growth():
+    warming = [Sample(float(at), 1, int(min(at, 20) * 1e7), 30 + min(at, 20), 9) for at in range(100)]
+    assert describe(warming)["descriptors_growth"] == 0
+    assert describe(warming)["slope_mb_per_hour"] == 0
+
+
+def test_every_process_is_judged_on_its_own():
+    levels = Levels([*samples(100, pid=1), *samples(100, pid=2)])
+    assert [each["seconds"] for each in levels.processes()] == [99, 99]
+
+
+def test_a_look_at_this_very_process():
+    seen = look(os.getpid(), 0.0)
+    assert seen.rss_bytes > 10e6
+    assert seen.threads >= 1
+    assert seen.descriptors >= 3
