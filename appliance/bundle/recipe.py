@@ -13,7 +13,8 @@ from appliance.bundle.inputs import Payload, collect, select_wheels
 from appliance.bundle.stage0 import assemble
 from appliance.errors import BundleError
 from appliance.files import write_atomic
-from appliance.trust.signing import open_signer
+from appliance.trust.anchor import RELEASE_ROLE
+from appliance.trust.signing import Signer, open_signer
 from appliance.vendoring.locks import merged, read_lock
 from appliance.vendoring.provenance import Build as ReleaseBuild
 from appliance.vendoring.release import release_papers, source_revision
@@ -73,6 +74,7 @@ def build_release(
     recipe: Recipe,
     out: Path,
     *,
+    signer: Signer | None = None,
     now: datetime | None = None,
     progress: Progress = lambda _text, _done, _all: None,
 ) -> ReleaseFiles:
@@ -81,6 +83,7 @@ def build_release(
     Args:
         recipe: what to build.
         out: folder for the files.
+        signer: who signs; None opens the recipe's authority, whose keys must then be in the clear.
         now: against which the age of the wheels is measured; the clock where None. It enters no byte of the release.
         progress: told each step.
 
@@ -137,8 +140,9 @@ def build_release(
         state_version=STATE_VERSION,
     )
     trust = read_trust(recipe.authority / "anchor.json", recipe.authority / "repository")
-    signer = open_signer(recipe.authority, "release-signer")
-    built = build(identity, payload, trust, signer, out, progress=progress)
+    built = build(
+        identity, payload, trust, signer or open_signer(recipe.authority, RELEASE_ROLE), out, progress=progress
+    )
     write_second_channel(built, trust["anchor.json"], out)
     volumes: tuple[Path, ...] = ()
     if recipe.volume_bytes is not None:

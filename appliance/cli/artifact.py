@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from appliance.cli import intake
+from appliance.cli.keyring import DEFAULT_AUTHORITY, AuthorityFolder, KeyPlaces, PassphraseFile, open_role
 from appliance.cli.output import Json, Steps, refusals, show
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ RegistryAt = Annotated[
     str, typer.Option("--registry", envvar="APPLIANCE_REGISTRY", help="A directory, or a YAML settings file.")
 ]
 TrustAt = Annotated[Path, typer.Option("--trust", envvar="APPLIANCE_TRUST", help="The host's trust state.")]
-AuthorityAt = Annotated[Path, typer.Option("--authority", help="The authority's folder, or the officer's part of it.")]
 Role = Annotated[str, typer.Option("--role", help="The role that signs.")]
 Identity = Annotated[str | None, typer.Option("--identity", help="Who signs, where the role has several identities.")]
 Channel = Annotated[str | None, typer.Option("--channel", help="The channel; by default the router's name.")]
@@ -92,19 +92,20 @@ def pack(
 @app.command()
 def sign(
     folder: Folder,
-    authority: AuthorityAt = Path("ca/authority"),
+    authority: AuthorityFolder = DEFAULT_AUTHORITY,
     role: Role = "producer",
     identity: Identity = None,
+    passphrase_file: PassphraseFile = None,
+    key: KeyPlaces = None,
     as_json: Json = False,
 ) -> None:
     """Sign an artifact's folder; the signature is written into it."""
     with refusals(as_json):
         from appliance.artifact import SIGNATURE_NAME, read
         from appliance.files import write_atomic
-        from appliance.trust.signing import open_signer
 
         artifact = read(folder)
-        signature = open_signer(authority, role, identity=identity).sign_artifact(artifact.files)
+        signature = open_role(authority, role, passphrase_file, key, identity=identity).sign_artifact(artifact.files)
         write_atomic(folder / SIGNATURE_NAME, signature)
         report = {"path": str(folder), "digest": artifact.digest, "role": role, "signature": SIGNATURE_NAME}
         show(report, as_json, lambda console: console.print(f"signed {folder} as {role}: {artifact.digest}"))
@@ -178,9 +179,11 @@ def promote(
     version: Annotated[str | None, typer.Argument(help="Version to serve from now on.")] = None,
     channel: Channel = None,
     renew: Annotated[bool, typer.Option("--renew", help="Sign the pointer anew without changing it.")] = False,
-    authority: AuthorityAt = Path("ca/authority"),
+    authority: AuthorityFolder = DEFAULT_AUTHORITY,
     role: Role = "import-officer",
     identity: Identity = None,
+    passphrase_file: PassphraseFile = None,
+    key: KeyPlaces = None,
     valid_days: ValidDays = 90,
     as_json: Json = False,
 ) -> None:
@@ -188,10 +191,8 @@ def promote(
     if (version is None) != renew:
         raise typer.BadParameter("give a VERSION, or --renew to sign the pointer anew")
     with refusals(as_json):
-        from appliance.trust.signing import open_signer
-
         home = open_registry(registry, trust)
-        signer = open_signer(authority, role, identity=identity)
+        signer = open_role(authority, role, passphrase_file, key, identity=identity)
         validity = timedelta(days=valid_days)
         if version is None:
             state = home.renew(channel or name, signer, validity=validity)
@@ -207,19 +208,19 @@ def revoke(
     *,
     registry: RegistryAt,
     trust: TrustAt,
-    authority: AuthorityAt = Path("ca/authority"),
+    authority: AuthorityFolder = DEFAULT_AUTHORITY,
     role: Role = "import-officer",
     identity: Identity = None,
+    passphrase_file: PassphraseFile = None,
+    key: KeyPlaces = None,
     channel: Annotated[list[str] | None, typer.Option("--channel", help="Only on these channels.")] = None,
     as_json: Json = False,
 ) -> None:
     """Forbid a version on every channel, for ever; a channel that serves it falls back to weights."""
     with refusals(as_json):
-        from appliance.trust.signing import open_signer
-
         home = open_registry(registry, trust)
         digest = home.fetch(name, version).digest
-        signer = open_signer(authority, role, identity=identity)
+        signer = open_role(authority, role, passphrase_file, key, identity=identity)
         states = [home.revoke(one, [digest], signer) for one in channel or home.channels()]
         show(
             {"digest": digest, "channels": [channel_dict(state) for state in states]},

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from appliance.cli.keyring import DEFAULT_AUTHORITY, AuthorityFolder, KeyPlaces, PassphraseFile, open_role
 from appliance.cli.output import Json, Steps, refusals, show
 from appliance.errors import BundleError
 
@@ -26,7 +27,9 @@ def build(
     target: Annotated[
         str, typer.Option("--target", help="A target of vendor/targets.yaml.")
     ] = "cp311-manylinux_x86_64",
-    authority: Annotated[Path, typer.Option("--authority", help="Folder of the authority.")] = Path("ca/authority"),
+    authority: AuthorityFolder = DEFAULT_AUTHORITY,
+    passphrase_file: PassphraseFile = None,
+    key: KeyPlaces = None,
     encoder: Annotated[Path | None, typer.Option("--encoder", help="Signed encoder artifact.")] = None,
     router: Annotated[Path | None, typer.Option("--router", help="Signed router artifact.")] = None,
     vendor: Annotated[Path, typer.Option("--vendor", help="Folder of locks, targets and wheelhouse.")] = Path("vendor"),
@@ -43,6 +46,7 @@ def build(
 ) -> None:
     """Build and sign a release: the same inputs give the same bytes (SOURCE_DATE_EPOCH sets the time)."""
     from appliance.bundle.recipe import Recipe, build_release
+    from appliance.trust.anchor import RELEASE_ROLE
 
     with refusals(as_json):
         steps = Steps(quiet=as_json)
@@ -62,7 +66,8 @@ def build(
             created=_created(),
             volume_bytes=parse_size(volume_size) if volume_size else None,
         )
-        release = build_release(recipe, out, progress=steps)
+        signer = open_role(authority, RELEASE_ROLE, passphrase_file, key)
+        release = build_release(recipe, out, signer=signer, progress=steps)
         built = release.built
         value = {
             "path": built.path,
@@ -185,7 +190,9 @@ def delta(
     media: Media,
     base: Annotated[Path, typer.Option("--base", help="The zone's signed inventory.json.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the delta.")],
-    authority: Annotated[Path, typer.Option("--authority", help="Folder of the authority.")] = Path("ca/authority"),
+    authority: AuthorityFolder = DEFAULT_AUTHORITY,
+    passphrase_file: PassphraseFile = None,
+    key: KeyPlaces = None,
     volume_size: Annotated[str | None, typer.Option("--volume-size", help="Cut into volumes, e.g. 3900M.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -196,11 +203,12 @@ def delta(
     from appliance.bundle.inventory import read_inventory
     from appliance.bundle.volumes import split
     from appliance.files import read_regular
-    from appliance.trust.signing import open_signer
+    from appliance.trust.anchor import RELEASE_ROLE
     from appliance.trust.store import TrustStore
 
     with refusals(as_json):
         now, steps = datetime.now(UTC), Steps(quiet=as_json)
+        signer = open_role(authority, RELEASE_ROLE, passphrase_file, key)
         anchor = read_regular(authority / "anchor.json", max_bytes=1024 * 1024)
         with tempfile.TemporaryDirectory(prefix="appliance-trust-") as work:
             store = TrustStore.initialise(Path(work) / "state", anchor, authority / "repository", now=now)
@@ -208,7 +216,7 @@ def delta(
         built = build_delta(
             media,
             inventory,
-            open_signer(authority, "release-signer"),
+            signer,
             out,
             anchor=anchor,
             now=now,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from appliance.cli.keyring import DEFAULT_AUTHORITY, AuthorityFolder, KeyPlaces, PassphraseFile, open_role
 from appliance.cli.output import Json, refusals, show
 
 if TYPE_CHECKING:
@@ -97,11 +98,11 @@ def publish(
     *,
     registry: Annotated[str, typer.Option(envvar="APPLIANCE_REGISTRY", help="A directory, or a YAML settings file.")],
     trust: Annotated[Path, typer.Option(envvar="APPLIANCE_TRUST", help="The host's trust state.")],
-    authority: Annotated[Path, typer.Option(help="The authority's folder, or the officer's part of it.")] = Path(
-        "ca/authority"
-    ),
+    authority: AuthorityFolder = DEFAULT_AUTHORITY,
     role: Annotated[str, typer.Option(help="The role that signs.")] = "import-officer",
     identity: Annotated[str | None, typer.Option(help="Who signs, where the role has several identities.")] = None,
+    passphrase_file: PassphraseFile = None,
+    key: KeyPlaces = None,
     as_json: Json = False,
 ) -> None:
     """Sign a configuration document and put it into the registry; `appliance sync` brings it to the hosts."""
@@ -112,14 +113,14 @@ def publish(
         from appliance.registry.settings import open_store
         from appliance.registry.signed_config import Configs
         from appliance.registry.trust_source import TrustSource
-        from appliance.trust.signing import open_signer
 
         document = documents.read_yaml(read_regular(file, max_bytes=documents.MAX_BYTES), what=str(file))
         if not isinstance(document, dict):
             raise DocumentError("DOCUMENT_SCHEMA", f"{file} is not a mapping")
         source = TrustSource(trust)
         configs = Configs(open_store(registry), material=source.material, clock=source.now)
-        config = configs.publish(name, document, open_signer(authority, role, identity=identity))
+        signer = open_role(authority, role, passphrase_file, key, identity=identity)
+        config = configs.publish(name, document, signer)
         report = {"name": name, "epoch": config.statement.epoch, "digest": config.digest}
         said = f"configuration {name}: epoch {config.statement.epoch}, signed by {config.verdict.identity}"
         show(report, as_json, lambda out: out.print(said, markup=False))

@@ -15,6 +15,7 @@ from appliance.bundle import releases as installed
 from appliance.bundle.refusals import appliance_errors
 from appliance.bundle.stage0.main import LOCK_VARIABLE
 from appliance.bundle.stage0.preparing import Conduct
+from appliance.cli.keyring import KeyPlaces, PassphraseFile, open_role
 from appliance.cli.output import Json, refusals, show
 from appliance.cli.progress import Rate
 from appliance.files import read_regular
@@ -139,6 +140,8 @@ def inventory(
     out: Annotated[Path | None, typer.Option("--out", help="Where to write inventory.json; needs --authority.")] = None,
     authority: Annotated[Path | None, typer.Option("--authority", help="The zone's authority, which signs it.")] = None,
     role: Annotated[str, typer.Option("--role", help="The role that signs.")] = "zone-host",
+    passphrase_file: PassphraseFile = None,
+    key: KeyPlaces = None,
     as_json: Json = False,
 ) -> None:
     """Export what is installed, for a delta bundle; signed where it is written to a file."""
@@ -149,9 +152,7 @@ def inventory(
             raise typer.BadParameter("--out and --authority belong together: an inventory on media is always signed")
         statement = take_inventory(installed.require_prefix(prefix), now=datetime.now(UTC))
         if out is not None and authority is not None:
-            from appliance.trust.signing import open_signer
-
-            write_inventory(statement, open_signer(authority, role), out)
+            write_inventory(statement, open_role(authority, role, passphrase_file, key), out)
 
         def text(console: Console) -> None:
             console.print(

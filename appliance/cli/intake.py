@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from appliance.cli.keyring import DEFAULT_AUTHORITY, AuthorityFolder, KeyPlaces, PassphraseFile, open_role
 from appliance.cli.output import Json, Steps, refusals, show
 
 if TYPE_CHECKING:
@@ -65,18 +66,17 @@ def approve(
     registry: Annotated[str, typer.Option(envvar="APPLIANCE_REGISTRY", help="Where it is published in the end.")],
     trust: TrustAt,
     border: BorderAt = Path("border"),
-    authority: Annotated[Path, typer.Option(help="The authority's folder, or the officer's part of it.")] = Path(
-        "ca/authority"
-    ),
+    authority: AuthorityFolder = DEFAULT_AUTHORITY,
     identity: Annotated[str | None, typer.Option(help="Which officer signs.")] = None,
+    passphrase_file: PassphraseFile = None,
+    key: KeyPlaces = None,
     as_json: Json = False,
 ) -> None:
     """Sign a case as one officer; the second officer's signature has the zone sign and publish the router."""
     with refusals(as_json):
         from appliance.cli.artifact import open_registry
-        from appliance.trust.signing import open_signer
 
-        signer = open_signer(authority, "import-officer", identity=identity)
+        signer = open_role(authority, "import-officer", passphrase_file, key, identity=identity)
         officers, published = _border(border, trust).approve(case, signer, open_registry(registry, trust))
         report = {"case": case, "officers": list(officers), "published": published}
         state = "signed for the zone and published" if published else "another officer must approve"

@@ -6,12 +6,15 @@ import getpass
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from appliance.errors import TrustError
 from appliance.files import read_regular
+
+if TYPE_CHECKING:
+    from appliance.trust.signing import Signer
 
 DEFAULT_AUTHORITY = Path("ca/authority")
 
@@ -21,12 +24,16 @@ PassphraseFile = Annotated[
     typer.Option(
         "--passphrase-file",
         envvar="APPLIANCE_CA_PASSPHRASE_FILE",
-        help="One passphrase for every key, or lines NAME=PASSPHRASE. Without it: asked on a terminal.",
+        help="One passphrase for every key of the authority, or lines NAME=PASSPHRASE; else asked on a terminal.",
     ),
 ]
 KeyPlaces = Annotated[
     list[str] | None,
-    typer.Option("--key", help="NAME=FILE or NAME=pkcs11:URI for a key kept elsewhere; repeat for more."),
+    typer.Option(
+        "--key",
+        envvar="APPLIANCE_CA_KEYS",
+        help="NAME=FILE or NAME=pkcs11:URI for a key kept elsewhere; repeat for more.",
+    ),
 ]
 
 
@@ -105,3 +112,25 @@ def open_authority(path: Path, passphrase_file: Path | None, keys: list[str] | N
     if opened.state.development:  # its keys are in the clear, and new ones are made so too
         opened.keys = replace(opened.keys, passphrase=no_passphrase)
     return opened
+
+
+def open_role(
+    authority: Path,
+    role: str,
+    passphrase_file: Path | None,
+    keys: list[str] | None,
+    *,
+    identity: str | None = None,
+) -> Signer:
+    """Open an authority to sign in a role; the keys that a signature takes are opened at once.
+
+    Raises:
+        TrustError: see `signing.open_signer` and `Signer.check_keys`.
+    """
+    from appliance.trust.signing import open_signer
+
+    signer = open_signer(
+        authority, role, identity=identity, passphrase=Passphrases(passphrase_file), elsewhere=key_places(keys)
+    )
+    signer.check_keys()
+    return signer

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from appliance.cli.doctor import DEFAULT_PREFIX
+from appliance.cli.keyring import KeyPlaces, PassphraseFile, open_role
 from appliance.cli.output import Json, Steps, refusals, show
 
 
@@ -25,6 +26,8 @@ def validate(
         Path | None, typer.Option("--authority", help="Sign the report with this authority (or a role's part of it).")
     ] = None,
     role: Annotated[str, typer.Option("--role", help="The role that signs.")] = "zone-host",
+    passphrase_file: PassphraseFile = None,
+    key: KeyPlaces = None,
     probe: Annotated[
         list[str] | None, typer.Option("--probe", help="HOST:PORT outside the zone; must not be reached.")
     ] = None,
@@ -45,6 +48,7 @@ def validate(
         from appliance.operations.acceptance.run import accept
         from appliance.operations.doctor.gather import Places
 
+        signing = None if authority is None else open_role(authority, role, passphrase_file, key)
         now = datetime.now(UTC)
         steps = Steps(quiet=as_json)
         places = Places.below(prefix.absolute(), config.absolute() if config else None)
@@ -53,11 +57,8 @@ def validate(
         )  # fmt: skip
         statement = report.statement(results, at=now, release=release)
         signer = None
-        if authority is not None:
-            from appliance.trust.signing import open_signer
-
-            chosen = open_signer(authority, role)
-            signature, signer = chosen.sign_statement(statement), role
+        if signing is not None:
+            signature, signer = signing.sign_statement(statement), role
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
             write_atomic(out / "validation.json", statement)

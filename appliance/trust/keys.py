@@ -86,6 +86,7 @@ class KeyRing:
     directory: Path
     passphrase: Passphrase = no_passphrase
     elsewhere: Mapping[str, Path | PrivateKey] = field(default_factory=dict)
+    _decrypted: dict[bytes, PrivateKey] = field(default_factory=dict, repr=False, compare=False)  # by the file's bytes
 
     def path(self, name: str) -> Path:
         """The file a key is expected in."""
@@ -132,6 +133,8 @@ class KeyRing:
             pem = read_regular(path, max_bytes=_MAX_KEY_BYTES)
         except FileError as error:
             raise TrustError("TRUST_KEY_MISSING", f"no key {name} here ({error.cause})", key=name) from None
+        if pem in self._decrypted:  # a passphrase is slow to try on purpose, and one signature takes six keys
+            return self._decrypted[pem]
         try:
             key = serialization.load_pem_private_key(pem, self.passphrase(name) if b"ENCRYPTED" in pem else None)
         except TypeError:
@@ -145,4 +148,5 @@ class KeyRing:
             raise TrustError("TRUST_KEY_UNUSABLE", f"key {name}: {error}", key=name) from None
         if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
             raise TrustError("TRUST_KEY_UNUSABLE", f"key {name} is not an ECDSA key on P-256", key=name)
+        self._decrypted[pem] = key
         return key

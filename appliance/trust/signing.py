@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -17,11 +17,13 @@ from appliance.artifact import SIGNATURE_NAME
 from appliance.errors import TrustError
 from appliance.trust import keys as k
 from appliance.trust import oms
-from appliance.trust.authority import Authority
+from appliance.trust.authority import Authority, Service
 from appliance.trust.encoding import b64, canonical_json
 from appliance.trust.keys import Passphrase, PrivateKey, no_passphrase
 from appliance.trust.log import Inclusion
 from appliance.trust.names import BUNDLE_MEDIA_TYPE, IN_TOTO_PAYLOAD_TYPE, role_identity
+
+SIGNING_SERVICES: Final[tuple[Service, ...]] = ("signing", "ct", "log", "tsa")  # whose keys every signature takes
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,15 @@ class Signer:
     authority: Authority
     identity: str
     at: datetime | None = None
+
+    def check_keys(self) -> None:
+        """Open every key that a signature takes, so that a missing one is known before long work and not after it.
+
+        Raises:
+            TrustError: TRUST_AUTHORITY_EXPIRED, TRUST_KEY_MISSING, TRUST_KEY_LOCKED, TRUST_PASSPHRASE.
+        """
+        for service in SIGNING_SERVICES:
+            self.authority.keys.load(self.authority.current(service, self._time()).name)
 
     def sign_statement(self, payload: bytes) -> bytes:
         """Sign a statement's bytes.
@@ -93,9 +104,11 @@ class Signer:
         return self._bundle({"dsseEnvelope": envelope}, body, signature, certificate, at)
 
     def _certified(self) -> tuple[PrivateKey, x509.Certificate, datetime]:
-        at = (self.at or datetime.now(UTC)).astimezone(UTC).replace(microsecond=0)
-        key = k.generate()
+        at, key = self._time(), k.generate()
         return key, self.authority.issue_signing_certificate(key.public_key(), self.identity, at=at), at
+
+    def _time(self) -> datetime:
+        return (self.at or datetime.now(UTC)).astimezone(UTC).replace(microsecond=0)
 
     def _bundle(
         self,
@@ -126,6 +139,7 @@ def open_signer(
     identity: str | None = None,
     at: datetime | None = None,
     passphrase: Passphrase = no_passphrase,
+    elsewhere: Mapping[str, Path | PrivateKey] | None = None,
 ) -> Signer:
     """Open an authority to sign in a role.
 
@@ -135,13 +149,14 @@ def open_signer(
         identity: the certificate's SAN, an e-mail address or URI.
         at: sign as of this time (tests, ceremonies); None takes the clock.
         passphrase: asked for the passphrases of encrypted keys.
+        elsewhere: keys that are not in the authority's folder: name -> file, or a token's key.
 
     Raises:
         TrustError: TRUST_AUTHORITY_MISSING, TRUST_AUTHORITY_DAMAGED, TRUST_ROLE_UNKNOWN.
     """
     from appliance.trust.repository import Repository
 
-    opened = Authority.open(authority, passphrase=passphrase)
+    opened = Authority.open(authority, passphrase=passphrase, elsewhere=elsewhere)
     roles = Repository(opened).policy().roles
     if role not in roles:
         raise TrustError("TRUST_ROLE_UNKNOWN", f"the policy has no role {role!r}", roles=sorted(roles))

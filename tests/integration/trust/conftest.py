@@ -1,4 +1,8 @@
+import os
+import subprocess
+import uuid
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
@@ -7,6 +11,7 @@ from tests.support.trust import make_authority
 
 BIRTH = datetime.now(UTC).replace(microsecond=0) - timedelta(days=2)
 NOW = BIRTH + timedelta(days=1)
+MODULE = Path("/usr/lib/softhsm/libsofthsm2.so")
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +28,25 @@ def stranger(tmp_path_factory):
 @pytest.fixture(scope="session")
 def forger(zone):
     return Forger(zone.path, NOW)
+
+
+@pytest.fixture(scope="session")
+def softhsm(tmp_path_factory):
+    """Key holders with a token each, in a SoftHSM of their own: holder, label -> URI. Loaded once a process."""
+    folder = tmp_path_factory.mktemp("softhsm")
+    (folder / "tokens").mkdir()
+    (folder / "softhsm2.conf").write_text(f"directories.tokendir = {folder}/tokens\nobjectstore.backend = file\n")
+    os.environ["SOFTHSM2_CONF"] = str(folder / "softhsm2.conf")
+    run = uuid.uuid4().hex[:8]
+    for holder in ("alice", "bob", "carol", "dave", "online"):
+        subprocess.run(
+            ["softhsm2-util", "--init-token", "--free", "--label", f"{holder}-{run}", "--so-pin=8765", "--pin=1234"],
+            check=True, capture_output=True,
+        )  # fmt: skip
+    (folder / "pin").write_text("1234\n")
+    yield (
+        lambda holder, label: (
+            f"pkcs11:token={holder}-{run};object={label}?module-path={MODULE}&pin-source=file:{folder}/pin"
+        )
+    )
+    del os.environ["SOFTHSM2_CONF"]

@@ -1,10 +1,7 @@
 """Offline root keys in PKCS#11 tokens: a whole ceremony under SoftHSM; no root key ever exists as a file."""
 
-import os
 import subprocess
-import uuid
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 
@@ -18,40 +15,10 @@ from appliance.trust.names import statement_type
 from appliance.trust.profiles import read_recipes
 from appliance.trust.store import TrustStore
 from appliance.trust.tokens import open_token_key, read_uri
-from tests.integration.trust.conftest import BIRTH, NOW
+from tests.integration.trust.conftest import BIRTH, MODULE, NOW
 from tests.support.trust import RECIPES, DevelopmentAuthority
 
-MODULE = next(
-    (
-        p
-        for p in (Path("/usr/lib/softhsm/libsofthsm2.so"), Path("/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so"))
-        if p.exists()
-    ),
-    Path("/usr/lib/softhsm/libsofthsm2.so"),
-)
 PAYLOAD = documents.write_json({"_type": statement_type("release"), "version": "1.2.3"})
-
-
-@pytest.fixture(scope="module")
-def softhsm(tmp_path_factory):
-    """Key holders with a token each, in a SoftHSM of their own. The module is loaded once a process."""
-    folder = tmp_path_factory.mktemp("softhsm")
-    (folder / "tokens").mkdir()
-    (folder / "softhsm2.conf").write_text(f"directories.tokendir = {folder}/tokens\nobjectstore.backend = file\n")
-    os.environ["SOFTHSM2_CONF"] = str(folder / "softhsm2.conf")
-    run = uuid.uuid4().hex[:8]
-    for holder in ("alice", "bob", "carol", "dave"):
-        subprocess.run(
-            ["softhsm2-util", "--init-token", "--free", "--label", f"{holder}-{run}", "--so-pin=8765", "--pin=1234"],
-            check=True, capture_output=True,
-        )  # fmt: skip
-    (folder / "pin").write_text("1234\n")
-    yield (
-        lambda holder, label: (
-            f"pkcs11:token={holder}-{run};object={label}?module-path={MODULE}&pin-source=file:{folder}/pin"
-        )
-    )
-    del os.environ["SOFTHSM2_CONF"]
 
 
 HOLDERS = {"tuf-root-1": "alice", "tuf-root-2": "bob", "tuf-root-3": "carol", "root-1": "alice"}
