@@ -36,6 +36,10 @@ class Loader:
         self._now = now
         self._encoders: dict[str, Encoder] = {}
 
+    def exchange(self, settings: Settings) -> None:
+        """Load by another configuration from the next router on."""
+        self._settings = settings
+
     def from_directory(
         self, name: str, directory: Path, *, origin: Origin = "directory"
     ) -> tuple[Serving, ArtifactFiles]:
@@ -54,7 +58,7 @@ class Loader:
         """
         material, at = self._material()
         verdict = verify_artifact(candidate, material=material, at=at, role=self._trust.router_role)
-        router = load_router(candidate)
+        router = load_router(candidate, formats=material.policy.model_formats)
         encoder = self._encoder(router.metadata.encoder_digest, material, at)
         serving = Serving(name, router, encoder, verdict, origin, utc_now())
         _warm_up(serving)

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -28,13 +29,21 @@ from appliance.gateway import (
 from appliance.gateway.access import KeyRing
 from appliance.gateway.active import Slot, utc_now
 from appliance.gateway.application import Application
-from appliance.gateway.assembly import build_decider
 from appliance.gateway.boot import Prepared
 from appliance.gateway.callback import RoutingCallback
+from appliance.gateway.decider import Decider
 from appliance.gateway.decision import MAX_REMEMBERED, DecisionLog
+from appliance.gateway.live import LiveFollower
+from appliance.gateway.live_config import Rows, Whole
 from appliance.gateway.metrics import Metrics
+from appliance.gateway.running import Running
+from appliance.settings import Settings
 
 log = logging.getLogger("appliance.worker")
+# The encoder's threads and the event loop share one interpreter lock, and numpy gives it back half a dozen times on the
+# way to a score. A busy loop holds it for a whole interval each time: five milliseconds by default, so that a score of
+# three took thirty.
+SWITCH_INTERVAL_S = 0.0005
 
 
 class Worker:
@@ -46,21 +55,34 @@ class Worker:
     """
 
     def __init__(self, prepared: Prepared, *, number: int = 0) -> None:
-        self.settings, self.number = prepared.settings, number
-        self._prepared = prepared
-        self._config, self.locks = prepared.config, prepared.locks
-        self.slots = {name: Slot(name) for name in self.settings.routing.routers}
+        self._files, self.number = prepared.settings, number
+        self._prepared, self.locks = prepared, prepared.locks
         self.metrics = Metrics()
         self.decisions = DecisionLog(self.metrics.decided)
         self._started_at = utc_now()
-        self._watches: dict[str, Any] = {}
+        self._live: LiveFollower | None = None
         self._server: server.Server | None = None
         self._control = control.ControlServer(self.run_dir / f"worker-{number}.sock", reports.verbs(self))
 
     @property
     def run_dir(self) -> Path:
         """Where sockets lie."""
-        return self.settings.state_dir / "run"
+        return self._files.state_dir / "run"
+
+    @property
+    def settings(self) -> Settings:
+        """As they are now."""
+        return self._running.settings
+
+    @property
+    def slots(self) -> Mapping[str, Slot]:
+        """Where the routers serve from now."""
+        return self._running.slots
+
+    @property
+    def decider(self) -> Decider:
+        """Decides for every group."""
+        return self._running.decider
 
     def run(self, listener: socket.socket) -> None:
         """Serve until a signal ends it.
@@ -68,17 +90,23 @@ class Worker:
         Raises:
             GatewayError: GATEWAY_LITELLM, GATEWAY_ROUTER_REQUIRED.
         """
-        self.decider = build_decider(self.settings, self._config, self.slots, self.decisions)
-        self._start_routers()
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
+        files, config = self._prepared.settings, self._prepared.config
+        whole = Whole(files, config)
+        if files.live is not None:
+            whole = Rows(files, config).together(self._prepared.live)
+        self._running = Running(whole, self.decisions)
+        self._running.start_routers()
         inner = proxy.application()
         logs.adopt_libraries()
-        application = Application(
+        self._keys = KeyRing(self._prepared.master_key, self.settings.access.keys)
+        self._application = application = Application(
             inner,
             started=self._when_started,
             ready=self.ready,
             reports=reports.reports(self),
             metrics=self.metrics,
-            keys=KeyRing(self._prepared.master_key, self.settings.access.keys),
+            keys=self._keys,
             max_body_bytes=self.settings.access.max_body_bytes,
         )
         self._server = server.Server(
@@ -94,9 +122,9 @@ class Worker:
             cause = (application.startup_failure or "LiteLLM did not start").strip().splitlines()[-1]
             raise GatewayError("GATEWAY_LITELLM", cause[:500]) from None
         finally:
-            for watch in self._watches.values():
-                watch.stop()
-            self.decider.scorer.pool.close()
+            if self._live is not None:
+                self._live.stop()
+            self._running.stop()
             self._control.stop()
 
     def ready(self) -> bool:
@@ -107,16 +135,16 @@ class Worker:
         """Look at every router's folder and at the certificate at once, even where the last state was refused."""
         if self._server is not None:
             try:
-                server.renew_certificate(self._server.config, self.settings.listen)
+                server.renew_certificate(self._server.config, self._files.listen)
             except GatewayError as error:
                 log.warning("certificate refused, the old one stays", extra={"code": error.code, "cause": error.cause})
-        for watch in self._watches.values():
-            watch.reload()
+        self._running.reload()
 
     def status(self) -> dict[str, Any]:
         """This process, as `appliance status` shows it."""
         scorer = self.decider.scorer
-        ids = [deployment.id for members in self._config.groups.values() for deployment in members]
+        config = self._running.config
+        ids = [deployment.id for members in config.groups.values() for deployment in members]
         cooling = proxy.cooldowns(ids) if self.ready() else {}
         return {
             "worker": self.number,
@@ -126,10 +154,9 @@ class Worker:
             "started_at": self._started_at,
             "ready": self.ready(),
             "draining": bool(self._server and self._server.draining),
-            "routers": {
-                name: {**slot.describe(), **self._watches[name].describe()} for name, slot in self.slots.items()
-            },
-            "groups": {name: self._group_status(name, cooling) for name in self._config.groups},
+            "live": self._live.describe() if self._live is not None else None,
+            "routers": self._running.describe_routers(),
+            "groups": {name: self._group_status(name, cooling) for name in config.groups},
             "ml_path": {
                 "breaker": asdict(scorer.breaker.view()),
                 "queue_waiting": scorer.pool.waiting,
@@ -158,6 +185,7 @@ class Worker:
                 "appliance_breaker_open": [({}, float(scorer.breaker.view().state != "closed"))],
                 "appliance_egress_refused_total": [({}, float(self.locks.guard.refused))],
                 "appliance_queue_waiting": [({}, float(scorer.pool.waiting))],
+                **(self._live.gauges(self.number) if self._live is not None else {}),
             }
         )
 
@@ -189,38 +217,36 @@ class Worker:
                 {
                     "id": deployment.id,
                     "model": deployment.model,
-                    "weight": self._config.weights[name].get(deployment.id, 1),
+                    "weight": self._running.config.weights[name].get(deployment.id, 1),
                     "cooldown": cooling.get(deployment.id),
                     "health": self.decider.health.describe(deployment.id),
                 }
-                for deployment in self._config.groups[name]
+                for deployment in self._running.config.groups[name]
             ],
         }
 
-    def _start_routers(self) -> None:
-        if not self.slots:
-            return
-        from appliance.gateway.loading import Loader
-        from appliance.gateway.sources import open_watch
-
-        loader = Loader(self.settings)
-        for name, router in self.settings.routing.routers.items():
-            watch = open_watch(self.settings, self.slots[name], router, loader)
-            watch.start()
-            self._watches[name] = watch
-            if router.required and self.slots[name].current is None:
-                problem = self.slots[name].problem or {}
-                raise GatewayError(
-                    "GATEWAY_ROUTER_REQUIRED",
-                    f"router {name}: {problem.get('code')}: {problem.get('cause')}",
-                    remedy=problem.get("remedy"),
-                    router=name,
-                )
+    def _change(self, whole: Whole) -> None:
+        """Take another configuration; on the event loop's thread."""
+        self._running.change(whole)
+        self._callback.groups = whole.config.groups
+        self._keys.exchange(whole.settings.access.keys)
+        self._application.max_body_bytes = whole.settings.access.max_body_bytes
 
     async def _when_started(self) -> None:
         logs.adopt_libraries()
-        proxy.attach(RoutingCallback(self.decider, self._config.groups, proxy.model_list))
+        self._callback = RoutingCallback(self.decider, self._running.config.groups, proxy.model_list)
+        proxy.attach(self._callback)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.reload)
         await self._control.start()
+        if self._files.live is not None:
+            self._live = LiveFollower(
+                self._files,
+                self._prepared.config,
+                self._prepared.live,
+                guard=self.locks.guard,
+                deployments=proxy.RunningDeployments(),
+                change=self._change,
+            )
+            await self._live.start()
         lockdown.before_serving(self.settings, self.locks)
         log.info("serving", extra={"worker": self.number, "pid": os.getpid()})

@@ -15,36 +15,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from appliance.errors import IntakeError
+from appliance.routers import pickles as routed
 
 MAX_OPCODES = 2_000_000
 _MARK, _UNKNOWN = object(), object()
 
 Allowed = Mapping[str, frozenset[str]]  # module -> names
 
-_NUMPY: dict[str, frozenset[str]] = {
-    "numpy": frozenset({"ndarray", "dtype"}),
-    "numpy._core.multiarray": frozenset({"_reconstruct", "scalar"}),
-    "numpy.core.multiarray": frozenset({"_reconstruct", "scalar"}),
-    "numpy.random._pickle": frozenset({"__randomstate_ctor", "__bit_generator_ctor", "__generator_ctor"}),
-    "numpy.random._mt19937": frozenset({"MT19937"}),
-    "numpy.random.bit_generator": frozenset({"SeedSequence", "__pyx_unpickle_SeedSequence"}),
-}
-SKLEARN: Allowed = {
-    **_NUMPY,
-    "sklearn.neighbors._classification": frozenset({"KNeighborsClassifier"}),
-    "sklearn.neighbors._regression": frozenset({"KNeighborsRegressor"}),
-    "sklearn.neighbors._kd_tree": frozenset({"KDTree", "newObj", "KDTree64", "KDTree32"}),
-    "sklearn.neighbors._ball_tree": frozenset({"BallTree", "newObj", "BallTree64", "BallTree32"}),
-    "sklearn.metrics._dist_metrics": frozenset(
-        {"newObj", "EuclideanDistance", "EuclideanDistance64", "EuclideanDistance32", "DistanceMetric"}
-    ),
-    "sklearn.linear_model._logistic": frozenset({"LogisticRegression"}),
-    "sklearn.linear_model._ridge": frozenset({"Ridge"}),
-    "sklearn.svm._classes": frozenset({"LinearSVC", "SVC"}),
-    "sklearn.neural_network._multilayer_perceptron": frozenset({"MLPClassifier"}),
-    "sklearn.neural_network._stochastic_optimizers": frozenset({"AdamOptimizer", "SGDOptimizer"}),
-    "sklearn.preprocessing._label": frozenset({"LabelBinarizer"}),
-}
+SKLEARN: Allowed = routed.SKLEARN  # the list that a gateway reads pickles by, where a policy lets it
 TORCH: Allowed = {
     "collections": frozenset({"OrderedDict"}),
     "torch": frozenset(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from appliance import documents
 from appliance.artifact import ArtifactFiles, RouterMetadata, router_metadata
 from appliance.errors import DocumentError, RouterError
+from appliance.routers import foreign
 from appliance.routers.strategies import (
     MAX_PARAMETERS_BYTES,
     PARAMETERS_NAME,
@@ -57,15 +58,25 @@ class LoadedRouter:
         return scores
 
 
-def load_router(artifact: ArtifactFiles) -> LoadedRouter:
-    """Build the router of a *verified* artifact. Nothing is executed: JSON and plain tensors only.
+def load_router(artifact: ArtifactFiles, *, formats: Collection[str] = ()) -> LoadedRouter:
+    """Build the router of a *verified* artifact. Our own formats execute nothing: JSON and plain tensors only.
+
+    Args:
+        artifact: the verified files.
+        formats: further model formats that the zone's signed policy names; without them a router that needs one is
+            refused.
 
     Raises:
         ArtifactError: ARTIFACT_MISSING, ARTIFACT_METADATA, ARTIFACT_VERSION.
-        RouterError: ROUTER_STRATEGY, ROUTER_PARAMETERS, ROUTER_WEIGHTS.
+        RouterError: ROUTER_STRATEGY, ROUTER_PARAMETERS, ROUTER_WEIGHTS; ROUTER_FORMAT, ROUTER_MODEL,
+            ROUTER_MODEL_IMPORT, ROUTER_BACKEND for the other formats.
     """
     metadata = router_metadata(artifact)
-    strategy = family(metadata.strategy).load(read_strategy_files(artifact.files), tuple(metadata.labels))
+    model = foreign.model_file(artifact.files)
+    if model is not None:
+        strategy = foreign.load(model, artifact.files[model], metadata, formats=formats)
+    else:
+        strategy = family(metadata.strategy).load(read_strategy_files(artifact.files), tuple(metadata.labels))
     return LoadedRouter(metadata, strategy, artifact.digest)
 
 

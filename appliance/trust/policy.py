@@ -77,7 +77,7 @@ class Policy(_Document):
     roles: dict[Name, Role]
     denied: Denied = Denied()
     lowest_epochs: dict[Text, Epoch] = {}
-    model_formats: tuple[Text, ...] = ("onnx", "safetensors", "json")
+    model_formats: tuple[Text, ...] = ("onnx", "safetensors", "json", "skops")
 
     def role_of(self, identity: str, issuer: str, kind: str, *, role: str | None = None) -> str | None:
         """The role in which this identity may sign this kind, or None.

@@ -1,0 +1,115 @@
+"""skops files (scikit-learn without pickle), read by a pinned list of node types.
+
+skops itself trusts every public class of scikit-learn and SciPy's functions. That is more than a routing estimator
+needs and changes with the installed versions, so the schema is walked here first, against a list that names both the
+class and the node that may build it. What calls functions or methods (`MethodNode`, `OperatorFuncNode`, `FunctionNode`,
+`PartialNode`) is not in it: CVE-2025-54412, CVE-2025-54413.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from appliance.errors import RouterError
+from appliance.routers.pickles import SKLEARN
+
+FLOOR = (0, 13)  # below: CVE-2024-37065, CVE-2025-54412, CVE-2025-54413, CVE-2025-54886
+PROTOCOL = 2  # an older protocol selects older node classes
+MAX_SCHEMA_BYTES = 16 * 1024**2
+MAX_DEPTH = 64
+MAX_MEMBERS = 4096
+
+_BUILT_IN = frozenset(
+    {
+        ("builtins", "dict", "DictNode"),
+        ("builtins", "list", "ListNode"),
+        ("builtins", "tuple", "TupleNode"),
+        ("builtins", "str", "JsonNode"),
+        ("builtins", "str", "TypeNode"),
+        ("numpy", "ndarray", "NdArrayNode"),
+        ("numpy", "int64", "NdArrayNode"),
+        ("numpy", "float32", "NdArrayNode"),
+        ("numpy", "float64", "NdArrayNode"),
+        ("numpy.random.mtrand", "RandomState", "RandomStateNode"),
+    }
+)
+_ESTIMATORS = frozenset(
+    (module, name, "ObjectNode")
+    for module, names in SKLEARN.items()
+    if module.startswith("sklearn.")
+    for name in names
+    if name != "newObj"
+)
+PINNED = _BUILT_IN | _ESTIMATORS
+
+
+def load(data: bytes, *, what: str) -> Any:
+    """Build the estimator of *verified* bytes.
+
+    Args:
+        data: the whole file.
+        what: its name, for messages.
+
+    Raises:
+        RouterError: ROUTER_BACKEND where skops is missing or too old; ROUTER_MODEL_IMPORT for a node outside the list;
+            ROUTER_MODEL for anything malformed.
+    """
+    _require_skops()
+    try:
+        _check(data, what)
+        import skops.io
+
+        return skops.io.loads(data, trusted=sorted(f"{module}.{name}" for module, name, _ in PINNED))
+    except (RouterError, ImportError, MemoryError):
+        raise
+    except Exception as error:  # noqa: BLE001 (zip, JSON and skops each raise their own)
+        raise RouterError("ROUTER_MODEL", f"{what} is no well-formed skops file: {str(error)[:200]}") from None
+
+
+def _require_skops() -> None:
+    try:
+        found = version("skops")
+    except PackageNotFoundError:
+        raise RouterError(
+            "ROUTER_BACKEND", "a skops router needs the packages skops and scikit-learn", package="skops"
+        ) from None
+    if tuple(int(part) for part in found.split(".")[:2]) < FLOOR:
+        floor = ".".join(map(str, FLOOR))
+        raise RouterError("ROUTER_BACKEND", f"skops {found} is older than {floor}", package="skops", floor=floor)
+
+
+def _check(data: bytes, what: str) -> None:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        infos = archive.infolist()
+        names = [info.filename for info in infos]
+        if len(names) > MAX_MEMBERS or len(set(names)) != len(names):
+            raise RouterError("ROUTER_MODEL", f"{what} has too many members, or one twice", members=len(names))
+        if archive.getinfo("schema.json").file_size > MAX_SCHEMA_BYTES:
+            raise RouterError("ROUTER_MODEL", f"the schema of {what} is longer than {MAX_SCHEMA_BYTES} bytes")
+        schema = json.loads(archive.read("schema.json"))
+    if not isinstance(schema, dict) or schema.get("protocol") != PROTOCOL or isinstance(schema["protocol"], bool):
+        raise RouterError("ROUTER_MODEL", f"{what} is not written in protocol {PROTOCOL}")
+    pending: list[tuple[Any, int]] = [(schema, 0)]
+    while pending:
+        value, depth = pending.pop()
+        if depth > MAX_DEPTH:
+            raise RouterError("ROUTER_MODEL", f"the schema of {what} is nested too deeply")
+        if isinstance(value, dict):
+            if "__loader__" in value or "__class__" in value:
+                _check_node(value, what)
+            pending += [(child, depth + 1) for child in value.values()]
+        elif isinstance(value, list):
+            pending += [(child, depth + 1) for child in value]
+
+
+def _check_node(node: dict[str, Any], what: str) -> None:
+    named = (node.get("__module__"), node.get("__class__"), node.get("__loader__"))
+    if named not in PINNED:
+        text = ".".join(str(part)[:100] for part in named[:2])
+        raise RouterError(
+            "ROUTER_MODEL_IMPORT", f"{what} would build {text} through {str(named[2])[:100]}", imports=text
+        )
