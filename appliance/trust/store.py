@@ -136,9 +136,7 @@ class TrustStore:
             TrustError: TRUST_CLOCK_BEHIND, TRUST_CLOCK_AHEAD.
         """
         time = clock.checked(now.astimezone(UTC), self.floor())
-        kept = self._kept_clock()
-        if kept is None or time - kept >= clock.KEPT_EVERY:
-            self._keep_clock(time)
+        self._raise_mark(time)
         return time
 
     def witness(self, time: datetime) -> None:
@@ -190,13 +188,14 @@ class TrustStore:
     def _switch(self, source: Path, *, now: datetime) -> None:
         """Update a copy of the current generation and make it the current one."""
         generations = self.directory / "generations"
-        generations.mkdir(exist_ok=True)
+        with translated(generations):
+            generations.mkdir(exist_ok=True)
         present = (self.directory / "current").is_symlink()
         number = int(self._current().name) + 1 if present else 1
         for stale in generations.iterdir():
             if not stale.name.isdigit() or not number - _KEPT_GENERATIONS <= int(stale.name) < number:
                 shutil.rmtree(stale)
-        draft = generations / str(number)
+        draft, link = generations / str(number), self.directory / f".current.{number}"
         try:
             with translated(draft):
                 if present:
@@ -206,15 +205,16 @@ class TrustStore:
                 self._check_lowest(found)
                 read_policy(found.contents[POLICY])
                 sync_tree(draft)
+                link.unlink(missing_ok=True)
+                link.symlink_to(Path("generations") / str(number))
+            self._raise_mark(time)  # proven by what was just verified, whether or not the link gets moved
         except BaseException:
+            link.unlink(missing_ok=True)
             shutil.rmtree(draft, ignore_errors=True)
             raise
-        link = self.directory / f".current.{number}"
-        link.unlink(missing_ok=True)
-        link.symlink_to(Path("generations") / str(number))
-        link.rename(self.directory / "current")
-        sync_directory(self.directory)
-        self.checked_time(now)
+        with translated(link):
+            link.rename(self.directory / "current")
+            sync_directory(self.directory)
 
     def _time_for(self, source: Path, now: datetime, draft: Path) -> datetime:
         """Update the draft; a clock far ahead of the kept floor may be right if the media are as new."""
@@ -250,6 +250,12 @@ class TrustStore:
             return parse_rfc3339(str(self._document("clock.json").get("high_water")))
         except ValueError:
             raise TrustError("TRUST_STATE_DAMAGED", "clock.json holds no time", path=str(self.directory)) from None
+
+    def _raise_mark(self, time: datetime) -> None:
+        """Raise the high-water mark to the time that is judged by, in steps."""
+        kept = self._kept_clock()
+        if kept is None or time - kept >= clock.KEPT_EVERY:
+            self._keep_clock(time)
 
     def _keep_clock(self, time: datetime) -> None:
         """Persist the mark; a reader without write permission leaves that to the state's owner."""

@@ -11,6 +11,7 @@ from appliance.errors import ApplianceError, TrustError
 from appliance.trust.authority import Authority
 from appliance.trust.repository import Repository
 from appliance.trust.store import TrustStore, machine_identity
+from tests.support import children
 from tests.support.media import contents
 from tests.support.trust import DevelopmentAuthority
 
@@ -252,6 +253,36 @@ def test_a_full_disk_during_a_refresh_is_said_and_leaves_the_old_state(limit_byt
         assert status == 7
         assert contents(store.directory) == before
     TrustStore.open(store.directory).material(now=now)
+
+
+def test_wherever_a_disk_fills_up_a_refresh_says_so_and_the_old_state_stays(zone, tmp_path, now):
+    """A file system of a few pages in the child: each page less stops the refresh at another place."""
+    shutil.copytree(zone.path, tmp_path / "ca")
+    own, disk = DevelopmentAuthority(tmp_path / "ca"), tmp_path / "disk"
+    disk.mkdir()
+
+    def refresh_on_a_full_disk():
+        children.on_small_disk(disk, 512 * 1024)
+        store = own.store(disk / "state", now=now)
+        (store.directory / "lock").touch()
+        Repository(Authority.open(own.path)).publish(now=now)
+        before, refused, pages = contents(store.directory), 0, 0
+        while True:
+            free = os.statvfs(disk)
+            (disk / "filler").write_bytes(bytes(free.f_bavail * free.f_frsize - pages * 4096))
+            try:
+                store.refresh(own.repository, now=now)
+            except ApplianceError as error:
+                assert error.code == "FILE_NO_SPACE"
+            else:
+                break
+            assert contents(store.directory) == before
+            (disk / "filler").unlink()
+            refused, pages = refused + 1, pages + 1
+        assert refused > 5
+        assert store.state().versions["timestamp"] == 2
+
+    assert children.run(refresh_on_a_full_disk) == "done"
 
 
 def test_fifty_readers_during_refreshes_always_see_a_whole_state(zone, store, tmp_path, now):
