@@ -6,8 +6,9 @@ own, or stands unchanged below `litellm.inline`.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 from pydantic.functional_validators import AfterValidator
@@ -15,9 +16,11 @@ from pydantic.functional_validators import AfterValidator
 from appliance import documents
 from appliance.errors import ConfigError, DocumentError, FileError
 from appliance.files import read_regular
+from appliance.registry.postgres import PostgresSettings
 from appliance.registry.settings import RegistrySettings
 
 MAX_BYTES = 1024 * 1024  # bytes of appliance.yaml
+M = TypeVar("M", bound=BaseModel)
 
 
 def _below_base(path: Path, info: ValidationInfo) -> Path:
@@ -25,11 +28,16 @@ def _below_base(path: Path, info: ValidationInfo) -> Path:
     return Path(base / path.expanduser())
 
 
-def _registry_below_base(registry: RegistrySettings, info: ValidationInfo) -> RegistrySettings:
-    """Its paths count from the folder of appliance.yaml, too."""
-    paths = {name: getattr(registry, name) for name in type(registry).model_fields}
-    moved = {name: _below_base(value, info) for name, value in paths.items() if isinstance(value, Path)}
-    return registry.model_copy(update=moved)
+def _model_below_base(model: M, info: ValidationInfo) -> M:
+    """Its paths count from the folder of appliance.yaml, too, and those of the sections within it."""
+    moved: dict[str, Any] = {}
+    for name in type(model).model_fields:
+        value = getattr(model, name)
+        if isinstance(value, Path):
+            moved[name] = _below_base(value, info)
+        elif isinstance(value, BaseModel):
+            moved[name] = _model_below_base(value, info)
+    return model.model_copy(update=moved)
 
 
 FilePath = Annotated[Path, AfterValidator(_below_base)]
@@ -125,7 +133,7 @@ class Router(_Section):
     """One routing model and how it is kept current."""
 
     directory: FilePath | None = Field(None, description="Folder of the signed router artifact; watched for changes.")
-    registry: Annotated[RegistrySettings, AfterValidator(_registry_below_base)] | None = Field(
+    registry: Annotated[RegistrySettings, AfterValidator(_model_below_base)] | None = Field(
         None,
         description="Instead of a folder: the registry to follow (`home: directory` or `s3`), see docs/registry.md.",
     )
@@ -275,6 +283,39 @@ class Drain(_Section):
     streams_s: int = Field(60, ge=0, le=3600, description="Longest wait for running requests; then they are cut.")
 
 
+def _pattern(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    if not re.fullmatch(r"(\*|(\*\.)?[A-Za-z0-9.\-\[\]:]+)", host) or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ValueError(f"{text!r} is not host:port, *.domain:port or *:port")
+    return text
+
+
+class Live(_Section):
+    """Models, keys, groups and routers that change while the gateway runs, beside those of the files."""
+
+    postgres: Annotated[PostgresSettings, AfterValidator(_model_below_base)] | None = Field(
+        None, description="The database that holds them, or"
+    )
+    config: RouterName | None = Field(None, description="the name of a signed configuration in `live.registry`.")
+    registry: Annotated[RegistrySettings, AfterValidator(_model_below_base)] | None = Field(
+        None, description="Where signed configurations and the routers of `router_source` come from."
+    )
+    destinations: tuple[Annotated[str, AfterValidator(_pattern)], ...] = Field(
+        (),
+        description="Where live deployments may be: `host:port`, `*.domain:port` or `*:port`. The kernel's rules are "
+        "made of these ports at start.",
+    )
+    poll_interval_s: float = Field(2.0, ge=0.05, le=3600, description="Seconds between two looks without a notice.")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Live:
+        if (self.postgres is None) == (self.config is None):
+            raise ValueError("give exactly one of postgres and config")
+        if self.config is not None and self.registry is None:
+            raise ValueError("a signed configuration needs live.registry")
+        return self
+
+
 class Settings(_Section):
     """The whole of `appliance.yaml`."""
 
@@ -285,6 +326,7 @@ class Settings(_Section):
     access: Access = Field(default_factory=Access)
     trust: Trust | None = Field(None, description="Required as soon as there is a router.")
     routing: Routing = Field(default_factory=Routing)
+    live: Live | None = Field(None, description="Configuration that changes while the gateway runs.")
     lockdown: Lockdown = Field(default_factory=Lockdown)
     telemetry: Telemetry = Field(default_factory=Telemetry)
     drain: Drain = Field(default_factory=Drain)
@@ -293,6 +335,8 @@ class Settings(_Section):
     def _routers_need_trust(self) -> Settings:
         if self.routing.routers and self.trust is None:
             raise ValueError("routing.routers needs trust.store: nothing unverified is ever loaded")
+        if self.live is not None and self.live.registry is not None and self.trust is None:
+            raise ValueError("live.registry needs trust.store: nothing unverified is ever loaded")
         return self
 
 

@@ -40,8 +40,8 @@ ValidDays = Annotated[
 
 def open_registry(location: str, trust: Path) -> Registry:
     """The registry at `location`, with the trust kept at `trust`."""
+    from appliance.registry.homes import open_store
     from appliance.registry.registry import Registry
-    from appliance.registry.settings import open_store
     from appliance.registry.trust_source import TrustSource
 
     source = TrustSource(trust)

@@ -12,7 +12,7 @@ from appliance.cli.keyring import DEFAULT_AUTHORITY, AuthorityFolder, KeyPlaces,
 from appliance.cli.output import Json, refusals, show
 
 if TYPE_CHECKING:
-    from appliance.registry.live import ConfigDatabase
+    from appliance.registry.live_database import ConfigDatabase
 
 app = typer.Typer(no_args_is_help=True, help="The zone's configuration in PostgreSQL: tables, check, history, return.")
 
@@ -23,7 +23,7 @@ DatabaseAt = Annotated[
 
 
 def _database(path: Path) -> ConfigDatabase:
-    from appliance.registry.live import ConfigDatabase
+    from appliance.registry.live_database import ConfigDatabase
     from appliance.registry.settings import read_postgres
 
     return ConfigDatabase(read_postgres(path))
@@ -110,7 +110,7 @@ def publish(
         from appliance import documents
         from appliance.errors import DocumentError
         from appliance.files import read_regular
-        from appliance.registry.settings import open_store
+        from appliance.registry.homes import open_store
         from appliance.registry.signed_config import Configs
         from appliance.registry.trust_source import TrustSource
 

@@ -83,8 +83,8 @@ class _Channels:
 
     def __init__(self, registry: str, trust: Path, cache: Path, names: list[str] | None) -> None:
         from appliance.registry.cache import Cache
+        from appliance.registry.homes import open_store
         from appliance.registry.registry import Registry
-        from appliance.registry.settings import open_store
         from appliance.registry.trust_source import TrustSource
 
         self._source = TrustSource(trust)

@@ -58,10 +58,13 @@ class KeyRing:
 
     def __init__(self, master_key: str, keys: Sequence[Key] = ()) -> None:
         self._master = master_key.encode()
-        self._by_digest = {
-            bytes.fromhex(key.sha256): Principal(key.name, frozenset(key.groups), key.reports) for key in keys
-        }
-        self._by_digest[hashlib.sha256(self._master).digest()] = Principal(MASTER, None, reports=True)
+        self.exchange(keys)
+
+    def exchange(self, keys: Sequence[Key]) -> None:
+        """Take other keys for the applications from the next request on."""
+        known = {bytes.fromhex(key.sha256): Principal(key.name, frozenset(key.groups), key.reports) for key in keys}
+        known[hashlib.sha256(self._master).digest()] = Principal(MASTER, None, reports=True)
+        self._by_digest = known
 
     def authenticate(self, headers: Headers) -> Principal | None:
         """Whose key the headers carry; None where none, several different or an unknown one is there."""

@@ -61,9 +61,9 @@ class Serving:
 class Slot:
     """Where a named router serves from. Reading `current` takes no lock: it is one reference."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, current: Serving | None = None) -> None:
         self.name = name
-        self.current: Serving | None = None
+        self.current = current
         self._problem: dict[str, Any] | None = None
         self._lock = threading.Lock()
         self._swaps = 0

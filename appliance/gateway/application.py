@@ -62,7 +62,7 @@ class Application:
         metrics: Metrics,
     ) -> None:
         self._inner, self._started, self._ready = inner, started, ready
-        self._reports, self._keys, self._max_body_bytes = reports, keys, max_body_bytes
+        self._reports, self._keys, self.max_body_bytes = reports, keys, max_body_bytes
         self._metrics = metrics
         self._pages = pages.load()
         self.startup_failure: str | None = None
@@ -111,7 +111,7 @@ class Application:
             raise Refused(401, "invalid_api_key", "no valid key was given")
         document: dict[str, Any] = {}
         if with_body:
-            body = await edge.read_body(receive, self._max_body_bytes)
+            body = await edge.read_body(receive, self.max_body_bytes)
             document = edge.checked(body, principal)
             receive = edge.replay(body, receive)
         elif not principal.is_master:

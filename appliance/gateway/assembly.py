@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
 
 from appliance.breaker import Breaker
 from appliance.gateway.active import Slot
@@ -15,6 +17,7 @@ from appliance.gateway.rollout import Rollout
 from appliance.gateway.scoring import ScoreCache, Scorer
 from appliance.settings import Group, Settings
 
+NO_PLANS: Mapping[str, Plan] = MappingProxyType({})
 ROUND_ROBIN = Group(strategy="round-robin")  # of a group that the configuration does not name
 
 
@@ -36,15 +39,26 @@ def build_decider(
         failures=routing.upstreams.failures, open_s=routing.upstreams.open_s, probes=routing.upstreams.probes
     )
     return Decider(
-        plans={
-            name: _plan(routing.groups.get(name, ROUND_ROBIN), config.weights[name], slots) for name in config.groups
-        },
+        plans=build_plans(settings, config, slots),
         round_robin=SmoothWeightedRoundRobin(config.weights),
         scorer=scorer,
         health=health,
         deadline_s=routing.deadline_ms / 1000,
         decisions=decisions,
     )
+
+
+def build_plans(
+    settings: Settings, config: LiteLLMConfig, slots: Mapping[str, Slot], *, known: Mapping[str, Plan] = NO_PLANS
+) -> dict[str, Plan]:
+    """How every group is routed; a plan that is known keeps its candidate's progress and takes the new weights."""
+    groups = settings.routing.groups
+    return {
+        name: replace(known[name], weights=config.weights[name])
+        if name in known
+        else _plan(groups.get(name, ROUND_ROBIN), config.weights[name], slots)
+        for name in config.groups
+    }
 
 
 def _plan(group: Group, weights: Mapping[str, int], slots: Mapping[str, Slot]) -> Plan:

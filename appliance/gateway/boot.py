@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from appliance import documents
 from appliance.errors import ApplianceError, FileError, GatewayError
 from appliance.files import locked, translated, write_atomic
-from appliance.gateway import litellm_config, lockdown, proxy, secrets, server
+from appliance.gateway import litellm_config, live, lockdown, proxy, secrets, server
 from appliance.gateway.supervisor import Supervisor
+from appliance.registry.live import LiveConfig
 from appliance.settings import Settings
 
 log = logging.getLogger("appliance.boot")
@@ -45,13 +46,15 @@ class Prepared:
     """What all workers of a gateway share.
 
     Attributes:
-        settings, config, master_key: as checked.
+        settings, config, master_key: as checked: of the files.
+        live: what the live configuration was at boot; empty where there is none.
         locks: taken already.
     """
 
     settings: Settings
     config: litellm_config.LiteLLMConfig
     master_key: str
+    live: LiveConfig
     locks: lockdown.Lockdown
 
 
@@ -116,8 +119,11 @@ def _prepare(checked: Checked) -> Prepared:
         secrets=checked.secrets,
         telemetry=checked.settings.telemetry,
     )
+    booted = LiveConfig()
+    if checked.settings.live is not None:
+        booted = live.first(checked.settings, checked.config)
     locks = lockdown.before_import(checked.settings, checked.config)
-    return Prepared(checked.settings, checked.config, checked.master_key, locks)
+    return Prepared(checked.settings, checked.config, checked.master_key, booted, locks)
 
 
 def _serve(prepared: Prepared, number: int, listener: socket.socket) -> None:

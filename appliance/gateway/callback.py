@@ -30,7 +30,8 @@ class RoutingCallback:
         groups: Mapping[str, Sequence[Deployment]],
         model_list: Callable[[], list[dict[str, Any]]],
     ) -> None:
-        self._decider, self._groups, self._model_list = decider, groups, model_list
+        self.groups = groups  # exchanged whole when the configuration changes
+        self._decider, self._model_list = decider, model_list
 
     async def filter(
         self, group: str, healthy: list[Any], messages: list[Any] | None, kwargs: dict[str, Any], span: Any
@@ -66,7 +67,7 @@ class RoutingCallback:
             for id_, deployment in by_id.items()
             if id_ not in skipped
         ]
-        excluded = {d.id: "not_admitted" for d in self._groups.get(group, ()) if d.id not in by_id}
+        excluded = {d.id: "not_admitted" for d in self.groups.get(group, ()) if d.id not in by_id}
         excluded.update(dict.fromkeys(skipped & by_id.keys(), "failed_for_this_request"))
         asked = Request(
             request_id=request.id,

@@ -85,6 +85,13 @@ class Decider:
         self._round_robin, self._deadline_s, self._clock = round_robin, deadline_s, clock
         self._shadows: set[asyncio.Task[None]] = set()
 
+    def configure(
+        self, plans: Mapping[str, Plan], weights: Mapping[str, Mapping[str, int]], *, deadline_s: float
+    ) -> None:
+        """Decide by other plans from the next request on; turns of deployments that stay are kept."""
+        self._round_robin.configure(weights)
+        self.plans, self._deadline_s = plans, deadline_s
+
     async def decide(
         self, group: str, candidates: Sequence[Deployment], request: Request, *, excluded: Mapping[str, str]
     ) -> Decision:

@@ -44,16 +44,20 @@ class EgressGuard:
         enforce: bool = True,
         resolve: Callable[[str], set[str]] | None = None,
     ) -> None:
-        self.allowed = frozenset(allowed)
         self._enforce = enforce
         self._resolve = resolve or _resolve
-        self._names = {host.lower() for host, _ in self.allowed}
-        self._addresses: dict[str, set[str]] = {}
-        self._resolved_at = -RESOLVE_AGAIN_S
+        self.allow(allowed)
         self._refused: dict[str, int] = {}
         self._count = 0
         self._lock = threading.Lock()
         self._own = threading.local()
+
+    def allow(self, allowed: Iterable[Destination]) -> None:
+        """Exchange the destinations; connections that stand are not touched."""
+        self.allowed = frozenset(allowed)
+        self._names = {host.lower() for host, _ in self.allowed}
+        self._addresses: dict[str, set[str]] = {}
+        self._resolved_at = -RESOLVE_AGAIN_S
 
     def check(self, host: str, port: int) -> None:
         """Let a connection pass or refuse it.

@@ -6,6 +6,7 @@ is what must have been verified. A dead registry is a problem to show, never a r
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,13 @@ from appliance.errors import ApplianceError, GatewayError
 from appliance.gateway.active import Serving, Slot
 from appliance.gateway.loading import Loader
 from appliance.gateway.watch import Watch, generation
-from appliance.registry.cache import Cache
 from appliance.registry.follower import Follower, Served
+from appliance.registry.homes import open_cache, open_store
 from appliance.registry.registry import Registry
-from appliance.registry.settings import open_store
 from appliance.registry.trust_source import TrustSource
 from appliance.settings import Router
 
+log = logging.getLogger("appliance.routers")
 JITTER = 0.2
 
 
@@ -96,7 +97,8 @@ class ChannelWatch(Watch):
             assert channel is not None  # noqa: S101
             source = TrustSource(self._trust)
             home = Registry(open_store(registry), material=source.material, clock=source.now)
-            self._follower = Follower(home, Cache(self._cache), channel, material=source.material, clock=source.now)
+            cache = open_cache(self._cache, registry, report=_slots_dead)
+            self._follower = Follower(home, cache, channel, material=source.material, clock=source.now)
         return self._follower
 
     def _serve(self, served: Served) -> None:
@@ -114,3 +116,7 @@ class ChannelWatch(Watch):
             return self._loader.from_bytes(self.slot.name, artifact, origin="registry")[0]
 
         self._take(load)
+
+
+def _slots_dead(error: ApplianceError) -> None:
+    log.warning("fetching without a slot", extra={"code": error.code, "cause": error.cause})

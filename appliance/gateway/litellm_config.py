@@ -48,7 +48,11 @@ def read(settings: Settings) -> LiteLLMConfig:
     Raises:
         ConfigError: CONFIG_MISSING, CONFIG_INVALID, CONFIG_LITELLM, CONFIG_GROUP.
     """
-    document = _document(settings.litellm.inline, settings.litellm.config)
+    return check(_document(settings.litellm.inline, settings.litellm.config), settings)
+
+
+def check(document: Mapping[str, Any], settings: Settings) -> LiteLLMConfig:
+    """Check a document, and the groups and weights that refer to it; see `read`."""
     _check_settings(document)
     _check_tracing(document, settings)
     groups: dict[str, list[Deployment]] = {}
@@ -61,7 +65,7 @@ def read(settings: Settings) -> LiteLLMConfig:
         seen.add(deployment.id)
         groups.setdefault(group, []).append(deployment)
         weights.setdefault(group, {})[deployment.id] = weight
-    if not groups:
+    if not groups and settings.live is None:
         raise ConfigError("CONFIG_LITELLM", "model_list has no deployment")
     for name, routed in settings.routing.groups.items():
         if name not in groups:

@@ -46,17 +46,37 @@ def before_import(settings: Settings, config: LiteLLMConfig) -> Lockdown:
     os.umask(0o077)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     chosen = settings.lockdown
-    allowed = egress.destinations(config.document) | egress.destinations(settings.telemetry.otlp_endpoint)
-    allowed |= {egress.destination(text) for text in chosen.allow}
-    for router in settings.routing.routers.values():
-        if router.registry is not None and router.registry.home == "s3":
-            allowed.add(egress.destination(router.registry.endpoint))
+    allowed = destinations(settings, config)
+    ports = {port for _, port in allowed}
+    if settings.live is not None:
+        ports |= {int(pattern.rpartition(":")[2]) for pattern in settings.live.destinations}
     locks = Lockdown(egress.EgressGuard(allowed, enforce=chosen.egress == "enforce"))
     locks.guard.install()
     if chosen.landlock:
-        names = any(not egress.is_address(host) for host, _ in allowed)
-        locks.landlock = kernel.landlock({port for _, port in allowed} | ({53} if names else set()))
+        names = any(not egress.is_address(host) for host, _ in allowed) or _live_names(settings)
+        locks.landlock = kernel.landlock(ports | ({53} if names else set()))
     return locks
+
+
+def destinations(settings: Settings, config: LiteLLMConfig) -> set[egress.Destination]:
+    """Every destination that the configuration names."""
+    named = egress.destinations(config.document) | egress.destinations(settings.telemetry.otlp_endpoint)
+    named |= {egress.destination(text) for text in settings.lockdown.allow}
+    registries = [router.registry for router in settings.routing.routers.values()]
+    if settings.live is not None:
+        registries.append(settings.live.registry)
+        named |= egress.destinations(settings.live.model_dump(include={"postgres"}))
+    for registry in registries:
+        if registry is not None and registry.home == "s3":
+            named.add(egress.destination(registry.endpoint))
+            named |= egress.destinations(registry.model_dump(include={"slots"}))
+    return named
+
+
+def _live_names(settings: Settings) -> bool:
+    """Whether a live deployment may be named instead of numbered."""
+    patterns = settings.live.destinations if settings.live is not None else ()
+    return any(not egress.is_address(pattern.rpartition(":")[0].strip("[]")) for pattern in patterns)
 
 
 def before_serving(settings: Settings, locks: Lockdown) -> None:

@@ -24,6 +24,9 @@ HELP = {
     "appliance_breaker_open": ("gauge", "1 while the breaker of the ML path is not closed."),
     "appliance_queue_waiting": ("gauge", "Prompts that wait for the encoder."),
     "appliance_egress_refused_total": ("counter", "Outbound connections refused by the egress guard."),
+    "appliance_live_revision": ("gauge", "Revision of the live configuration that a worker has applied."),
+    "appliance_live_refused_rows": ("gauge", "Rows of the live configuration that a worker refuses."),
+    "appliance_live_contact_age_seconds": ("gauge", "Since the live configuration's source last answered."),
 }
 Sample = dict[str, Any]
 Key = tuple[tuple[str, str], ...]

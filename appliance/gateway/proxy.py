@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
+from appliance.errors import GatewayError
 from appliance.gateway.callback import RoutingCallback
 from appliance.settings import Telemetry
 
@@ -106,20 +107,39 @@ def model_list() -> list[dict[str, Any]]:
 
 
 class RunningDeployments:
-    """LiteLLM's router as `config_source.apply` changes it; call on the event loop's thread."""
+    """LiteLLM's router as `live` changes it; call on the event loop's thread."""
 
     def upsert(self, entry: Mapping[str, Any]) -> None:
-        """Add or replace one deployment."""
+        """Add or replace one deployment. LiteLLM resolves references to secrets at boot only, so it is done here.
+
+        Raises:
+            GatewayError: GATEWAY_DEPLOYMENT where LiteLLM does not take it; what it had stays.
+        """
         from litellm.proxy import proxy_server
         from litellm.types.router import Deployment
 
-        proxy_server.llm_router.upsert_deployment(Deployment(**entry))
+        given = {name: _resolved(value) for name, value in entry["litellm_params"].items()}
+        id_ = entry["model_info"]["id"]
+        try:
+            proxy_server.llm_router.upsert_deployment(Deployment(**{**entry, "litellm_params": given}))
+            standing = proxy_server.llm_router.get_deployment(model_id=id_)
+            taken = standing is not None and standing.model_name == entry["model_name"]
+            taken = taken and all(standing.litellm_params.get(name) == value for name, value in given.items())
+        except Exception as error:  # noqa: BLE001 (its own kinds, and those of its models)
+            raise GatewayError("GATEWAY_DEPLOYMENT", f"{id_}: {type(error).__name__}", id=id_) from None
+        if not taken:
+            raise GatewayError("GATEWAY_DEPLOYMENT", f"{id_}: LiteLLM did not take it", id=id_)
 
     def delete(self, id_: str) -> None:
         """Remove one deployment; running requests finish."""
         from litellm.proxy import proxy_server
 
         proxy_server.llm_router.delete_deployment(id=id_)
+
+
+def _resolved(value: Any) -> Any:
+    named = isinstance(value, str) and value.startswith("os.environ/")
+    return os.environ[value.removeprefix("os.environ/")] if named else value
 
 
 def cooldowns(ids: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -1,13 +1,14 @@
-"""The zone's configuration in PostgreSQL: models, keys by reference, groups, routing rules, where routers come from.
+"""Configuration that changes while gateways run: models, keys by reference, groups, router sources, a few settings.
 
+It comes as one document a revision, from PostgreSQL (`live_database`) or signed through the registry (`signed_config`).
 Rows are outside input. A row that does not validate is refused alone and reported; what runs keeps the row's last good
-form, or goes without it. What one transaction changed is one revision; gateways apply the difference to what they
-run, never the whole.
+form, or goes without it. Gateways apply the difference to what they run, never the whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
@@ -15,12 +16,34 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from appliance import documents
-from appliance.errors import DocumentError, RegistryError
-from appliance.registry.postgres import PostgresSettings, connected, parameters
+from appliance.errors import ApplianceError, DocumentError, RegistryError
 
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 Identifier = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
-_SECRETS = ("key", "secret", "token", "password", "credential")
+REFERENCE = "os.environ/"
+PARAMETERS = frozenset(
+    {
+        "rpm",
+        "tpm",
+        "timeout",
+        "stream_timeout",
+        "max_retries",
+        "max_parallel_requests",
+        "order",
+        "temperature",
+        "top_p",
+        "max_tokens",
+        "max_completion_tokens",
+        "seed",
+        "stop",
+        "drop_params",
+        "additional_drop_params",
+        "input_cost_per_token",
+        "output_cost_per_token",
+        "tags",
+        "extra_body",
+    }
+)  # none of LiteLLM's that lead elsewhere, carry a secret or weaken TLS
 
 
 class _Row(BaseModel):
@@ -37,22 +60,27 @@ class Deployment(_Row):
         api_base: its URL inside the zone.
         key_reference: `os.environ/NAME` of a secret that each gateway holds itself; a key never stands here.
         weight: for round-robin.
-        parameters: further `litellm_params`, nothing secret.
+        cost: in any one unit; weighed against quality by the group's `cost_weight`.
+        parameters: further `litellm_params`, of those in `PARAMETERS`.
     """
 
     id: Name
     model_group: Name
-    model: Name
+    model: Annotated[str, Field(pattern=r"^[a-z0-9_]+/[^\s]+$", max_length=256)]
     api_base: Annotated[str, Field(pattern=r"^https?://[^\s@]+$", max_length=2048)]
     key_reference: Annotated[str, Field(pattern=r"^os\.environ/[A-Z][A-Z0-9_]{0,63}$")] | None = None
     weight: Annotated[int, Field(ge=0, le=1_000_000)] = 1
+    cost: Annotated[float, Field(ge=0, le=1e9)] | None = None
     parameters: dict[str, Any] = {}
 
     @model_validator(mode="after")
-    def _no_secrets(self) -> Deployment:
-        for name in self.parameters:
-            if any(word in name.lower() for word in _SECRETS) or name in {"model", "api_base"}:
-                raise ValueError(f"parameter {name} does not belong here; keys are given by key_reference")
+    def _known_parameters(self) -> Deployment:
+        if unknown := sorted(set(self.parameters) - PARAMETERS):
+            raise ValueError(
+                f"parameter {unknown[0][:64]} does not belong here; admitted: {', '.join(sorted(PARAMETERS))}"
+            )
+        if REFERENCE in json.dumps(self.parameters):
+            raise ValueError("a parameter refers to a secret; only key_reference may")
         return self
 
     def litellm(self) -> dict[str, Any]:
@@ -87,18 +115,29 @@ class ApplicationKey(_Row):
 
 
 class RouterSource(_Row):
-    """Where a router comes from: a registry's location, which must be the gateway's own, and a channel of it."""
+    """Where a router comes from: a channel, of the gateway's own registry or of another bucket of the same server."""
 
     name: Identifier
-    location: Annotated[str, Field(pattern=r"^s3://[A-Za-z0-9.\-\[\]:]+/[a-z0-9][a-z0-9.-]{2,62}(/[A-Za-z0-9._/-]*)?$")]
+    location: (
+        Annotated[str, Field(pattern=r"^s3://[A-Za-z0-9.\-\[\]:]+/[a-z0-9][a-z0-9.-]{2,62}(/[A-Za-z0-9._-]+)*/?$")]
+        | None
+    ) = None
     channel: Identifier
 
 
-TABLES: Mapping[str, type[_Row]] = {
+class Setting(_Row):
+    """A setting of `appliance.yaml` by its path, as `routing.deadline_ms`; gateways know which of them may change."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z_]+(\.[a-z_]+)+$", max_length=128)]
+    value: bool | int | float | Annotated[str, Field(max_length=1024)]
+
+
+TABLES: Mapping[str, type[_Row]] = {  # in the order in which rows may refer to others
     "deployment": Deployment,
+    "router_source": RouterSource,
     "model_group": Group,
     "application_key": ApplicationKey,
-    "router_source": RouterSource,
+    "setting": Setting,
 }
 _KEYS = {"deployment": "id"}  # the others have `name`
 
@@ -107,11 +146,25 @@ Rows = Mapping[str, Mapping[str, Any]]  # table -> key -> row
 
 @dataclass(frozen=True)
 class Problem:
-    """A row that was refused."""
+    """A row that was refused.
+
+    Attributes:
+        table, key: which.
+        error: why.
+    """
 
     table: str
     key: str
-    cause: str
+    error: ApplianceError
+
+    @property
+    def cause(self) -> str:
+        """One sentence."""
+        return self.error.cause
+
+    def as_dict(self) -> dict[str, Any]:
+        """For status and `--json`."""
+        return {"table": self.table, "key": self.key, **self.error.as_dict()["error"]}
 
 
 @dataclass(frozen=True)
@@ -119,7 +172,7 @@ class LiveConfig:
     """A whole, valid configuration.
 
     Attributes:
-        revision: of the database; 0 before the first.
+        revision: of its source; 0 before the first.
         rows: table -> key -> row.
         problems: rows of this revision that were refused.
     """
@@ -127,6 +180,26 @@ class LiveConfig:
     revision: int = 0
     rows: Rows = field(default_factory=lambda: MappingProxyType({table: {} for table in TABLES}))
     problems: tuple[Problem, ...] = ()
+
+    @property
+    def document(self) -> dict[str, list[dict[str, Any]]]:
+        """The rows as they came: table -> list of rows."""
+        return {table: [row.model_dump(mode="json") for row in self.rows[table].values()] for table in TABLES}
+
+
+@dataclass(frozen=True)
+class Host:
+    """What the reader of a configuration has of its own, beside which the rows must make sense.
+
+    Attributes:
+        deployments: id -> group, of its files.
+        routers: names, of its files.
+        judge: (table, row) -> why this host refuses it, or None.
+    """
+
+    deployments: Mapping[str, str] = field(default_factory=dict)
+    routers: frozenset[str] = frozenset()
+    judge: Callable[[str, Any], ApplianceError | None] = lambda _table, _row: None
 
 
 @dataclass(frozen=True)
@@ -145,51 +218,71 @@ class Changes:
         return any(self.upserts.values()) or any(self.deletes.values())
 
 
-def assemble(revision: int, document: Any, running: LiveConfig) -> LiveConfig:
+NO_HOST = Host()
+
+
+def assemble(revision: int, document: Any, running: LiveConfig, host: Host = NO_HOST) -> LiveConfig:
     """Build a configuration from a revision's document; refused rows keep the form they run in.
 
     Args:
         revision: its number.
-        document: table -> list of rows, as PostgreSQL gives it.
+        document: table -> list of rows.
         running: what runs now.
+        host: of the gateway that reads; without one, rows are judged by themselves.
     """
     problems: list[Problem] = []
     rows: dict[str, dict[str, Any]] = {}
+    given = document if isinstance(document, dict) else {"": document}
+    for name, listed in given.items():
+        if name not in TABLES or not isinstance(listed, list):
+            what = "is no table of this appliance" if name not in TABLES else "is no list of rows"
+            problems.append(Problem(str(name)[:64], "", RegistryError("REGISTRY_ROW", f"{str(name)[:64]!r} {what}")))
     for table, model in TABLES.items():
         rows[table] = {}
-        listed = document.get(table) if isinstance(document, dict) else None
+        listed = given.get(table)
         for raw in listed if isinstance(listed, list) else []:
             key = str(raw.get(_KEYS.get(table, "name"), ""))[:256] if isinstance(raw, dict) else ""
-            try:
-                rows[table][key] = documents.validate(model, raw, what=f"{table} {key!r}")
-            except DocumentError as error:
-                problems.append(Problem(table, key, error.cause))
-                if (known := running.rows[table].get(key)) is not None:
-                    rows[table][key] = known
-    problems += _drop_dangling(rows, running)
+            row, error = _read(model, raw, f"{table} {key!r}")
+            error = error or _refusal(table, row, rows, host)
+            if error is not None:
+                problems.append(Problem(table, key, error))
+                row = running.rows[table].get(key)
+                if row is not None and _refusal(table, row, rows, host) is not None:
+                    row = None
+            if row is not None:
+                rows[table][key] = row
     return LiveConfig(revision, MappingProxyType(rows), tuple(problems))
 
 
-def _drop_dangling(rows: dict[str, dict[str, Any]], running: LiveConfig) -> list[Problem]:
-    """A group whose router or last resort does not exist keeps its running form, if that one still holds."""
-    problems = []
-    for name, group in list(rows["model_group"].items()):
-        missing = _missing(group, rows)
-        if missing:
-            problems.append(Problem("model_group", name, f"{missing} does not exist"))
-            known = running.rows["model_group"].get(name)
-            if known is not None and not _missing(known, rows):
-                rows["model_group"][name] = known
-            else:
-                del rows["model_group"][name]
-    return problems
+def _read(model: type[_Row], raw: Any, what: str) -> tuple[Any, ApplianceError | None]:
+    try:
+        return documents.validate(model, raw, what=what), None
+    except DocumentError as error:
+        return None, RegistryError("REGISTRY_ROW", error.cause)
 
 
-def _missing(group: Group, rows: Mapping[str, Mapping[str, Any]]) -> str:
-    if group.router is not None and group.router not in rows["router_source"]:
+def _refusal(table: str, row: Any, rows: Rows, host: Host) -> ApplianceError | None:
+    """Why a well-formed row cannot stand beside those that do."""
+    missing = _missing(row, rows, host) if table == "model_group" else ""
+    if missing:
+        return RegistryError("REGISTRY_ROW_DANGLING", f"{missing} does not exist", missing=missing)
+    if table == "application_key" and any(
+        other.sha256 == row.sha256 and other.name != row.name for other in rows[table].values()
+    ):
+        return RegistryError("REGISTRY_ROW", "another key has the same digest")
+    return host.judge(table, row)
+
+
+def _missing(group: Group, rows: Rows, host: Host) -> str:
+    """What a group names and nobody has."""
+    members = {id_ for id_, row in rows["deployment"].items() if row.model_group == group.name}
+    members |= {id_ for id_, name in host.deployments.items() if name == group.name}
+    if not members and (rows["deployment"] or host.deployments):
+        return f"a deployment of {group.name}"
+    if group.router is not None and group.router not in rows["router_source"] and group.router not in host.routers:
         return f"router {group.router}"
-    if group.last_resort is not None and group.last_resort not in rows["deployment"]:
-        return f"deployment {group.last_resort}"
+    if group.last_resort is not None and group.last_resort not in members:
+        return f"deployment {group.last_resort} of {group.name}"
     return ""
 
 
@@ -198,96 +291,3 @@ def difference(old: LiveConfig, new: LiveConfig) -> Changes:
     upserts = {t: tuple(r for k, r in new.rows[t].items() if old.rows[t].get(k) != r) for t in TABLES}
     deletes = {t: tuple(k for k in old.rows[t] if k not in new.rows[t]) for t in TABLES}
     return Changes(upserts, deletes)
-
-
-@dataclass(frozen=True)
-class Revision:
-    """One entry of the history."""
-
-    number: int
-    at: str
-    author: str
-    comment: str
-
-
-class ConfigDatabase:
-    """The configuration's tables.
-
-    Args:
-        settings: where they are.
-    """
-
-    def __init__(self, settings: PostgresSettings) -> None:
-        self.settings = settings
-
-    def migrate(self) -> str:
-        """Bring the tables to this appliance's form; return the step reached.
-
-        Raises:
-            RegistryError: REGISTRY_DATABASE, REGISTRY_MIGRATION.
-        """
-        import psycopg
-        import sqlalchemy
-        from alembic import command
-        from alembic.config import Config
-        from alembic.script import ScriptDirectory
-        from alembic.util import CommandError
-
-        config = Config()
-        config.set_main_option("script_location", "appliance.registry:migrations")
-        engine = sqlalchemy.create_engine(
-            "postgresql+psycopg://",
-            creator=lambda: psycopg.connect(**parameters(self.settings)),
-            poolclass=sqlalchemy.NullPool,
-        )
-        try:
-            with engine.begin() as connection:
-                connection.execute(sqlalchemy.text("CREATE SCHEMA IF NOT EXISTS appliance"))
-            with engine.begin() as connection:
-                config.attributes["connection"] = connection
-                command.upgrade(config, "head")
-        except (psycopg.Error, sqlalchemy.exc.SQLAlchemyError) as error:
-            raise RegistryError(
-                "REGISTRY_DATABASE", " ".join(str(error).split())[:300], host=self.settings.host
-            ) from error
-        except CommandError as error:
-            raise RegistryError("REGISTRY_MIGRATION", str(error)) from None
-        return ScriptDirectory.from_config(config).get_current_head() or ""
-
-    def newest(self) -> int:
-        """The newest revision's number; 0 for none."""
-        with connected(self.settings) as connection:
-            row = connection.execute("SELECT coalesce(max(id), 0) FROM appliance.revision").fetchone()
-        return int(row[0]) if row else 0
-
-    def read(self, running: LiveConfig) -> LiveConfig:
-        """The newest revision, validated; see `assemble`.
-
-        Raises:
-            RegistryError: REGISTRY_DATABASE.
-        """
-        with connected(self.settings) as connection:
-            row = connection.execute("SELECT id, document FROM appliance.revision ORDER BY id DESC LIMIT 1").fetchone()
-        return LiveConfig() if row is None else assemble(int(row[0]), row[1], running)
-
-    def history(self, *, limit: int = 50) -> list[Revision]:
-        """The newest revisions, newest first."""
-        query = "SELECT id, at, author, comment FROM appliance.revision ORDER BY id DESC LIMIT %s"
-        with connected(self.settings) as connection:
-            rows = connection.execute(query, (limit,)).fetchall()
-        return [Revision(int(number), at.isoformat(), author, comment) for number, at, author, comment in rows]
-
-    def restore(self, revision: int) -> int:
-        """Return to an earlier revision, as a new one; return its number.
-
-        Raises:
-            RegistryError: REGISTRY_REVISION, REGISTRY_DATABASE.
-        """
-        try:
-            with connected(self.settings) as connection:
-                connection.execute("SELECT appliance.restore(%s)", (revision,))
-        except RegistryError as error:
-            if error.evidence.get("sqlstate") == "P0002":
-                raise RegistryError("REGISTRY_REVISION", f"no revision {revision}", revision=revision) from None
-            raise
-        return self.newest()

@@ -1,172 +1,177 @@
-"""A gateway keeps up with the configuration: a notice wakes it, polling catches what a notice missed."""
+"""A gateway keeps up with the live configuration: a notice wakes it, polling catches what a notice missed."""
 
 from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
 from appliance import documents
-from appliance.errors import ApplianceError, RegistryError
+from appliance.errors import ApplianceError
 from appliance.files import read_regular, write_atomic
-from appliance.registry.live import TABLES, Changes, ConfigDatabase, LiveConfig, assemble, difference
-from appliance.registry.postgres import connected, parameters
+from appliance.registry.live import NO_HOST, Changes, Host, LiveConfig, assemble, difference
 
-CHANNEL = "appliance_config"
 MAX_BYTES = 64 * 1024 * 1024
+
+
+class Session(Protocol):
+    """A source while it is in reach; every method raises `ApplianceError` when it no longer is."""
+
+    def newest(self) -> int:
+        """The newest revision's number; 0 where nothing was ever configured."""
+
+    def document(self) -> tuple[int, Any]:
+        """The newest revision: its number, and table -> list of rows."""
+
+    def wait(self, timeout_s: float) -> None:
+        """Return when something may have changed, or when the time is over."""
+
+
+class Source(Protocol):
+    """Where configurations come from: `live_database.ConfigDatabase`, `signed_config.SignedSource`."""
+
+    @property
+    def location(self) -> str:
+        """Where it is, for messages; never a secret."""
+
+    def session(self) -> AbstractContextManager[Session]:
+        """Reach it.
+
+        Raises:
+            ApplianceError: it is away.
+        """
 
 
 class Applier(Protocol):
     """The gateway's side of the seam."""
 
-    def apply(self, changes: Changes, config: LiveConfig) -> None:
-        """Bring what runs from the last applied configuration to this one; all of it or an error."""
+    def apply(self, changes: Changes, config: LiveConfig) -> LiveConfig:
+        """Bring what runs from the last applied configuration to this one.
+
+        Returns:
+            What runs now: this configuration, without the rows that could not be applied.
+
+        Raises:
+            ApplianceError: nothing was applied.
+        """
 
 
 class ConfigWatcher:
-    """Follows the configuration's revisions.
+    """Follows a source's revisions.
 
     Args:
-        database: where they are.
+        source: where they are.
         applier: told of every difference.
-        kept: file for the last applied configuration: a gateway boots from it while the database is away.
+        kept: file for the last applied configuration: a gateway boots from it while the source is away.
+        host: what the gateway has of its own.
+        running: what runs already, where something does.
         poll_s: seconds between two looks without a notice.
-        report: told of refused rows, failures to apply and a database that is away.
+        report: told of refused rows, failures to apply and a source that is away; once each.
+        clock: seconds, for the age of the last contact.
     """
 
     def __init__(
         self,
-        database: ConfigDatabase,
+        source: Source,
         applier: Applier,
         *,
         kept: Path,
+        host: Host = NO_HOST,
+        running: LiveConfig | None = None,
         poll_s: float = 2.0,
         report: Callable[[str], None] = lambda _line: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._database = database
+        self._source = source
         self._applier = applier
         self._kept = kept
+        self._host = host
         self._poll_s = poll_s
         self._report = report
+        self._clock = clock
         self._said = ""
-        self.running = LiveConfig()
+        self._contact: float | None = None
+        self._judged: int | None = None  # what was kept is judged again, so that its refused rows are reported
+        self.problem: ApplianceError | None = None
+        self.running = running or LiveConfig()
 
     def boot(self) -> LiveConfig:
-        """Apply what was applied last; nothing where there is no file or it is damaged."""
+        """Apply the source's newest configuration, or what was applied last where the source is away.
+
+        Never raises for a source that is away: `problem` says so, and `running.revision` is 0 where nothing is known.
+        """
+        kept = self._read_kept()
+        if kept is not None:
+            self._apply(kept)
         try:
-            value = documents.read_json(read_regular(self._kept, max_bytes=MAX_BYTES), what="kept configuration")
-            kept = assemble(int(value["revision"]), value["document"], self.running)
-        except (ApplianceError, KeyError, TypeError, ValueError):
-            return self.running
-        self._apply(kept)
+            self.refresh()
+        except ApplianceError as error:
+            self._away(error)
         return self.running
 
     def refresh(self) -> bool:
         """Look once; apply what is new. Tell whether anything was.
 
         Raises:
-            RegistryError: REGISTRY_DATABASE.
+            ApplianceError: the source is away, or its configuration as a whole cannot be applied.
         """
-        if self._database.newest() == self.running.revision:
+        with self._source.session() as session:
+            return self._look(session)
+
+    def run(self, stop: threading.Event) -> None:
+        """Follow until told to stop; the source may come and go."""
+        while not stop.is_set():
+            try:
+                with self._source.session() as session:
+                    while not stop.is_set():
+                        self._look(session)
+                        session.wait(self._poll_s)
+            except ApplianceError as error:
+                self._away(error)
+                stop.wait(self._poll_s * random.uniform(0.5, 1.5))  # noqa: S311 (spreads load)
+
+    def contact_age_s(self) -> float | None:
+        """Seconds since the source last answered; None where it never did in this process."""
+        return None if self._contact is None else self._clock() - self._contact
+
+    def _look(self, session: Session) -> bool:
+        newest = session.newest()
+        self._contact = self._clock()
+        if newest in {0, self._judged}:
+            self.problem = None
             return False
-        new = self._database.read(self.running)
+        revision, document = session.document()
+        new = assemble(revision, document, self.running, self._host)
         self._tell("; ".join(f"{one.table} {one.key}: {one.cause}" for one in new.problems))
-        return self._apply(new)
+        changed = self._apply(new)
+        self._judged, self.problem = revision, None
+        return changed
 
     def _apply(self, new: LiveConfig) -> bool:
         changes = difference(self.running, new)
-        if changes:
-            self._applier.apply(changes, new)
-        self.running = new
-        document = {table: [row.model_dump(mode="json") for row in new.rows[table].values()] for table in TABLES}
-        kept = documents.write_json({"revision": new.revision, "document": document})
+        self.running = self._applier.apply(changes, new) if changes else new
+        kept = documents.write_json({"revision": new.revision, "document": self.running.document})
         write_atomic(self._kept, kept, mode=0o600)
         return bool(changes)
 
-    def run(self, stop: threading.Event) -> None:
-        """Follow until told to stop; the database may come and go."""
-        while not stop.is_set():
-            try:
-                self._follow(stop)
-            except ApplianceError as error:
-                self._tell(str(error))
-                stop.wait(self._poll_s * random.uniform(0.5, 1.5))  # noqa: S311 (spreads load)
-
-    def _follow(self, stop: threading.Event) -> None:
-        import psycopg
-
+    def _read_kept(self) -> LiveConfig | None:
         try:
-            with psycopg.connect(**parameters(self._database.settings), autocommit=True) as connection:
-                connection.execute(f"LISTEN {CHANNEL}")
-                while not stop.is_set():
-                    self.refresh()
-                    for _ in connection.notifies(timeout=self._poll_s, stop_after=1):
-                        break
-        except psycopg.Error as error:
-            raise RegistryError("REGISTRY_DATABASE", " ".join(str(error).split())[:200]) from error
+            value = documents.read_json(
+                read_regular(self._kept, max_bytes=MAX_BYTES), what="kept configuration", max_bytes=MAX_BYTES
+            )
+            return assemble(int(value["revision"]), value["document"], self.running, self._host)
+        except (ApplianceError, KeyError, TypeError, ValueError):
+            return None
+
+    def _away(self, error: ApplianceError) -> None:
+        self.problem = error
+        self._tell(str(error))
 
     def _tell(self, line: str) -> None:
         if line and line != self._said:
             self._report(line)
         self._said = line
-
-
-class DeploymentSource:
-    """The deployments as a whole `model_list`, for a gateway that asks instead of being told.
-
-    It fits `gateway.config_source.ConfigSource`. On its own it polls; `changed` wakes the one who asks earlier.
-
-    Args:
-        database: where the configuration is.
-        kept: file for the last configuration that was given out.
-        report: told of refused rows and of a database that is away.
-    """
-
-    def __init__(
-        self, database: ConfigDatabase, *, kept: Path, report: Callable[[str], None] = lambda _line: None
-    ) -> None:
-        self._database = database
-        self._given = _Nothing()
-        self._watcher = ConfigWatcher(database, self._given, kept=kept, report=report)
-        self._first = True
-
-    def read(self) -> Sequence[Mapping[str, Any]] | None:
-        """The whole list, or None where nothing has changed since the last call.
-
-        The first call falls back to what was given out last, where the database is away.
-
-        Raises:
-            RegistryError: REGISTRY_DATABASE; what runs goes on.
-        """
-        booted = self._watcher.boot().revision if self._first else 0
-        try:
-            changed = self._watcher.refresh()
-        except RegistryError:
-            if not booted:
-                raise
-            changed = False
-        first, self._first = self._first, False
-        if not changed and not (first and self._watcher.running.revision):
-            return None
-        return [row.litellm() for row in self._watcher.running.rows["deployment"].values()]
-
-    def changed(self, timeout_s: float) -> bool:
-        """Wait for a notice that the configuration changed.
-
-        Raises:
-            RegistryError: REGISTRY_DATABASE.
-        """
-        with connected(self._database.settings, autocommit=True) as connection:
-            connection.execute(f"LISTEN {CHANNEL}")
-            if self._database.newest() != self._watcher.running.revision:
-                return True
-            return any(True for _ in connection.notifies(timeout=timeout_s, stop_after=1))
-
-
-class _Nothing:
-    """An applier for one who asks."""
-
-    def apply(self, changes: Changes, config: LiveConfig) -> None:
-        """Leave it to `DeploymentSource.read`."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from appliance import documents
 from appliance.errors import RegistryError
 from appliance.files import read_regular
-from appliance.registry.contract import Store
+from appliance.registry.leases_redis import RedisSettings
 from appliance.registry.postgres import PostgresSettings
 from appliance.registry.tls import checked_pin
 
@@ -33,6 +33,32 @@ class DirectorySettings(_Settings):
     path: Path
 
 
+class FetchSlots(_Settings):
+    """At most so many hosts fetch at once; a service that gives out the slots, and what happens without it.
+
+    Attributes:
+        count: K.
+        postgres: advisory locks of this database, or
+        redis: keys of this Redis, with a time to live and a fencing number.
+        wait_s: for a slot; then go on without one.
+        poll_s: between two tries, with jitter.
+        jitter_s: a random wait of up to this where the service is dead; then go on.
+    """
+
+    count: Annotated[int, Field(ge=1, le=1000)] = 4
+    postgres: PostgresSettings | None = None
+    redis: RedisSettings | None = None
+    wait_s: Seconds = 300.0
+    poll_s: Annotated[float, Field(ge=0.05, le=60)] = 0.5
+    jitter_s: Annotated[float, Field(ge=0, le=600)] = 5.0
+
+    @model_validator(mode="after")
+    def _one_service(self) -> FetchSlots:
+        if (self.postgres is None) == (self.redis is None):
+            raise ValueError("give exactly one of postgres and redis")
+        return self
+
+
 class S3Settings(_Settings):
     """A registry in a bucket of MinIO or any S3 server, over TLS.
 
@@ -52,6 +78,7 @@ class S3Settings(_Settings):
         attempts: so often is a passing fault tried, within the deadline.
         breaker_threshold: failed operations in a row until the registry is left alone.
         breaker_pause_s: how long.
+        slots: who may fetch at the same time, across hosts; without it every host at once.
     """
 
     home: Literal["s3"]
@@ -71,6 +98,7 @@ class S3Settings(_Settings):
     attempts: Annotated[int, Field(ge=1, le=10)] = 4
     breaker_threshold: Annotated[int, Field(ge=1)] = 3
     breaker_pause_s: Seconds = 15.0
+    slots: FetchSlots | None = None
 
 
 class Credentials(_Settings):
@@ -129,28 +157,3 @@ def read_credentials(path: Path) -> Credentials:
             remedy=f"chmod 600 {path}, then change the key: it may have been read.",
         )
     return documents.validate(Credentials, documents.read_yaml(data, what="credentials"), what="credentials")
-
-
-def open_store(location: str | Path | DirectorySettings | S3Settings) -> Store:
-    """Open a registry's home.
-
-    Args:
-        location: settings, the path of a directory, or the path of a YAML file with the key `registry`.
-
-    Raises:
-        RegistryError: REGISTRY_LOCATION for a path that is neither, and what opening the home refuses.
-    """
-    from appliance.registry.directory import DirectoryStore
-
-    if isinstance(location, S3Settings):
-        from appliance.registry.s3 import S3Store
-
-        return S3Store(location, read_credentials(location.credentials_file))
-    if isinstance(location, DirectorySettings):
-        location = location.path
-    path = Path(location)
-    if path.is_dir():
-        return DirectoryStore(path)
-    if path.is_file():
-        return open_store(read_settings(path))
-    raise RegistryError("REGISTRY_LOCATION", f"{path} is neither a directory nor a settings file", path=str(path))

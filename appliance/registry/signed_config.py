@@ -1,12 +1,15 @@
-"""A configuration document that travels like a channel: signed, with a rising epoch, one object, replaced whole.
+"""The live configuration as a document that travels like a channel: signed, with a rising epoch, replaced whole.
 
-`appliance sync` brings it to the shared volume beside the routers. Whoever reads it verifies it again; the plain YAML
-that the sidecar writes next to it is for programs that can only read a file, and is as good as the sidecar's word.
+`appliance sync` brings it to the shared volume beside the routers, and gateways verify it again. The plain YAML that
+the sidecar writes next to it is for people and for programs that can only read a file, and as good as the sidecar's
+word.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
@@ -20,6 +23,7 @@ from appliance.files import sha256_hex
 from appliance.registry.cache import Cache
 from appliance.registry.channel import StatementSigner, envelope, split
 from appliance.registry.contract import POINTER_MAX_BYTES, Store, checked_name
+from appliance.registry.live import LiveConfig, assemble
 from appliance.trust.verification import TrustMaterial, Verdict, verify_statement
 
 TYPE = "https://appliance.internal/config/v1"
@@ -33,7 +37,7 @@ class ConfigStatement(BaseModel):
         name: which configuration.
         epoch: rises with every change.
         issued: when, RFC 3339, UTC.
-        document: the configuration itself.
+        document: table -> list of rows, as `live` describes them.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -115,8 +119,13 @@ class Configs:
 
         Raises:
             TrustError: the signer may not.
-            RegistryError: REGISTRY_CHANNEL_RACE; what the home refuses.
+            RegistryError: REGISTRY_ROW for a row that no gateway would take; REGISTRY_CHANNEL_RACE; what the home
+                refuses.
         """
+        for problem in assemble(1, document, LiveConfig()).problems:
+            if problem.error.code == "REGISTRY_ROW":  # what a row refers to may stand in the gateways' own files
+                cause = f"{problem.table} {problem.key}: {problem.cause}"
+                raise RegistryError("REGISTRY_ROW", cause, table=problem.table, key=problem.key)
         known = self.current(name)
         statement = documents.write_json(
             {
@@ -144,17 +153,79 @@ class Configs:
             RegistryError: REGISTRY_CHANNEL_ROLLBACK, REGISTRY_CHANNEL_FORK; REGISTRY_NOTHING where nothing is known.
             TrustError: the registry's does not verify.
         """
+        config = self.accept(name, self.current(name), cache)
+        if config is None:
+            raise RegistryError("REGISTRY_NOTHING", f"no configuration {name} was ever seen here", name=name)
+        return config
+
+    def accept(self, name: str, offered: SignedConfig | None, cache: Cache) -> SignedConfig | None:
+        """Hold what is offered against what was seen here before; the newer of the two, None where there is neither.
+
+        Raises:
+            RegistryError: REGISTRY_CHANNEL_ROLLBACK, REGISTRY_CHANNEL_FORK.
+        """
         kept = cache.pointer(f"config-{name}", "seen")
         known = self.unseal(kept, name=name) if kept is not None else None
-        offered = self.current(name)
-        if offered is None and known is None:
-            raise RegistryError("REGISTRY_NOTHING", f"no configuration {name} was ever seen here", name=name)
         if offered is None or (known is not None and offered.digest == known.digest):
-            return known or offered  # type: ignore[return-value]
+            return known
         if known is not None:
             _check_newer(offered, known)
         cache.keep_pointer(f"config-{name}", "seen", offered.envelope)
         return offered
+
+
+class SignedSource:
+    """A signed configuration as `live_watch.ConfigWatcher` follows it.
+
+    Args:
+        store: the registry's home, or the shared volume.
+        configs: over the same store.
+        name: which configuration.
+        cache: this host's; it remembers the highest epoch.
+    """
+
+    def __init__(self, store: Store, configs: Configs, name: str, cache: Cache) -> None:
+        self._store, self._configs, self._name, self._cache = store, configs, name, cache
+        self._etag: str | None = None
+        self._config: SignedConfig | None = None
+
+    @property
+    def location(self) -> str:
+        """Where it is, for messages."""
+        return f"{self._store.location} {config_key(self._name)}"
+
+    @contextmanager
+    def session(self) -> Iterator[SignedSource]:
+        """There is no connection to keep."""
+        yield self
+
+    def newest(self) -> int:
+        """The epoch that stands; verified where it is news.
+
+        Raises:
+            TrustError, RegistryError, DocumentError: it does not verify, is older than what was seen, or is away.
+        """
+        try:
+            blob = self._store.get(config_key(self._name), max_bytes=POINTER_MAX_BYTES, unless=self._etag)
+        except RegistryError as error:
+            if error.code != "REGISTRY_NOT_FOUND":
+                raise
+            self._config = self._configs.accept(self._name, None, self._cache)
+            return self._config.statement.epoch if self._config else 0
+        if blob is not None:
+            offered = self._configs.unseal(blob.data, name=self._name)
+            self._config = self._configs.accept(self._name, offered, self._cache)
+            self._etag = blob.etag
+        return self._config.statement.epoch if self._config else 0
+
+    def document(self) -> tuple[int, Any]:
+        """The epoch and its document."""
+        assert self._config is not None  # noqa: S101 (asked after `newest` only)
+        return self._config.statement.epoch, self._config.statement.document
+
+    def wait(self, timeout_s: float) -> None:
+        """No home sends notices."""
+        time.sleep(timeout_s)
 
 
 def _check_newer(offered: SignedConfig, known: SignedConfig) -> None:

@@ -45,11 +45,13 @@ class PostgresServer:
         port: on 127.0.0.1.
         password: of the user `appliance`, who owns the database `appliance`.
         ca_pem: what its certificate hangs on.
+        pid: of the postmaster, for tests that kill it.
     """
 
     port: int
     password: str
     ca_pem: bytes
+    pid: int
 
     def settings(self, directory: Path, **more: object) -> PostgresSettings:
         """Settings that reach it; CA and password are written to `directory`."""
@@ -91,7 +93,7 @@ def postgres_server(identity: Identity) -> Iterator[PostgresServer]:
         log = directory / "postgres.log"
         with running([BINARIES / "postgres", "-D", data], directory=directory, log=log.name) as process:
             wait_until(lambda: listens(port), seconds=30, what="postgres", process=process, log=log)
-            server = PostgresServer(port, password, identity.ca_pem)
+            server = PostgresServer(port, password, identity.ca_pem, process.pid)
             _make_database(server, directory)
             yield server
 

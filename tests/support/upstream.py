@@ -32,12 +32,14 @@ class Upstream:
         name: what it answers with.
         mode: ok, error, hang or slow.
         requests: the parsed bodies, in order.
+        keys: the bearer tokens they came with, in order.
         chunk_delay_s: pause between two chunks of a stream.
     """
 
     name: str
     mode: str = "ok"
     requests: list[dict[str, Any]] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
     chunk_delay_s: float = 0.0
     delay_s: float = 0.0
     words: int = 5
@@ -77,6 +79,7 @@ def _handler(upstream: Upstream, stop: threading.Event) -> type[BaseHTTPRequestH
                 self._json(200, {"mode": upstream.mode})
                 return
             upstream.requests.append(body)
+            upstream.keys.append(self.headers.get("authorization", "").removeprefix("Bearer "))
             if upstream.mode == "error":
                 self._json(500, {"error": {"message": "the upstream is broken", "type": "server_error"}})
                 return

@@ -181,4 +181,4 @@ JSON = st.recursive(
 @given(JSON | st.fixed_dictionaries({"deployment": JSON, "model_group": JSON}))
 def test_a_configuration_of_any_shape_is_assembled_without_its_bad_rows(document: Any) -> None:
     config = assemble(1, document, LiveConfig())
-    assert set(config.rows) == {"deployment", "model_group", "application_key", "router_source"}
+    assert set(config.rows) == {"deployment", "model_group", "application_key", "router_source", "setting"}

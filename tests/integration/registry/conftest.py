@@ -10,7 +10,8 @@ import pytest
 
 from appliance.registry.contract import Store
 from appliance.registry.directory import DirectoryStore
-from appliance.registry.settings import S3Settings, open_store
+from appliance.registry.homes import open_store
+from appliance.registry.settings import S3Settings
 from tests.support.rgw import rgw_server
 from tests.support.s3 import S3Server, swift_server
 from tests.support.small_authority import SmallAuthority

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,8 +15,9 @@ import psycopg
 import pytest
 
 from appliance.errors import RegistryError
-from appliance.registry.live import Changes, ConfigDatabase, LiveConfig, assemble, difference
-from appliance.registry.live_watch import ConfigWatcher, DeploymentSource
+from appliance.registry.live import Changes, LiveConfig, assemble, difference
+from appliance.registry.live_database import ConfigDatabase
+from appliance.registry.live_watch import ConfigWatcher
 from appliance.registry.postgres import PostgresSettings, parameters
 from tests.support.postgres import PostgresServer, postgres_server
 from tests.support.servers import free_port
@@ -61,37 +63,15 @@ def deployment(identity: str, *, group: str = "chat", base: str = "https://127.0
     )
 
 
-class Gateway:
-    """An applier that holds a real LiteLLM router, as the gateway does."""
-
-    def __init__(self) -> None:
-        from litellm import Router
-
-        self.router = Router(model_list=[])
-        self.applied: list[Changes] = []
-
-    def apply(self, changes: Changes, config: LiveConfig) -> None:
-        from litellm.types.router import Deployment
-
-        for row in changes.upserts["deployment"]:
-            self.router.upsert_deployment(Deployment(**row.litellm()))
-        for identity in changes.deletes["deployment"]:
-            self.router.delete_deployment(id=identity)
-        self.applied.append(changes)
-
-    @property
-    def deployments(self) -> list[str]:
-        return sorted(one["model_info"]["id"] for one in self.router.get_model_list() or [])
-
-
 class Memory:
     """An applier that remembers."""
 
     def __init__(self) -> None:
         self.applied: list[Changes] = []
 
-    def apply(self, changes: Changes, config: LiveConfig) -> None:
+    def apply(self, changes: Changes, config: LiveConfig) -> LiveConfig:
         self.applied.append(changes)
+        return config
 
 
 @pytest.fixture
@@ -103,7 +83,7 @@ def watcher(database: ConfigDatabase, tmp_path: Path) -> Callable[..., ConfigWat
 
 
 def test_migrating_twice_is_migrating_once(database: ConfigDatabase) -> None:
-    assert database.migrate() == "0001"
+    assert database.migrate() == "0002"
     assert database.newest() == 0
     assert database.read(LiveConfig()).revision == 0
 
@@ -177,6 +157,7 @@ def test_a_group_that_names_no_router_keeps_its_running_form(
         database.settings,
         "INSERT INTO router_source VALUES ('default', 's3://127.0.0.1:9000/registry/zone/', 'default')",
         "INSERT INTO model_group (name, strategy, router) VALUES ('chat', 'ml', 'default')",
+        deployment("small"),
     )
     watching = watcher()
     watching.refresh()
@@ -184,6 +165,7 @@ def test_a_group_that_names_no_router_keeps_its_running_form(
     watching.refresh()
     assert watching.running.rows["model_group"]["chat"].router == "default"
     assert watching.running.problems[0].table == "model_group"
+    assert watching.running.problems[0].error.code == "REGISTRY_ROW_DANGLING"
 
 
 def test_one_command_returns_to_an_earlier_revision(
@@ -225,41 +207,6 @@ def test_a_gateway_boots_from_what_it_applied_last_while_the_database_is_away(
     assert len(applier.applied) == 1
     (tmp_path / "kept.json").write_bytes(b"{")
     assert ConfigWatcher(away, applier, kept=tmp_path / "kept.json").boot().revision == 0
-
-
-def test_a_gateway_that_asks_gets_the_whole_list_once_a_change(database: ConfigDatabase, tmp_path: Path) -> None:
-    from appliance.gateway.config_source import ConfigSource, difference
-
-    source: ConfigSource = DeploymentSource(database, kept=tmp_path / "given.json")
-    assert source.read() is None, "nothing was ever configured"
-    execute(database.settings, deployment("small"), deployment("large"))
-    first = source.read()
-    assert first is not None
-    assert {entry["model_info"]["id"] for entry in first} == {"small", "large"}
-    assert source.read() is None
-    execute(database.settings, deployment("small", weight=4))
-    second = source.read()
-    assert second is not None
-    change = difference(first, second)
-    assert [entry["model_info"]["id"] for entry in change.upserts] == ["small"]
-    assert change.deletes == ()
-    away = ConfigDatabase(database.settings.model_copy(update={"port": free_port()}))
-    again = DeploymentSource(away, kept=tmp_path / "given.json")
-    assert again.read() == second, "the database is away at boot: what was given out last"
-    with pytest.raises(RegistryError):
-        again.read()
-
-
-def test_a_notice_wakes_a_gateway_that_asks(database: ConfigDatabase, tmp_path: Path) -> None:
-    source = DeploymentSource(database, kept=tmp_path / "given.json")
-    assert not source.changed(0.2)
-    later = threading.Timer(0.3, execute, args=(database.settings, deployment("small")))
-    later.start()
-    start = time.monotonic()
-    assert source.changed(20)
-    assert time.monotonic() - start < 5
-    later.join()
-    assert source.changed(0), "a change before the question is seen too"
 
 
 def test_an_editor_without_the_right_to_write_history_still_makes_it(database: ConfigDatabase) -> None:
@@ -320,59 +267,70 @@ def test_the_environment_cannot_redirect_or_weaken_the_connection(
     assert row == ("TLSv1.3",)
 
 
-def gateway_process(settings: PostgresSettings, kept: Path, seen: multiprocessing.Queue, stop: Any) -> None:
-    """One gateway: LiteLLM's router kept up with the database."""
-    gateway = Gateway()
-
-    class Telling:
-        def apply(self, changes: Changes, config: LiveConfig) -> None:
-            gateway.apply(changes, config)
-            seen.put((kept.name, config.revision, gateway.deployments, time.monotonic()))
-
-    ended = threading.Event()
-    threading.Thread(target=lambda: (stop.wait(), ended.set()), daemon=True).start()
-    watcher = ConfigWatcher(ConfigDatabase(settings), Telling(), kept=kept, poll_s=1.0)
-    seen.put((kept.name, -1, [], time.monotonic()))
-    watcher.run(ended)
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_two_gateways_with_litellm_routers_converge_within_two_seconds(
-    database: ConfigDatabase, tmp_path: Path
-) -> None:
-    import litellm  # noqa: F401 (imported once, before the processes are forked)
-
-    fork = multiprocessing.get_context("fork")
-    seen, stop = fork.Queue(), fork.Event()
-    gateways = [
-        fork.Process(target=gateway_process, args=(database.settings, tmp_path / f"gateway-{number}", seen, stop))
-        for number in range(2)
-    ]
-    for process in gateways:
-        process.start()
-    assert {seen.get(timeout=60)[1] for _ in gateways} == {-1}
-    time.sleep(1.0)
-    took = []
-    for expected, statements in (
-        (["large", "small"], [deployment("small"), deployment("large")]),
-        (["large", "medium"], [deployment("medium"), "DELETE FROM deployment WHERE id = 'small'"]),
-    ):
-        execute(database.settings, *statements)
-        committed = time.monotonic()
-        for _ in gateways:
-            _, _, deployments, at = seen.get(timeout=30)
-            assert deployments == expected
-            took.append(at - committed)
-    stop.set()
-    for process in gateways:
-        process.join(20)
-    print(f"converged after {', '.join(f'{seconds:.2f}' for seconds in took)} s")
-    assert max(took) < 2.0
-
-
 def test_the_difference_of_equal_configurations_is_nothing() -> None:
-    row = {"id": "a", "model_group": "g", "model": "m", "api_base": "https://h"}
+    row = {"id": "a", "model_group": "g", "model": "openai/m", "api_base": "https://h"}
     one = assemble(1, {"deployment": [row]}, LiveConfig())
     assert not difference(one, assemble(2, {"deployment": [row]}, LiveConfig()))
     assert assemble(3, {"deployment": ["no row", {"id": 5}]}, one).problems[0].table == "deployment"
     assert assemble(4, None, one).rows["deployment"] == {}
+
+
+def test_a_secret_by_reference_among_the_parameters_is_refused() -> None:
+    row = {"id": "a", "model_group": "g", "model": "openai/m", "api_base": "https://h"}
+    for parameters_ in (
+        {"extra_body": {"x": ["os.environ/LITELLM_MASTER_KEY"]}},
+        {"base_url": "https://elsewhere"},
+        {"ssl_verify": False},
+        {"custom_llm_provider": "sagemaker"},
+    ):
+        [problem] = assemble(1, {"deployment": [{**row, "parameters": parameters_}]}, LiveConfig()).problems
+        assert (problem.key, problem.error.code) == ("a", "REGISTRY_ROW")
+    assert not assemble(1, {"deployment": [{**row, "parameters": {"rpm": 5}}]}, LiveConfig()).problems
+
+
+def test_a_table_that_is_not_known_is_said() -> None:
+    [problem] = assemble(1, {"deployments": []}, LiveConfig()).problems
+    assert (problem.table, problem.error.code) == ("deployments", "REGISTRY_ROW")
+    assert assemble(1, ["a"], LiveConfig()).problems
+
+
+def test_a_source_that_was_never_configured_does_not_empty_what_runs(
+    database: ConfigDatabase, watcher: Callable[..., ConfigWatcher]
+) -> None:
+    execute(database.settings, deployment("small"))
+    watcher().refresh()
+    with psycopg.connect(**parameters(database.settings), autocommit=True) as connection:
+        connection.execute("DROP SCHEMA appliance CASCADE")
+    database.migrate()
+    assert list(watcher().boot().rows["deployment"]) == ["small"]
+
+
+def test_what_was_refused_is_still_reported_after_a_restart(
+    database: ConfigDatabase, watcher: Callable[..., ConfigWatcher]
+) -> None:
+    execute(database.settings, deployment("small"))
+    watching = watcher()
+    watching.refresh()
+    execute(database.settings, "UPDATE deployment SET weight = -1")
+    watching.refresh()
+    again = watcher()
+    assert again.boot().rows["deployment"]["small"].weight == 1
+    assert [(one.table, one.key, one.error.code) for one in again.running.problems] == [
+        ("deployment", "small", "REGISTRY_ROW")
+    ]
+
+
+def test_a_server_that_stops_answering_is_left_within_the_bound(server: PostgresServer, tmp_path: Path) -> None:
+    """Frozen, it still holds its connections: no time-out of its own ever comes."""
+    settings = server.settings(tmp_path, statement_timeout_s=0.5)
+    ConfigDatabase(settings).migrate()
+    with pytest.raises(RegistryError) as info, ConfigDatabase(settings).session() as session:
+        backend = session._connection.info.backend_pid
+        os.kill(backend, signal.SIGSTOP)
+        try:
+            start = time.monotonic()
+            session.newest()
+        finally:
+            os.kill(backend, signal.SIGCONT)
+    assert info.value.code == "REGISTRY_DATABASE"
+    assert time.monotonic() - start < 5

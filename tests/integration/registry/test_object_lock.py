@@ -15,7 +15,8 @@ from minio.objectlockconfig import DAYS, ObjectLockConfig
 from minio.retention import Retention
 
 from appliance.errors import RegistryError
-from appliance.registry.settings import S3Settings, open_store, read_credentials
+from appliance.registry.homes import open_store
+from appliance.registry.settings import S3Settings, read_credentials
 from appliance.registry.tls import client_context
 from appliance.registry.transport import HttpsPool
 from tests.support.s3 import S3Server

@@ -18,8 +18,9 @@ from typing import Any
 import pytest
 import yaml
 
+from appliance.registry.homes import open_store
 from appliance.registry.registry import Registry
-from appliance.registry.settings import S3Settings, open_store
+from appliance.registry.settings import S3Settings
 from appliance.registry.signed_config import Configs
 from appliance.registry.trust_source import TrustSource
 from tests.support.artifacts import router_files, signed

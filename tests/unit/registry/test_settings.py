@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from appliance.errors import ApplianceError, RegistryError
-from appliance.registry.settings import DirectorySettings, open_store, read_credentials, read_settings
+from appliance.registry.homes import open_store
+from appliance.registry.settings import DirectorySettings, read_credentials, read_settings
 from appliance.registry.tls import client_context, spki_pin
 from tests.support.small_authority import SmallAuthority
 
