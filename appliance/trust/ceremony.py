@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,6 +27,7 @@ from appliance.trust.repository import POLICY, REVOCATIONS, Repository
 Item = TypeVar("Item")
 
 SERVICES: tuple[Service, ...] = ("root", "signing", "tls", "tsa", "log", "ct")
+_SECOND = timedelta(seconds=1)  # both ends of a window count, so an empty one ends a second before its start
 _UNDER_ROOT: tuple[Service, ...] = ("signing", "tls", "tsa")
 
 
@@ -94,19 +95,20 @@ def rotate_service(
         authority: the authority.
         service: `signing`, `tls`, `tsa`, `log`, `ct`, or `root` (with everything under it).
         now: when the new key begins.
-        compromised_since: end the old key's window then; signatures from after are refused. None ends it now.
+        compromised_since: signatures from that second on are refused; from all of the key's life, where it is not
+            later than the key's birth. None ends the old key's window now.
 
     Returns:
         The names of the new keys.
     """
     now = now.astimezone(UTC).replace(microsecond=0)
-    end = now if compromised_since is None else min(compromised_since, now)
+    end = now if compromised_since is None else min(compromised_since, now) - _SECOND
     services = (service, *_UNDER_ROOT) if service == "root" else (service,)
     _check_keys(authority, "root" if service in _UNDER_ROOT else None, now)
     old = {each.name for each in authority.state.instances if each.service in services}
     added = [authority.add_instance(each, now=now).name for each in services]
     instances = [
-        each.model_copy(update={"end": max(each.start, min(each.end, end))}) if each.name in old else each
+        each.model_copy(update={"end": max(each.start - _SECOND, min(each.end, end))}) if each.name in old else each
         for each in authority.state.instances
     ]
     authority.update(instances=tuple(instances))

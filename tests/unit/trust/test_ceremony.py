@@ -23,6 +23,7 @@ from tests.support.trust import RECIPES, DevelopmentAuthority
 
 PAYLOAD = documents.write_json({"_type": statement_type("release"), "version": "1.2.3"})
 DAY = timedelta(days=1)
+SECOND = timedelta(seconds=1)
 
 
 @pytest.fixture
@@ -65,6 +66,24 @@ def test_what_a_stolen_key_signs_after_the_theft_is_refused(service, own, author
     ceremony.rotate_service(authority, service, now=now + 5 * DAY, compromised_since=now + 2 * DAY)
     judge(own, honest, now + 6 * DAY)
     refused("TRUST_KEY_WINDOW", judge, own, stolen, now + 6 * DAY)
+
+
+@pytest.mark.parametrize("service", ["signing", "tsa", "log", "ct"])
+def test_the_second_of_the_theft_itself_is_refused_and_the_one_before_is_not(service, own, authority, now):
+    theft = now + DAY
+    before, stolen = (own.signer("release-signer", at=at).sign_statement(PAYLOAD) for at in (theft - SECOND, theft))
+    ceremony.rotate_service(authority, service, now=now + 2 * DAY, compromised_since=theft)
+    judge(own, before, now + 3 * DAY)
+    refused("TRUST_KEY_WINDOW", judge, own, stolen, now + 3 * DAY)
+
+
+@pytest.mark.parametrize("service", ["signing", "tsa", "log", "ct"])
+def test_a_key_stolen_at_its_birth_has_never_signed_anything(service, own, authority, birth, now):
+    first = own.signer("release-signer", at=birth).sign_statement(PAYLOAD)
+    judge(own, first, now)
+    ceremony.rotate_service(authority, service, now=now, compromised_since=birth)
+    refused("TRUST_KEY_WINDOW", judge, own, first, now + DAY)
+    judge(own, own.signer("release-signer", at=now + DAY).sign_statement(PAYLOAD), now + DAY)
 
 
 def test_a_rotation_without_the_roots_key_changes_nothing(own, authority, now):
