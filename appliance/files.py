@@ -15,6 +15,7 @@ import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from appliance.errors import FileError
 
@@ -105,7 +106,16 @@ def read_tree(directory: Path, *, max_files: int, max_bytes: int) -> dict[str, b
 
 
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-    """Replace a file whole: temporary file beside it, fsync, rename, fsync of the folder. A kill leaves old or new.
+    """Replace a file whole; see `replaced`."""
+    with replaced(path, mode=mode) as stream:
+        stream.write(data)
+
+
+@contextlib.contextmanager
+def replaced(path: Path, *, mode: int = 0o644) -> Iterator[BinaryIO]:
+    """Replace a file by what is written into the stream: temporary file beside it, fsync, rename, fsync of the folder.
+
+    A kill leaves old or new; an exception leaves the old.
 
     Raises:
         FileError: FILE_NO_SPACE, FILE_PERMISSION, FILE_MISSING (the folder).
@@ -116,7 +126,7 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
             with open(descriptor, "wb") as stream:
                 os.fchmod(stream.fileno(), mode)
-                stream.write(data)
+                yield stream
                 stream.flush()
                 os.fsync(stream.fileno())
             temporary.rename(path)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import io
-import os
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from appliance.bundle.stage0.manifest import (
 from appliance.bundle.stage0.media import DELTA, DELTA_SIGNATURE, MANIFEST, SIGNATURE
 from appliance.bundle.stage0.ustar import END_BLOCKS, fits, padded, tar_header
 from appliance.errors import BundleError
-from appliance.files import read_tree, sync_directory, translated
+from appliance.files import read_tree, replaced
 
 SEGMENT_BYTES = 4 * 1024 * 1024
 MAX_TRUST_BYTES = 8 * 1024 * 1024
@@ -240,7 +239,7 @@ def measured(payload: Sequence[Payload], segment_bytes: int, progress: Progress)
     segments, members, done = SegmentDigests(segment_bytes), [], 0
     for file, size in zip(payload, sizes, strict=True):
         digest, seen = hashlib.sha256(), 0
-        name = archive_name(file.path, "" if fits(file.path) else _digest(file))
+        name = archive_name(file.path, "" if fits(file.path) else file.sha256())
         segments.update(tar_header(name, size, executable=file.executable))
         for chunk in file.chunks():
             digest.update(chunk)
@@ -256,13 +255,6 @@ def measured(payload: Sequence[Payload], segment_bytes: int, progress: Progress)
     return members, segments.finish()
 
 
-def _digest(file: Payload) -> str:
-    digest = hashlib.sha256()
-    for chunk in file.chunks():
-        digest.update(chunk)
-    return digest.hexdigest()
-
-
 def write_archive(
     path: Path, head: dict[str, bytes], members: Iterable[tuple[Member, Payload]], progress: Progress
 ) -> tuple[str, int]:
@@ -270,37 +262,27 @@ def write_archive(
     pairs = list(members)
     total = region_bytes(tuple(member for member, _ in pairs))
     digest, size = hashlib.sha256(), 0
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with translated(path):
-        try:
-            with temporary.open("xb") as stream:
+    with replaced(path) as stream:
 
-                def put(data: bytes) -> None:
-                    nonlocal size
-                    stream.write(data)
-                    digest.update(data)
-                    size += len(data)
+        def put(data: bytes) -> None:
+            nonlocal size
+            stream.write(data)
+            digest.update(data)
+            size += len(data)
 
-                for name, data in head.items():
-                    put(tar_header(name, len(data)) + data + bytes(padded(len(data)) - len(data)))
-                before = size
-                for member, file in pairs:
-                    put(member.header)
-                    content = hashlib.sha256()
-                    for chunk in file.chunks():
-                        content.update(chunk)
-                        put(chunk)
-                        progress("writing", size - before, total)
-                    if content.hexdigest() != member.sha256:
-                        raise BundleError("BUNDLE_INPUT", f"{file.path} changed while it was read", path=file.path)
-                    put(bytes(padded(member.size_bytes) - member.size_bytes))
-                put(END_BLOCKS)
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.rename(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        sync_directory(path.parent)
+        for name, data in head.items():
+            put(tar_header(name, len(data)) + data + bytes(padded(len(data)) - len(data)))
+        before = size
+        for member, file in pairs:
+            put(member.header)
+            content = hashlib.sha256()
+            for chunk in file.chunks():
+                content.update(chunk)
+                put(chunk)
+                progress("writing", size - before, total)
+            if content.hexdigest() != member.sha256:
+                raise BundleError("BUNDLE_INPUT", f"{file.path} changed while it was read", path=file.path)
+            put(bytes(padded(member.size_bytes) - member.size_bytes))
+        put(END_BLOCKS)
     return digest.hexdigest(), size

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from appliance.bundle.authentication import Authenticator, FullVerdict
-from appliance.bundle.health import check_health, clear_bytecode, require_room
+from appliance.bundle.bytecode import clear_bytecode, compiling_ahead
+from appliance.bundle.health import MODULES, check_health, require_room
 from appliance.bundle.releases import is_complete, raise_state_version, write_marker
 from appliance.bundle.stage0.environment import settle_environment
 from appliance.bundle.stage0.extract import check_tree
@@ -53,7 +55,8 @@ class Completion:
         health: list[dict[str, Any]] = []
         if not reached(transaction, "healthy"):
             try:
-                with ThreadPoolExecutor(1) as background:  # the disk settles while the processor works
+                # the disk settles, and another core compiles, while this one verifies and asks for health
+                with ThreadPoolExecutor(1) as background, self._compiling(transaction.release):
                     settled = background.submit(settle_environment, self.prefix.release(transaction.release))
                     if not reached(transaction, "verified"):
                         self._verify()
@@ -88,12 +91,19 @@ class Completion:
         self.conduct.checkpoint("verified: before the trust state")
         self.authenticator.commit(self.head, self.prefix.state / "trust", witness=self.verdict.verdict.signed_at)
 
+    def _compiling(self, release_id: str) -> AbstractContextManager[object]:
+        """Compile what the health check will import; a release that was complete before has it all."""
+        if is_complete(self.prefix, release_id):
+            return nullcontext()
+        environment = self.prefix.environment(release_id)
+        clear_bytecode(environment)
+        modules = MODULES.get(self.verdict.release.manifest.profile, ())
+        return compiling_ahead(environment, modules, python=self.conduct.python)
+
     def _check_health(self, release_id: str) -> list[dict[str, Any]]:
         """Gate the activation: what does not work here is not pointed to."""
         self.conduct.say("checking health")
         environment, payload = self.prefix.environment(release_id), self.prefix.payload(release_id)
-        if not is_complete(self.prefix, release_id):
-            clear_bytecode(environment)
         profile = self.verdict.release.manifest.profile
         health = check_health(environment / "bin" / "python", payload, profile, keep_bytecode=True)
         require_room(environment)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from packaging.version import Version
 
 from appliance import artifact
 from appliance.bundle.own_wheel import own_wheel
 from appliance.bundle.stage0 import assemble
 from appliance.errors import BundleError
 from appliance.files import read_tree
+from appliance.vendoring.fetch import file_sha256
 from appliance.vendoring.locks import Pin
 from appliance.vendoring.selection import wheel_name
 
@@ -46,6 +49,13 @@ class Payload:
             while piece := stream.read(chunk_bytes):
                 yield piece
 
+    def sha256(self) -> str:
+        """Of the content, lower-case hex."""
+        digest = hashlib.sha256()
+        for chunk in self.chunks():
+            digest.update(chunk)
+        return digest.hexdigest()
+
 
 def select_wheels(pins: Iterable[Pin], wheelhouse: Path) -> tuple[list[Payload], str]:
     """Match every pin with one wheel of the wheelhouse, by content.
@@ -56,14 +66,14 @@ def select_wheels(pins: Iterable[Pin], wheelhouse: Path) -> tuple[list[Payload],
     Raises:
         BundleError: BUNDLE_INPUT where a wheel is missing, has another digest, or there are two.
     """
-    at_hand: dict[tuple[str, str], list[Path]] = {}
+    at_hand: dict[tuple[str, Version], list[Path]] = {}
     for path in sorted(wheelhouse.rglob("*.whl")):
         name = wheel_name(path.name)
         if name is not None:
-            at_hand.setdefault((name.project, str(name.version)), []).append(path)
+            at_hand.setdefault((name.project, name.version), []).append(path)
     wheels, lines = [], []
     for pin in sorted(pins, key=lambda pin: pin.name):
-        found = [(path, _sha256(path)) for path in at_hand.get((pin.name, str(pin.version)), [])]
+        found = [(path, file_sha256(path)) for path in at_hand.get((pin.name, pin.version), [])]
         good = [(path, digest) for path, digest in found if digest in pin.hashes]
         if not good:
             raise BundleError(
@@ -94,9 +104,9 @@ def collect(
     router: Path | None,
     configuration: Path | None,
     evidence: list[Path],
-    units: Path | None,
+    parts: Sequence[Payload],
 ) -> list[Payload]:
-    """The whole payload in its fixed order: stage 0, requirements, wheels, locks, models, configuration, evidence.
+    """The whole payload in its fixed order: requirements, wheels, locks, models, configuration, parts, evidence.
 
     Raises:
         BundleError: BUNDLE_INPUT. ArtifactError, FileError: a model that is not a whole, signed artifact.
@@ -114,11 +124,10 @@ def collect(
     for kind, folder in (("encoder", encoder), ("router", router)):
         if folder is not None:
             payload += _artifact(kind, folder)
-    for place, folder in (("config", configuration), ("systemd", units)):
-        if folder is not None:
-            files = read_tree(folder, max_files=64, max_bytes=MAX_EXTRA_BYTES)
-            payload += [Payload(f"{place}/{name}", data) for name, data in sorted(files.items())]
-    return payload + [Payload(f"evidence/{path.name}", path) for path in sorted(evidence)]
+    if configuration is not None:
+        files = read_tree(configuration, max_files=64, max_bytes=MAX_EXTRA_BYTES)
+        payload += [Payload(f"config/{name}", data) for name, data in sorted(files.items())]
+    return payload + [*parts] + [Payload(f"evidence/{path.name}", path) for path in sorted(evidence)]
 
 
 def _artifact(kind: str, folder: Path) -> list[Payload]:
@@ -128,8 +137,3 @@ def _artifact(kind: str, folder: Path) -> list[Payload]:
     signature = found.require_signature()
     files = {**found.files, artifact.SIGNATURE_NAME: signature}
     return [Payload(f"{kind}/{name}", files[name]) for name in sorted(files)]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

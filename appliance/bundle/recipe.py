@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 import appliance
 from appliance.bundle.build import Built, Identity, Progress, build, read_trust
 from appliance.bundle.inputs import Payload, collect, select_wheels
+from appliance.bundle.parts import parts
 from appliance.bundle.stage0 import assemble
 from appliance.errors import BundleError
 from appliance.files import write_atomic
@@ -18,6 +20,7 @@ from appliance.trust.signing import Signer, open_signer
 from appliance.vendoring.locks import merged, read_lock
 from appliance.vendoring.provenance import Build as ReleaseBuild
 from appliance.vendoring.release import release_papers, source_revision
+from appliance.vendoring.rules import Notice
 from appliance.vendoring.targets import Targets
 
 NAME = "llm-routing-appliance"
@@ -36,13 +39,14 @@ class Recipe:
         wheelhouse: folder of wheels; default `vendor/wheelhouse/<target>`.
         locks: lock files instead of the profile's.
         encoder, router: signed artifacts, or None.
-        configuration: folder of the default configuration; `bundle/defaults` where that is None and exists.
+        configuration: folder of the default configuration; the source tree's `bundle/defaults` where it is None.
         evidence: further files to carry along, beside the papers that every release gets.
         version: None for the appliance's own.
         epoch: rises with every release.
         created: the release's time.
         volume_bytes: cut into volumes of at most so many bytes, with parity; None for one file only.
-        units: folder of systemd units; `bundle/systemd` where that is None and exists.
+        source: tree of the appliance's sources, for runbooks, units and the like; None carries none of them.
+        manual: manual pages and completions: path in the payload -> content.
     """
 
     profile: str
@@ -59,15 +63,17 @@ class Recipe:
     version: str | None = None
     epoch: int = 1
     volume_bytes: int | None = None
-    units: Path | None = None
+    source: Path | None = None
+    manual: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class ReleaseFiles:
-    """What `build_release` wrote: the archive, its volumes, and the files beside it."""
+    """What `build_release` wrote: the archive, its volumes, and what the release engineer should see before sending."""
 
     built: Built
     volumes: tuple[Path, ...]
+    notices: tuple[Notice, ...]
 
 
 def build_release(
@@ -110,9 +116,9 @@ def build_release(
         locks=lock_files,
         encoder=recipe.encoder,
         router=recipe.router,
-        configuration=recipe.configuration or _folder(Path("bundle/defaults")),
+        configuration=recipe.configuration or (recipe.source and recipe.source / "bundle" / "defaults"),
         evidence=list(recipe.evidence),
-        units=recipe.units or _folder(Path("bundle/systemd")),
+        parts=parts(recipe.source, recipe.manual) if recipe.source else (),
     )
     version = recipe.version or appliance.__version__
     papers = release_papers(
@@ -121,7 +127,7 @@ def build_release(
         locks=[read_lock(path) for path in lock_files],
         target=target,
         build=_provenance(recipe, version),
-        subjects={file.path: _sha256(file) for file in payload},
+        subjects={file.path: file.sha256() for file in payload},
         now=now or datetime.now(UTC),
         progress=progress,
     )
@@ -149,7 +155,7 @@ def build_release(
         from appliance.bundle.volumes import split
 
         volumes = split(built.path, out, volume_bytes=recipe.volume_bytes, progress=progress)
-    return ReleaseFiles(built, volumes)
+    return ReleaseFiles(built, volumes, papers.notices)
 
 
 def write_second_channel(built: Built, anchor: bytes, out: Path) -> None:
@@ -168,14 +174,3 @@ def write_second_channel(built: Built, anchor: bytes, out: Path) -> None:
 def _provenance(recipe: Recipe, version: str) -> ReleaseBuild:
     revision, changed = source_revision(Path(appliance.__file__).parents[1])
     return ReleaseBuild(recipe.profile, recipe.target, version, revision, changed, BUILDER, recipe.created)
-
-
-def _sha256(file: Payload) -> str:
-    digest = hashlib.sha256()
-    for chunk in file.chunks():
-        digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _folder(path: Path) -> Path | None:
-    return path if path.is_dir() else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -45,6 +46,7 @@ def build(
     as_json: Json = False,
 ) -> None:
     """Build and sign a release: the same inputs give the same bytes (SOURCE_DATE_EPOCH sets the time)."""
+    from appliance.bundle.parts import source_tree
     from appliance.bundle.recipe import Recipe, build_release
     from appliance.trust.anchor import RELEASE_ROLE
 
@@ -65,6 +67,8 @@ def build(
             epoch=epoch,
             created=_created(),
             volume_bytes=parse_size(volume_size) if volume_size else None,
+            source=source_tree(),
+            manual=_manual(),
         )
         signer = open_role(authority, RELEASE_ROLE, passphrase_file, key)
         release = build_release(recipe, out, signer=signer, progress=steps)
@@ -79,9 +83,12 @@ def build(
             "stage0_sha256": built.stage0_sha256,
             "anchor_sha256": built.anchor_sha256,
             "volumes": release.volumes,
+            "notices": [asdict(notice) for notice in release.notices],
         }
 
         def text(out: Console) -> None:
+            for notice in release.notices:
+                out.print(f"notice   {notice.wheel}: {notice.text}", markup=False)
             out.print(
                 f"{built.path}  {built.size_bytes / 1e6:.0f} MB, {len(built.manifest.members)} files", markup=False
             )
@@ -260,6 +267,17 @@ def parse_size(text: str) -> int:
     if not number.isdigit():
         raise BundleError("BUNDLE_VOLUME_SIZE", f"{text!r} is not a size", example="3900M")
     return int(number) * unit
+
+
+def _manual() -> dict[str, bytes]:
+    """Manual pages and completions of these very commands, by their place in the payload."""
+    from appliance.cli.main import app as commands
+    from appliance.cli.manual import completions, man_pages
+
+    pages = {f"man/{name}": text for name, text in man_pages(commands).items()}
+    return {
+        path: text.encode() for path, text in (pages | {f"completion/{n}": t for n, t in completions().items()}).items()
+    }
 
 
 def _created() -> datetime:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from .refusal import Refused, space_refusals
 
 REQUIREMENTS = "requirements.txt"
 MAX_UV_BYTES = 256 * 1024 * 1024
+_LIBRARY = ctypes.CDLL(None, use_errno=True)
+_PR_SET_PDEATHSIG = 1
 
 
 def make_environment(payload: Path, release: Path, *, python: str = sys.executable) -> None:
@@ -59,12 +62,16 @@ def settle_environment(release: Path) -> None:
         shutil.rmtree(release / ".cache", ignore_errors=True)
 
 
+def die_with_parent() -> None:
+    """In a child, between fork and exec: a killed installer leaves nobody behind who goes on writing (prctl(2))."""
+    _LIBRARY.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def _sync_file_system(folder: Path) -> None:
     """Make thousands of small files durable at once; `os.sync` would wait for every other file system as well."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        library = ctypes.CDLL(None, use_errno=True)
-        if library.syncfs(descriptor):
+        if _LIBRARY.syncfs(descriptor):
             code = ctypes.get_errno()
             raise OSError(code, os.strerror(code), str(folder))
     finally:
@@ -105,8 +112,9 @@ def _run_uv(uv: Path, cache: Path, *arguments: str) -> None:
     }
     try:
         done = subprocess.run(
-            [str(uv), *arguments], env=environment, capture_output=True, text=True, errors="replace", check=False
-        )
+            [str(uv), *arguments], env=environment, capture_output=True, text=True, errors="replace", check=False,
+            preexec_fn=die_with_parent,
+        )  # fmt: skip
     except OSError as error:
         remark = "is the prefix mounted noexec?" if isinstance(error, PermissionError) else str(error)
         raise Refused("INSTALL_ENVIRONMENT", f"uv cannot be run: {remark}", path=str(uv)) from None

@@ -63,7 +63,7 @@ def test_a_wheel_that_is_missing_altered_or_there_twice_ends_the_build(tmp_path)
 def payload_of(**changes) -> list[Payload]:
     given = {
         "wheels": [], "requirements": "", "locks": [], "encoder": None, "router": None,
-        "configuration": None, "evidence": [], "units": None,
+        "configuration": None, "evidence": [], "parts": [],
     }  # fmt: skip
     return collect(**(given | changes))
 
