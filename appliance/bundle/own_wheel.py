@@ -36,7 +36,7 @@ def own_wheel(package: Path | None = None, *, version: str | None = None) -> tup
     files = {
         f"appliance/{path.relative_to(package).as_posix()}": path.read_bytes()
         for path in package.rglob("*")
-        if path.is_file() and not path.is_symlink() and not _LEFT_OUT & set(path.parts) and path.suffix != ".pyc"
+        if path.is_file() and _own(path, package) and not _LEFT_OUT & set(path.parts) and path.suffix != ".pyc"
     }
     files[f"{info}/METADATA"] = (
         f"Metadata-Version: 2.1\nName: llm-routing-appliance\nVersion: {version}\nRequires-Python: >=3.11\n"
@@ -56,6 +56,11 @@ def own_wheel(package: Path | None = None, *, version: str | None = None) -> tup
             entry.external_attr = 0o100644 << 16
             archive.writestr(entry, files[name])
     return f"{DISTRIBUTION}-{version}-py3-none-any.whl", buffer.getvalue()
+
+
+def _own(path: Path, package: Path) -> bool:
+    """Whether a file is ours: a link counts as its target where that lies beside the package (the recipes in `ca/`)."""
+    return not path.is_symlink() or path.resolve().is_relative_to(package.parent.resolve() / "ca")
 
 
 def _record_digest(data: bytes) -> str:

@@ -8,69 +8,31 @@ from typing import Annotated, Any
 
 import typer
 
-from appliance.cli import ca_host
-from appliance.cli.ca_report import now, parse_time, rows
+from appliance.cli import ca_host, ca_init
+from appliance.cli.ca_report import handed_out, now, parse_time, rows
 from appliance.cli.keyring import (
     DEFAULT_AUTHORITY,
     AuthorityFolder,
     KeyPlaces,
     PassphraseFile,
-    Passphrases,
-    key_places,
     open_authority,
 )
 from appliance.cli.output import Json, refusals, show
 from appliance.errors import TrustError
 from appliance.files import read_regular, sha256_hex, write_atomic
 
-DOMAIN = "appliance.internal"
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="The authority: certificates, roles, trust metadata."
 )
 log = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The transparency log: export and audit.")
 app.add_typer(log, name="log")
 log.command("audit")(ca_host.audit)
+for _command in (ca_init.init, ca_init.recipes):
+    app.command()(_command)
 for _command in (ca_host.trust, ca_host.refresh, ca_host.machine, ca_host.redeem):
     app.command()(_command)
 
 _MAX_BYTES = 4 * 1024 * 1024
-
-
-@app.command()
-def init(
-    out: Annotated[Path, typer.Option("--out", help="Folder to make; must not hold an authority.")] = DEFAULT_AUTHORITY,
-    recipes: Annotated[Path, typer.Option("--recipes", help="Folder with profiles.yaml and policy.yaml.")] = Path("ca"),
-    development: Annotated[bool, typer.Option("--development", help="Keys unencrypted, all in one place.")] = False,
-    domain: Annotated[
-        str, typer.Option("--domain", help="Its own domain; in the policy it stands in for appliance.internal.")
-    ] = DOMAIN,
-    passphrase_file: PassphraseFile = None,
-    key: KeyPlaces = None,
-    as_json: Json = False,
-) -> None:
-    """Make an authority: keys, certificates, logs, trust repository, anchor."""
-    with refusals(as_json):
-        from appliance.trust.ceremony import create_authority
-        from appliance.trust.keys import no_passphrase
-        from appliance.trust.profiles import read_recipes
-
-        create_authority(
-            out,
-            read_recipes(recipes, domain=domain),
-            development=development,
-            now=now(),
-            domain=domain,
-            passphrase=no_passphrase if development else Passphrases(passphrase_file, new=True),
-            elsewhere=key_places(key, make=True),
-        )
-        report = {
-            "authority": str(out),
-            "development": development,
-            **_handed_out(out),
-            "repository": str(out / "repository"),
-            "trust_config": str(out / "trust_config.json"),
-        }
-        show(report, as_json, lambda console: rows(console, report))
 
 
 @app.command()
@@ -121,7 +83,7 @@ def renew(
         if name is not None and out is not None:
             _hand_over(renew_tls(opened, name, at=now()), out, name, as_json)
             return
-        report = {"renewed": ceremony.renew(opened, now=now()), **_handed_out(authority)}
+        report = {"renewed": ceremony.renew(opened, now=now()), **handed_out(authority)}
         show(report, as_json, lambda console: rows(console, report))
 
 
@@ -158,7 +120,7 @@ def revoke(
         report = {
             "denied": policy.denied.model_dump(mode="json"),
             "roles": sorted(policy.roles),
-            **_handed_out(authority),
+            **handed_out(authority),
         }
         show(report, as_json, lambda console: rows(console, report))
 
@@ -177,21 +139,28 @@ def rotate(
     as_json: Json = False,
 ) -> None:
     """Replace a key by a new one, or the policy by another."""
-    with refusals(as_json):
-        from appliance.trust import ceremony
-        from appliance.trust.profiles import read_policy_recipe
+    from appliance.trust.ceremony import SERVICES, rotate_key, rotate_service, set_policy
+    from appliance.trust.profiles import POLICY_NAME, read_policy_recipe
 
+    if policy is not None and what != "policy":
+        raise typer.BadParameter("goes with `policy` alone", param_hint="--policy")
+    if compromised_since is not None and what not in SERVICES:
+        raise typer.BadParameter(f"goes with {', '.join(SERVICES)} alone", param_hint="--compromised-since")
+    if what == "policy" and policy is None:
+        policy = ca_init.RECIPES_HERE / POLICY_NAME
+        if not policy.is_file():
+            raise typer.BadParameter(f"name the new policy; there is no {policy} here", param_hint="--policy")
+    with refusals(as_json):
         since = None if compromised_since is None else parse_time(compromised_since, "--compromised-since")
         opened = open_authority(authority, passphrase_file, key, make=True)
-        if what == "policy":
-            recipe = read_policy_recipe(policy or Path("ca/policy.yaml"), domain=opened.state.domain)
-            ceremony.set_policy(opened, recipe, now=now())
+        if policy is not None:
+            set_policy(opened, read_policy_recipe(policy, domain=opened.state.domain), now=now())
             made: list[str] = []
-        elif what in ceremony.SERVICES:
-            made = ceremony.rotate_service(opened, what, now=now(), compromised_since=since)
+        elif what in SERVICES:
+            made = rotate_service(opened, what, now=now(), compromised_since=since)
         else:
-            made = [ceremony.rotate_key(opened, what, now=now())]
-        report = {"rotated": what, "new_keys": made, **_handed_out(authority)}
+            made = [rotate_key(opened, what, now=now())]
+        report = {"rotated": what, "new_keys": made, **handed_out(authority)}
         show(report, as_json, lambda console: rows(console, report))
 
 
@@ -214,7 +183,7 @@ def enrol(
             raise TrustError("TRUST_PEER", "this is not the file you were told of", found=sha256_hex(data), told=sha256)
         opened = open_authority(authority, passphrase_file, key)
         domain = ceremony.enrol_peer(opened, from_trust_config(data), now=now())
-        report = {"peer": domain, **_handed_out(authority)}
+        report = {"peer": domain, **handed_out(authority)}
         show(report, as_json, lambda console: rows(console, report))
 
 
@@ -297,8 +266,3 @@ def _hand_over(identity: Any, out: Path, name: str, as_json: bool) -> None:
         "expires": identity.certificate.not_valid_after_utc.isoformat(),
     }
     show(report, as_json, lambda console: rows(console, report))
-
-
-def _handed_out(authority: Path) -> dict[str, str]:
-    anchor = authority / "anchor.json"
-    return {"anchor": str(anchor), "anchor_sha256": sha256_hex(read_regular(anchor, max_bytes=_MAX_BYTES))}

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import typer
+
+from appliance.files import read_regular, sha256_hex
 
 
 def rows(console: Any, report: dict[str, Any]) -> None:
@@ -50,3 +53,9 @@ def parse_time(text: str, hint: str) -> datetime:
 def now() -> datetime:
     """The machine's clock."""
     return datetime.now(UTC)
+
+
+def handed_out(authority: Path) -> dict[str, str]:
+    """What goes over the second channel: the anchor and its SHA-256."""
+    anchor = authority / "anchor.json"
+    return {"anchor": str(anchor), "anchor_sha256": sha256_hex(read_regular(anchor, max_bytes=4 * 1024 * 1024))}

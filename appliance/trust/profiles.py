@@ -1,11 +1,16 @@
-"""The authority's recipes: how long certificates, log keys and metadata hold, and how many must sign."""
+"""The authority's recipes: how long certificates, log keys and metadata hold, and how many must sign.
+
+They are the files of `ca/`; the package carries a copy (`trust/recipes/`, links in a checkout), so that an installed
+release can make an authority wherever it stands.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib import resources
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -14,6 +19,9 @@ from appliance.errors import DocumentError, TrustError
 from appliance.files import read_regular
 from appliance.trust.names import DOMAIN, service_url
 from appliance.trust.policy import Identity, Policy
+
+PROFILES_NAME: Final = "profiles.yaml"
+POLICY_NAME: Final = "policy.yaml"
 
 CertificateProfile = Literal[
     "root", "signing-authority", "time-stamping", "tls-authority", "signer", "tls-server", "tls-client"
@@ -92,19 +100,25 @@ class Recipes:
     policy: Policy
 
 
-def read_recipes(directory: Path, *, domain: str = DOMAIN) -> Recipes:
+def built_in(name: str) -> bytes:
+    """One of the recipes that come with the package: `profiles.yaml` or `policy.yaml`."""
+    return resources.files("appliance.trust").joinpath("recipes", name).read_bytes()
+
+
+def read_recipes(directory: Path | None, *, domain: str = DOMAIN) -> Recipes:
     """Read `profiles.yaml` and `policy.yaml`.
 
     Args:
-        directory: their folder.
+        directory: their folder; None takes those that come with the package.
         domain: the authority's; see `read_policy_recipe`.
 
     Raises:
         TrustError: TRUST_RECIPE.
+        FileError: FILE_MISSING and others, see `files.read_regular`.
     """
     return Recipes(
-        _read(directory / "profiles.yaml", Profiles),
-        read_policy_recipe(directory / "policy.yaml", domain=domain),
+        _read(directory, PROFILES_NAME, Profiles),
+        _at_domain(_read(directory, POLICY_NAME, Policy), domain),
     )
 
 
@@ -117,8 +131,12 @@ def read_policy_recipe(path: Path, *, domain: str = DOMAIN) -> Policy:
 
     Raises:
         TrustError: TRUST_RECIPE.
+        FileError: FILE_MISSING and others, see `files.read_regular`.
     """
-    policy = _read(path, Policy)
+    return _at_domain(_read(path.parent, path.name, Policy), domain)
+
+
+def _at_domain(policy: Policy, domain: str) -> Policy:
     roles = {
         name: role.model_copy(update={"identities": tuple(_at_home(each, domain) for each in role.identities)})
         for name, role in policy.roles.items()
@@ -134,9 +152,10 @@ def _at_home(identity: Identity, domain: str) -> Identity:
     return Identity(identity=moved, issuer=service_url("ca", domain))
 
 
-def _read(path: Path, model: type[documents.Model]) -> documents.Model:
+def _read(directory: Path | None, name: str, model: type[documents.Model]) -> documents.Model:
+    path = None if directory is None else directory / name
+    data = built_in(name) if path is None else read_regular(path, max_bytes=documents.MAX_BYTES)
     try:
-        data = read_regular(path, max_bytes=documents.MAX_BYTES)
-        return documents.validate(model, documents.read_yaml(data, what=path.name), what=path.name)
+        return documents.validate(model, documents.read_yaml(data, what=name), what=name)
     except DocumentError as error:
         raise TrustError("TRUST_RECIPE", error.cause, path=str(path), **error.evidence) from None

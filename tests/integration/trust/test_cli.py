@@ -1,16 +1,22 @@
 """`appliance ca` as an operator meets it: every verb, text and JSON, refusals with code and remedy."""
 
+import contextlib
 import hashlib
 import json
 import os
 import pty
 import subprocess
 import sys
+import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from appliance import documents
+from appliance.bundle.own_wheel import own_wheel
+from appliance.cli.main import app
 from appliance.errors import catalogue
 from appliance.trust.names import statement_type
 from tests.support.trust import RECIPES
@@ -18,14 +24,23 @@ from tests.support.trust import RECIPES
 PAYLOAD = documents.write_json({"_type": statement_type("release"), "version": "1.2.3"})
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
 def ca(*arguments, cwd, check=True, env=None):
-    result = subprocess.run(
-        [sys.executable, "-m", "appliance.cli.main", "ca", *map(str, arguments)],
-        cwd=cwd, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL, check=False,
-        env={**os.environ, "COLUMNS": "200", **(env or {})},
-    )  # fmt: skip
+    """Run `appliance ca` in a folder; in this process, which is as good and twenty times as fast."""
+    with contextlib.chdir(cwd):
+        done = CliRunner().invoke(app, ["ca", *map(str, arguments)], env={"COLUMNS": "200", **(env or {})})
+    result = Outcome(done.exit_code, done.stdout, done.stderr)
     if check:
         assert result.returncode == 0, result.stderr + result.stdout
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exc_info
     return result
 
 
@@ -93,6 +108,9 @@ def test_usage_errors_are_told_apart_from_refusals(home):
         ("authorise", "clock", "tomorrow", "--machine", "a" * 64, "--out", "t"),
         ("authorise", "downgrade", "1", "--machine", "a" * 64, "--out", "t", "--days", "400"),
         ("rotate", "signing", "--compromised-since", "yesterday"),
+        ("rotate", "tuf-targets-1", "--compromised-since", "2026-11-23T12:00:00Z"),
+        ("rotate", "signing", "--policy", "ca/policy.yaml"),
+        ("rotate", "policy"),
         ("status", "--key", "nonsense"),
         ("log", "export", "x", "--log", "tree"),
     ):
@@ -136,6 +154,41 @@ def test_keys_policy_and_services_are_rotated(home, tmp_path):
     report("rotate", "policy", "--policy", policy, cwd=home)
     versions = report("status", cwd=home)["metadata_versions"]
     assert versions["root"] == 2
+
+
+@pytest.mark.slow
+def test_an_installed_release_makes_an_authority_from_its_own_recipes_wherever_it_stands(tmp_path):
+    """The very wheel that a release carries, unpacked; no checkout beside it."""
+    name, wheel = own_wheel()
+    (tmp_path / name).write_bytes(wheel)
+    with zipfile.ZipFile(tmp_path / name) as archive:
+        archive.extractall(tmp_path / "site")
+    (tmp_path / "elsewhere").mkdir()
+    start = (
+        "import sys, appliance; assert appliance.__file__.startswith(sys.argv.pop(1)); "
+        "from appliance.cli.main import main; main()"
+    )
+    command = [sys.executable, "-c", start, str(tmp_path / "site"), "ca", "init", "--development", "--json"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    done = subprocess.run(
+        command, cwd=tmp_path / "elsewhere", env=environment, capture_output=True, text=True, check=False
+    )
+    assert json.loads(done.stdout)["recipes"] == "built-in", done.stderr
+    assert (tmp_path / "elsewhere/ca/authority/anchor.json").is_file()
+
+
+def test_the_built_in_recipes_are_those_of_the_checkout_and_are_handed_out_to_be_edited(tmp_path):
+    written = [Path(each) for each in report("recipes", "mine", cwd=tmp_path)["recipes"]]
+    assert {each.name: (tmp_path / each).read_bytes() for each in written} == {
+        each.name: each.read_bytes() for each in RECIPES.glob("*.yaml")
+    }
+    assert refusal("recipes", "mine", cwd=tmp_path) == "FILE_EXISTS"
+    (tmp_path / "ca").mkdir()
+    (tmp_path / "ca/profiles.yaml").write_text("schema_version: 1\n")  # found before the built-in ones, and refused
+    assert refusal("init", "--development", cwd=tmp_path) == "TRUST_RECIPE"
+    assert report("init", "--development", "--recipes", "mine", cwd=tmp_path)["recipes"] == "mine"
+    (tmp_path / "mine/policy.yaml").write_text("schema_version: 2\n")
+    assert refusal("rotate", "policy", "--policy", "mine/policy.yaml", cwd=tmp_path) == "TRUST_RECIPE"
 
 
 @pytest.mark.slow
