@@ -31,9 +31,15 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "train": ("appliance.cli.train", "app", "From traces and spend logs to an evaluated router."),
     "serve": ("appliance.cli.serve", "serve", "Run the gateway."),
     "sync": ("appliance.cli.sync", "sync", "Sidecar: bring verified routers from the registry to a shared folder."),
+    "copy-registry": (
+        "appliance.cli.copy_registry",
+        "copy_registry",
+        "Copy a registry to another home and compare both.",
+    ),
     "status": ("appliance.cli.operations", "status", "What the gateway serves, on one screen."),
     "doctor": ("appliance.cli.doctor", "doctor", "Check the host and the appliance; say what to do."),
     "validate": ("appliance.cli.validate", "validate", "Run the acceptance of an installed appliance."),
+    "drill": ("appliance.cli.drill", "drill", "Do every runbook for real, on an installation made for it."),
     "explain": ("appliance.cli.explain", "explain", "What an error code means and what to do."),
     "support-bundle": ("appliance.cli.support_bundle", "support_bundle", "Collect what support needs, no secrets."),
 }

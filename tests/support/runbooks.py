@@ -39,7 +39,7 @@ class Desk:
         recorder.chmod(0o755)
         return subprocess.run(
             [str(SCRIPTS / name), *map(str, arguments), "--prefix", str(self.prefix)],
-            capture_output=True, text=True, timeout=180, check=False, cwd=self.directory,
+            capture_output=True, text=True, timeout=600, check=False, cwd=self.directory,
             env={**os.environ, "APPLIANCE": str(COMMAND), "SYSTEMCTL": str(recorder), **environment},
         )  # fmt: skip
 

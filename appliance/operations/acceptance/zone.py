@@ -16,40 +16,17 @@ import yaml
 from appliance import artifact
 from appliance.artifact import METADATA_NAMES, SIGNATURE_NAME, ArtifactFiles
 from appliance.files import write_atomic
+from appliance.operations.throwaway import make_authority
 from appliance.registry.directory import DirectoryStore
 from appliance.registry.registry import Registry
 from appliance.registry.trust_source import TrustSource
 from appliance.trust.authority import Authority
-from appliance.trust.ceremony import create_authority, rotate_service
-from appliance.trust.names import DOMAIN, service_url
-from appliance.trust.policy import Identity, Policy, Role
-from appliance.trust.profiles import CertificateProfile, Lifetime, LogProfiles, MetadataProfile, Profiles, Recipes
+from appliance.trust.ceremony import rotate_service
 from appliance.trust.signing import Signer, open_signer
 from appliance.trust.store import TrustStore
 from appliance.trust.tls import issue_tls
 
-ROLE = "release-signer"  # an anchor names one
 CHANNEL = "acceptance"
-_DAYS = Lifetime(days=30)
-_SERVICES: tuple[CertificateProfile, ...] = (
-    "root", "signing-authority", "time-stamping", "tls-authority", "signer", "tls-server", "tls-client",
-)  # fmt: skip
-_KINDS = ("router", "encoder", "channel")
-
-
-def _recipes() -> Recipes:
-    """One role that signs everything; everything ends within the month."""
-    metadata = MetadataProfile(days=30, keys=1, threshold=1)
-    profiles = Profiles(
-        schema_version=1,
-        certificates=dict.fromkeys(_SERVICES, _DAYS),
-        logs=LogProfiles(transparency=_DAYS, certificates=_DAYS),
-        metadata={"root": metadata, "targets": metadata, "snapshot": metadata, "timestamp": metadata},
-        revocation_list=_DAYS,
-        warn_before=Lifetime(days=1),
-    )
-    officer = Identity(identity=f"{ROLE}@{DOMAIN}", issuer=service_url("ca", DOMAIN))
-    return Recipes(profiles, Policy(schema_version=1, roles={ROLE: Role(identities=(officer,), kinds=_KINDS)}))
 
 
 @dataclass
@@ -81,10 +58,10 @@ class Zone:
             encoders: folders of the encoders to copy.
         """
         now = datetime.now(UTC)
-        authority = create_authority(directory / "authority", _recipes(), development=True, now=now)
+        authority = make_authority(directory / "authority", now=now)
         anchor = (authority.path / "anchor.json").read_bytes()
         TrustStore.initialise(directory / "trust", anchor, authority.path / "repository", now=now)
-        signer = open_signer(authority.path, ROLE)
+        signer = open_signer(authority.path, "import-officer")
         for number, folder in enumerate(encoders):
             _place(_signed(dict(artifact.read(folder).files), signer), directory / "encoders" / str(number))
         (directory / "registry").mkdir()

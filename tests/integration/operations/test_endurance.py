@@ -1,5 +1,6 @@
 """The endurance run in its short form: everything that the hour holds, once, with real releases side by side."""
 
+import json
 import sysconfig
 from datetime import UTC, datetime
 
@@ -38,7 +39,7 @@ def test_nothing_fails_and_nothing_grows_whatever_is_reloaded_replaced_or_taken_
     scene = tmp_path / "scene"
     scene.mkdir()
     result = endurance(places, scene, 20, media=releases[1].media, pace_s=0.3, pause_s=0.02)
-    assert result.passed, result
+    assert result.passed, json.dumps(result.as_dict(), indent=1)
     evidence = result.evidence
     assert evidence["requests"] > 100
     assert set(evidence["by_kind"]) == {"fresh", "kept", "long", "streamed", "slow", "looking"}

@@ -6,17 +6,16 @@ import ssl
 import subprocess
 import tarfile
 import threading
-import time
 
 import httpx
 import pytest
 import yaml
 
-from appliance.bundle.stage0.journal import Prefix
 from tests.support import artifacts
 from tests.support.bundle import small_release
 from tests.support.gateway import deployment, free_port, serve, write_config
 from tests.support.runbooks import COMMAND, Desk
+from tests.support.s3 import swift_server
 from tests.support.trust import make_authority
 from tests.support.upstream import Upstream, upstream
 
@@ -82,106 +81,25 @@ def tree(folder):
     }
 
 
-def test_install_upgrade_and_roll_back(desk, releases):
-    before = Prefix(desk.prefix).active()
-    assert before.startswith("1.0.0-")
-    said = desk.done("install-from-media", releases[1].media)
-    assert "repeat with --apply" in said
-    assert Prefix(desk.prefix).active() == before
-    desk.done("install-from-media", releases[1].media, "--apply")
-    assert Prefix(desk.prefix).active().startswith("1.1.0-")
-    assert desk.asked == ["try-restart appliance-gateway.service"]
-    desk.done("install-from-media", releases[1].media, "--apply")  # again: already installed
-    desk.done("roll-back")
-    assert Prefix(desk.prefix).active().startswith("1.1.0-")
-    desk.done("roll-back", "--apply")
-    assert Prefix(desk.prefix).active() == before
-
-
 def test_media_that_are_not_there_are_refused_with_the_next_step(desk):
     run = desk("install-from-media", "/media/nothing", "--apply")
     assert run.returncode == 1
     assert "next: mount the media" in run.stderr
 
 
-def test_import_promote_and_withdraw_a_model(desk, registry, zone):
-    assert served(registry, desk)["version"] == "1.0.0"
-    desk.done(
-        "withdraw-model", "default", "1.0.0", "--registry", registry, "--authority", zone.path, "--instead", "1.1.0"
-    )
-    assert served(registry, desk)["version"] == "1.0.0"
-    withdraw = ("withdraw-model", "default", "1.0.0", "--registry", registry, "--authority", zone.path)
-    desk.done(*withdraw, "--instead", "1.1.0", "--apply")
-    assert served(registry, desk)["version"] == "1.1.0"
-    run = desk("promote-model", "default", "1.0.0", "--registry", registry, "--authority", zone.path, "--apply")
-    assert run.returncode == 1
-    assert "REGISTRY_REVOKED" in run.stderr
-
-
-def test_a_model_that_no_officer_signed_is_not_promoted(desk, registry, zone, tmp_path):
-    folder = artifacts.write(artifacts.router_files(version="2.0.0"), tmp_path / "unsigned")
-    run = desk("promote-model", folder, "2.0.0", "--registry", registry, "--authority", zone.path, "--apply")
-    assert run.returncode == 1
-    assert served(registry, desk)["version"] == "1.0.0"
-
-
-def test_move_the_registry(desk, registry, tmp_path):
-    desk.done("move-registry", registry, tmp_path / "elsewhere")
-    assert not (tmp_path / "elsewhere").exists()
-    desk.done("move-registry", registry, tmp_path / "elsewhere", "--apply")
-    desk.done("move-registry", registry, tmp_path / "elsewhere", "--apply")  # again after a kill
-    shutil.rmtree(registry)
-    desk.done("sync-now")  # follows etc/registry.yaml, which names the new home
-    written = yaml.safe_load((desk.prefix / "etc" / "registry.yaml").read_text())
-    assert written["registry"]["path"] == str(tmp_path / "elsewhere")
-
-
-def test_renew_and_rotate_trust_and_take_it_over_on_the_host(desk, tmp_path):
-    mine = make_authority(tmp_path / "ca")
-    shutil.rmtree(desk.prefix / "state" / "trust")
-    mine.store(desk.prefix / "state" / "trust")
-
-    def versions() -> dict:
-        path = desk.prefix / "state" / "trust"
-        run = subprocess.run(
-            [COMMAND, "ca", "status", "--state", path, "--json"], capture_output=True, text=True, check=True
-        )
-        return {name: value for name, value in json.loads(run.stdout).items() if name != "clock"}
-
-    before = versions()
-    desk.done("renew-trust", "--authority", mine.path)
-    desk.done("rotate-signing-roots", "signing", "--authority", mine.path)
-    desk.done("refresh-trust", mine.repository)
-    assert versions() == before
-    desk.done("renew-trust", "--authority", mine.path, "--apply")
-    desk.done("rotate-signing-roots", "signing", "--authority", mine.path, "--apply")
-    desk.done("refresh-trust", mine.repository, "--apply")
-    assert versions() != before
-    assert desk("refresh-trust", tmp_path, "--apply").returncode == 1
-
-
-def test_back_up_destroy_the_prefix_and_restore(desk, registry, releases, tmp_path):
-    (desk.prefix / "etc" / "secrets").mkdir(exist_ok=True)
-    (desk.prefix / "etc" / "secrets" / "up.key").write_text("kept")
-    before = {part: tree(desk.prefix / part) for part in ("etc", "state")}
-    desk.done("back-up", tmp_path / "backup.tar", "--apply")
-    assert (tmp_path / "backup.tar").stat().st_mode & 0o777 == 0o600
-    shutil.rmtree(desk.prefix)
-    (tmp_path / "anchor.json").write_bytes(releases[0].anchor)
-    said = desk.done(
-        "replace-disk", releases[0].media, tmp_path / "backup.tar", "--anchor", tmp_path / "anchor.json", "--apply"
-    )
-    assert "3. the doctor" in said
-    assert Prefix(desk.prefix).active().startswith("1.0.0-")
-    for part, files in before.items():
-        now = tree(desk.prefix / part)
-        lost = {
-            name
-            for name, data in files.items()
-            if now.get(name) != data and not {"partial", "locks"} & set(name.split("/"))
-        }
-        assert not lost
-    desk.done("sync-now", "--registry", registry)
+def test_move_the_registry_to_a_bucket(desk, registry, zone, tmp_path):
+    with swift_server(zone.tls_server("127.0.0.1")) as server:
+        server.make_bucket(tmp_path, "moved")
+        bucket = tmp_path / "bucket.yaml"
+        bucket.write_text(yaml.safe_dump({"registry": server.settings(tmp_path, bucket="moved")}))
+        desk.done("move-registry", registry, bucket)
+        assert not (desk.prefix / "etc" / "registry.yaml").exists()
+        desk.done("move-registry", registry, bucket, "--apply")
+        said = desk.done("move-registry", registry, bucket, "--apply")  # again
+        assert "0 written" in said
+        shutil.rmtree(registry)
+        desk.done("sync-now")  # follows etc/registry.yaml, which names the bucket
+        assert served(bucket, desk)["version"] == "1.0.0"
 
 
 def test_a_damaged_or_strange_backup_is_not_restored(desk, tmp_path):
@@ -227,51 +145,6 @@ def test_a_lost_admin_key_is_replaced(desk):
         [COMMAND, "serve", "--check", "--config", desk.prefix / "etc" / "appliance.yaml"], check=False
     )
     assert check.returncode == 0
-
-
-def test_a_compromised_signer_is_evacuated(desk, tmp_path):
-    mine = make_authority(tmp_path / "ca")
-    shutil.rmtree(desk.prefix / "state" / "trust")
-    mine.store(desk.prefix / "state" / "trust")
-    home = tmp_path / "registry"
-    home.mkdir()
-    time.sleep(1.1)  # a window counts in whole seconds: the key must be older than what it signs
-    made = artifacts.signed(artifacts.router_files(version="6.6.6", payload=b"evil"), mine.signer("import-officer"))
-    evil = artifacts.write(made, tmp_path / "evil")
-    honest = artifacts.write(artifacts.router_files(version="1.0.1"), tmp_path / "honest")
-    desk.done(
-        "evacuate-signer", "import-officer", "1.0.1", "--since", "2026-01-01T00:00:00Z", "--authority", mine.path,
-        "--registry", home, "--honest", honest, "--apply",
-    )  # fmt: skip
-    assert served(home, desk)["version"] == "1.0.1"
-    command = [COMMAND, "artifact", "verify", evil, "--trust", desk.prefix / "state" / "trust"]
-    verify = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert verify.returncode == 1
-    assert "TRUST_" in verify.stderr
-
-
-def test_support_is_collected_and_the_drill_changes_nothing(desk, zone, registry, tmp_path):
-    assert "appliance-support/doctor.json" in desk.done("collect-support", tmp_path / "support.tar")
-    before = tree(desk.prefix)
-    run = desk("drill", "--authority", zone.path)
-    assert (
-        "ready    roll-back" in run.stdout or "refused  roll-back" in run.stdout
-    )  # one release: nothing to go back to
-    for name in ("back-up", "rotate-tls", "renew-trust", "rotate-signing-roots", "refresh-trust", "new-admin-key"):
-        assert f"ready    {name}" in run.stdout
-    assert "APPLIANCE " in run.stdout
-    assert tree(desk.prefix) == before
-
-
-def test_units_are_installed_into_an_image(desk, tmp_path):
-    root = tmp_path / "image"
-    root.mkdir()
-    desk.done("install-units", "--root", root, "--apply")
-    desk.done("install-units", "--root", root, "--apply")
-    unit = (root / "etc/systemd/system/appliance-gateway.service").read_text()
-    assert f"ExecStart={desk.prefix}/current/env/bin/appliance serve" in unit
-    assert "/opt/appliance" not in unit
-    assert "appliance:" in (root / "etc/passwd").read_text()
 
 
 def test_only_one_runbook_works_at_a_time(desk):
