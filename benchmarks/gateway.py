@@ -46,7 +46,6 @@ UPSTREAM = (
     "asyncio.run(serve_upstream(int(sys.argv[1])))"
 )
 KEY = "sk-benchmark-0123456789abcdefghijklmnop"
-CLIENTS = 16
 Entries = list[dict[str, Any]]
 Phase = dict[str, Any]
 
@@ -232,7 +231,7 @@ def _phases(servers: dict[str, Server], arguments: argparse.Namespace) -> dict[s
         asyncio.run(server.client.closed(2, 4))  # warm
     for _ in range(arguments.rounds):
         for name, server in servers.items():
-            closed = partial(server.client.closed, arguments.seconds, CLIENTS)
+            closed = partial(server.client.closed, arguments.seconds, arguments.clients)
             measured[name]["throughput"].append(server.under(closed))
         for name, server in servers.items():
             opened = partial(server.client.opened, arguments.seconds, arguments.rate)
@@ -254,6 +253,8 @@ def _ratios(
         return statistics.median(getattr(server, figure) for server in boots[name])
 
     plain, ours = measured["plain"], measured["appliance"]
+    everything = [*ours["throughput"], *ours["steady"]]
+    by_model = sum(count for p in everything for how, count in p["routing"].items() if how.startswith("ml:"))
     overhead = sorted(decision["latency_ms"] for decision in decided) or [float("nan")]
     return {
         "boot": round(boot("appliance", "boot_s") / boot("plain", "boot_s"), 3),
@@ -264,6 +265,7 @@ def _ratios(
         ),
         "p50_added_ms": round(_median(ours["steady"], "p50_ms") - _median(plain["steady"], "p50_ms"), 2),
         "p99_added_ms": round(_median(ours["steady"], "p99_ms") - _median(plain["steady"], "p99_ms"), 2),
+        "decided_by_model": round(by_model / sum(sum(p["routing"].values()) for p in everything), 3),
         "decision_p50_ms": round(statistics.median(overhead), 2),
         "decision_p99_ms": round(overhead[int(0.99 * len(overhead))], 2),
         "overload_errors": overload["errors"],
@@ -280,6 +282,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="of each phase, taking turns; the median counts")
     parser.add_argument("--boots", type=int, default=3, help="starts of each server, taking turns; the median counts")
     parser.add_argument("--rate", type=float, default=50, help="arrivals a second of the steady load")
+    parser.add_argument("--clients", type=int, default=4, help="that keep the server busy for throughput")
     parser.add_argument("--words", type=int, default=12, help="words of a prompt")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gateway.json"))
     arguments = parser.parse_args()
