@@ -10,9 +10,12 @@ import contextlib
 import gc
 import logging
 import os
+import shutil
 import signal
 import socket
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 
 from appliance import documents
 from appliance.errors import ApplianceError, FileError, GatewayError
@@ -110,7 +113,9 @@ def boot(settings: Settings) -> int:
 
 
 def _prepare(checked: Checked) -> Prepared:
-    config_path = checked.settings.state_dir / "run" / "litellm.yaml"
+    run_dir = checked.settings.state_dir / "run"
+    _own_temporary_folder(run_dir / "tmp")
+    config_path = run_dir / "litellm.yaml"
     write_atomic(config_path, documents.write_json(dict(checked.config.document)), mode=0o600)  # JSON is YAML
     proxy.prepare_environment(
         os.environ,
@@ -124,6 +129,14 @@ def _prepare(checked: Checked) -> Prepared:
         booted = live.first(checked.settings, checked.config)
     locks = lockdown.before_import(checked.settings, checked.config)
     return Prepared(checked.settings, checked.config, checked.master_key, booted, locks)
+
+
+def _own_temporary_folder(folder: Path) -> None:
+    """LiteLLM asks for one while it is imported; on a read-only root the state directory is all there is."""
+    with translated(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(mode=0o700)
+    os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
 
 
 def _serve(prepared: Prepared, number: int, listener: socket.socket) -> None:

@@ -1,4 +1,7 @@
-"""Deployment B: two whole gateways, PostgreSQL with TLS, a registry in S3 with TLS; everything real."""
+"""Deployment B: two whole gateways, PostgreSQL with TLS, a registry in S3 with TLS; everything real.
+
+It runs in a sealed room (deployment C, see conftest.py).
+"""
 
 from __future__ import annotations
 
@@ -183,7 +186,7 @@ def test_an_emptied_table_is_refused_whole(site: Site) -> None:
     assert [live(one)["problem"] for one in site.running.values()] == [None, None]
 
 
-def test_with_the_database_killed_gateways_serve_boot_and_say_so(site: Site) -> None:
+def test_with_the_database_killed_gateways_serve_boot_and_say_so(site: Site, packets_that_left: int) -> None:
     """The last test of the module: the database does not come back."""
     revision = site.editor.database.newest()
     os.kill(site.postgres.pid, signal.SIGKILL)
@@ -199,6 +202,7 @@ def test_with_the_database_killed_gateways_serve_boot_and_say_so(site: Site) -> 
         assert live(again)["contact_age_s"] is None
         again.wait_until(lambda: route(again, "hard prove the theorem") == "large", what="its router, from the cache")
     assert live(site.running["one"])["contact_age_s"] > age
+    assert packets_that_left == 0
     (site.files["two"][0].parent / "state" / "live.json").unlink()
     refused = run("serve", "--config", str(site.files["two"][0]))
     assert (refused.returncode, "REGISTRY_DATABASE" in refused.stdout + refused.stderr) == (1, True)

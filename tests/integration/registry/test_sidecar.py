@@ -1,11 +1,9 @@
-"""Deployment A: `appliance sync` between an S3 registry and a shared volume; gateways on a read-only root follow it."""
+"""`appliance sync` between an S3 registry and a shared volume: repair, faults, kills (deployment A: deployments/)."""
 
 from __future__ import annotations
 
 import json
 import os
-import select
-import shutil
 import subprocess
 import sys
 import time
@@ -93,33 +91,6 @@ class Site:
         finally:
             stop(process)
 
-    @contextmanager
-    def gateway(self, number: int) -> Iterator[subprocess.Popen[bytes]]:
-        """A follower that can write its trust state and a cache in memory, and nothing else: not the volume either."""
-        trust, cache = self.root / f"trust-{number}", self.root / f"memory-{number}"
-        shutil.copytree(self.root / "trust", trust, symlinks=True)
-        cache.mkdir()
-        wall = [
-            "bwrap",
-            "--ro-bind",
-            "/",
-            "/",
-            "--dev",
-            "/dev",
-            "--proc",
-            "/proc",
-            "--unshare-net",
-            "--die-with-parent",
-        ]
-        wall += ["--bind", str(trust), str(trust), "--tmpfs", str(cache)]
-        follow = [sys.executable, "-m", "tests.support.follow", self.root / "volume", trust, cache, "default"]
-        command = [*wall, *(str(part) for part in follow)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, bufsize=0, cwd=ROOT, start_new_session=True)
-        try:
-            yield process
-        finally:
-            stop(process)
-
 
 @pytest.fixture
 def site(
@@ -130,44 +101,6 @@ def site(
     (tmp_path / "volume").mkdir()
     authority.store(tmp_path / "trust")
     return Site(tmp_path, authority, tmp_path / "registry.yaml")
-
-
-def says(process: subprocess.Popen[bytes], wanted: dict[str, Any], *, seconds: float = 60.0) -> float:
-    """Wait for a line of the gateway; the seconds it took."""
-    start = time.monotonic()
-    assert process.stdout is not None
-    heard: list[Any] = []
-    while (left := start + seconds - time.monotonic()) > 0:
-        if select.select([process.stdout], [], [], left)[0]:
-            line = process.stdout.readline()
-            assert line, f"the gateway ended; heard {heard}"
-            heard.append(json.loads(line))
-            if heard[-1] == wanted:
-                return time.monotonic() - start
-    raise AssertionError(f"never heard {wanted}, but {heard}")
-
-
-def test_gateways_on_a_read_only_root_follow_what_the_sidecar_brings(site: Site) -> None:
-    site.release("1.0.0")
-    site.configure({"weights": {"small": 3}})
-    with site.sidecar(), site.gateway(1) as first, site.gateway(2) as second:
-        for gateway in (first, second):
-            says(gateway, {"version": "1.0.0", "problem": None})
-        old_pointer = (site.root / "volume" / "channels" / "default.json").read_bytes()
-        site.release("1.1.0")
-        for gateway in (first, second):
-            says(gateway, {"version": "1.1.0", "problem": None})
-        plain = site.root / "volume" / "config" / "gateway.yaml"
-        assert yaml.safe_load(plain.read_text()) == {"weights": {"small": 3}}
-        site.configure({"weights": {"small": 5}})
-        deadline = time.monotonic() + 30
-        while yaml.safe_load(plain.read_text()) != {"weights": {"small": 5}}:
-            assert time.monotonic() < deadline, "the configuration never arrived"
-            time.sleep(0.1)
-    with site.gateway(3) as third:  # nobody repairs the volume now
-        says(third, {"version": "1.1.0", "problem": None})
-        (site.root / "volume" / "channels" / "default.json").write_bytes(old_pointer)
-        says(third, {"version": "1.1.0", "problem": "REGISTRY_CHANNEL_ROLLBACK"})
 
 
 def test_one_pass_repairs_the_volume_and_a_dead_registry_leaves_it_alone(site: Site) -> None:
@@ -193,8 +126,13 @@ def test_a_volume_that_is_not_there_is_said(site: Site) -> None:
     assert site.run(*site.sync_arguments, "--once", code=1)["error"]["code"] == "REGISTRY_VOLUME"
 
 
+def rate(value: int) -> dict[str, Any]:
+    """A small live configuration."""
+    return {"setting": [{"name": "routing.deadline_ms", "value": value}]}
+
+
 def test_a_configuration_signed_by_the_wrong_role_or_older_is_not_brought(site: Site) -> None:
-    (site.root / "gateway.yaml").write_text("a: 1\n")
+    (site.root / "gateway.yaml").write_text(yaml.safe_dump(rate(1)))
     arguments = [
         "config",
         "publish",
@@ -206,19 +144,21 @@ def test_a_configuration_signed_by_the_wrong_role_or_older_is_not_brought(site: 
     ]
     refused = site.run(*arguments, "--role", "producer", code=1)
     assert refused["error"]["code"] == "TRUST_ROLE"
-    site.configure({"a": 1})
+    (site.root / "gateway.yaml").write_text("setting: [{name: shell, value: 1}]\n")
+    assert site.run(*arguments, code=1)["error"]["code"] == "REGISTRY_ROW", "refused before it is signed"
+    site.configure(rate(1))
     site.release("1.0.0")
     site.run(*site.sync_arguments, "--once")
     store = open_store(site.registry)
     old = store.get("config/gateway.json", max_bytes=10**6)
-    site.configure({"a": 2})
-    site.run("config", "publish", "gateway", site.document({"a": 3}), *site.common, "--authority", site.authority.path)
+    site.configure(rate(2))
+    site.run("config", "publish", "gateway", site.document(rate(3)), *site.common, "--authority", site.authority.path)
     site.run(*site.sync_arguments, "--once")
     assert old is not None
     store.put("config/gateway.json", old.data)
     reports = {one["channel"]: one for one in site.run(*site.sync_arguments, "--once", code=1)["channels"]}
     assert reports["config/gateway"]["problem"]["code"] == "REGISTRY_CHANNEL_ROLLBACK"
-    assert yaml.safe_load((site.root / "volume" / "config" / "gateway.yaml").read_text()) == {"a": 3}
+    assert yaml.safe_load((site.root / "volume" / "config" / "gateway.yaml").read_text()) == rate(3)
 
 
 def test_a_sidecar_that_is_killed_leaves_whole_files(site: Site) -> None:
