@@ -40,9 +40,9 @@ from appliance.gateway.running import Running
 from appliance.settings import Settings
 
 log = logging.getLogger("appliance.worker")
-# The encoder's threads and the event loop share one interpreter lock, which a score gives back half a dozen times on its
-# way. A busy loop then holds it for a whole interval, by default five milliseconds, so that a score of three took thirty;
-# below one millisecond the changes of threads cost more than they save (docs/benchmarks.md).
+# The encoder's threads and the event loop share one interpreter lock, which a score gives back half a dozen times on
+# its way. A busy loop then holds it for a whole interval, by default five milliseconds, so that a score of three took
+# thirty; below one millisecond the changes of threads cost more than they save.
 SWITCH_INTERVAL_S = 0.001
 
 
