@@ -15,8 +15,6 @@ from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
-from securesystemslib.signer import CryptoSigner, Signature
-from tuf.api.metadata import Root
 
 from appliance import documents
 from appliance.errors import DocumentError, TrustError
@@ -26,6 +24,7 @@ from appliance.trust.keys import is_canonical
 from appliance.trust.names import statement_type
 from appliance.trust.repository import Repository
 from appliance.trust.trusted_root import parse_rfc3339, rfc3339
+from appliance.trust.tuf_api import CryptoSigner, Root, Signature
 
 Action = Literal["downgrade", "clock"]
 ACTIONS: tuple[Action, ...] = ("downgrade", "clock")

@@ -62,6 +62,7 @@ class _Prepared:
 @lru_cache(maxsize=8)
 def _prepared(document: bytes) -> _Prepared:
     """Parse trusted_root.json once for all signatures under it (it is the key: same bytes, same answer)."""
+    import appliance.trust.tuf_api  # noqa: F401, I001 (before sigstore, see there)
     from sigstore.verify import Verifier
 
     logging.getLogger("sigstore").setLevel(logging.CRITICAL)

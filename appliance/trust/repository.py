@@ -11,19 +11,6 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from securesystemslib.signer import CryptoSigner, SSlibKey
-from tuf.api.metadata import (
-    Metadata,
-    MetaFile,
-    Root,
-    Signed,
-    Snapshot,
-    TargetFile,
-    Targets,
-    Timestamp,
-)
-from tuf.api.serialization.json import JSONSerializer
-
 from appliance.errors import FileError, TrustError
 from appliance.files import read_regular, write_atomic
 from appliance.trust import trusted_root
@@ -31,6 +18,19 @@ from appliance.trust.authority import Authority
 from appliance.trust.peers import all_anchors
 from appliance.trust.policy import Policy, read_policy, write_policy
 from appliance.trust.profiles import TUF_ROLES, MetadataRole
+from appliance.trust.tuf_api import (
+    CryptoSigner,
+    JSONSerializer,
+    Metadata,
+    MetaFile,
+    Root,
+    Signed,
+    Snapshot,
+    SSlibKey,
+    TargetFile,
+    Targets,
+    Timestamp,
+)
 
 ISSUED_FIELD: Final = "x-appliance-issued"  # in timestamp.json: when it was signed; raises a host's time floor
 NAME_FIELD: Final = "x-appliance-name"  # in a root's keys: the key ring's name of the key

@@ -161,6 +161,7 @@ def for_sigstore(data: bytes) -> TrustedRoot:
 
     sigstore-python builds its key rings anew for every signature; here they are built once.
     """
+    import appliance.trust.tuf_api  # noqa: F401, I001 (before sigstore, see there)
     from sigstore.errors import Error
     from sigstore.models import TrustedRoot
     from sigstore_models.trustroot import v1

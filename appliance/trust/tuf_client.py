@@ -16,14 +16,22 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, unquote, urlsplit
 
-from tuf.api import exceptions as refusal
-from tuf.api.metadata import Metadata, Root, Snapshot, TargetFile, Targets, Timestamp
-from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
-
 from appliance.errors import FileError, TrustError
 from appliance.files import read_regular, safe_relative
 from appliance.trust.repository import ISSUED_FIELD, POLICY, REVOCATIONS, TRUSTED_ROOT
 from appliance.trust.trusted_root import parse_rfc3339
+from appliance.trust.tuf_api import (
+    FetcherInterface,
+    Metadata,
+    Root,
+    Snapshot,
+    TargetFile,
+    Targets,
+    Timestamp,
+    Updater,
+    UpdaterConfig,
+    refusal,
+)
 
 METADATA: Final = "metadata"
 TARGETS: Final = "targets"
