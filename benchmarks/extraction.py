@@ -1,12 +1,14 @@
 """Extraction at scale: spans and spend objects made, joined and written; rows a second and peak memory.
 
-python benchmarks/extraction.py [--calls 1000000]
+python benchmarks/extraction.py [--calls 1000000] [--out benchmarks/results/extraction.json]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
 import resource
 import tempfile
 import time
@@ -23,8 +25,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--calls", type=int, default=1_000_000)
     parser.add_argument("--directory", type=Path)
-    calls = parser.parse_args().calls
-    with tempfile.TemporaryDirectory(dir=parser.parse_args().directory) as folder:
+    parser.add_argument("--out", type=Path, help="also write the figures there, as JSON")
+    options = parser.parse_args()
+    calls: int = options.calls
+    with tempfile.TemporaryDirectory(dir=options.directory) as folder:
         traces, spend = Path(folder) / "traces.jsonl", Path(folder) / "spend" / "logs"
         spend.mkdir(parents=True)
         with traces.open("w") as stream:
@@ -37,8 +41,18 @@ def main() -> None:
         sources = Sources([traces], None, (DirectoryStore(spend.parent), "logs/"))
         card = extract(sources, Path(folder) / "outcomes.jsonl", redact=load_redactor(None))
         seconds = time.perf_counter() - started
-    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"{card['joined']} of {calls} calls, {2 * calls / seconds:.0f} rows/s, {seconds:.0f} s, {peak_mib:.0f} MiB")
+    figures = {
+        "calls": calls,
+        "joined": card["joined"],
+        "seconds": round(seconds, 1),
+        "rows_per_second": round(2 * calls / seconds),
+        "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+    }
+    print(", ".join(f"{name} {value}" for name, value in figures.items()))
+    if options.out is not None:
+        options.out.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 def span(number: int) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from appliance.routers.prompt import prompt_text
@@ -30,7 +30,11 @@ FEEDBACK = ("feedback.score", "user.feedback.score", "gen_ai.user.feedback")
 PROPENSITY = ("router.propensity",)
 RETRIES = ("router.retries", "litellm.retries", "http.request.resend_count")
 TASK = ("router.task", "task")
-REQUEST_ID = ("router.request_id",)
+
+
+FILLED = ("prompt", "first_token_ms", "cost_usd", "judge", "feedback", "task")
+UNNAMED = 99  # rank of a call that names no model
+OF_A_VERDICT = 50  # added to the rank of a model that a judge's span names: it may be the judge's own
 
 
 @dataclass(frozen=True)
@@ -42,18 +46,23 @@ class Call:
         source: `trace` or `spend`.
         lineage: where it was read: file and line, table and key, trace and span id.
         model: deployment or model that answered.
+        model_rank: how it is known, the lower the better: 0 is the spend log's deployment, then the order of `MODEL`.
+        model_at: when it was chosen, seconds since 1970; of several choices (a failover) the last one answered.
         prompt: cleaned text of the human's last turn, or the empty string.
         started: seconds since 1970.
         latency_ms, first_token_ms, cost_usd, judge, feedback, propensity: None where unknown.
         failed: whether the call ended in an error.
         retries: attempts beyond the first.
         task: task name, or the empty string.
+        judged: whether a judge or a user speaks here; what else such a span says of the call counts last.
     """
 
     call_id: str
     source: str
     lineage: str
     model: str = ""
+    model_rank: int = UNNAMED
+    model_at: float = 0.0
     prompt: str = ""
     started: float = 0.0
     latency_ms: float | None = None
@@ -65,28 +74,42 @@ class Call:
     failed: bool = False
     retries: int = 0
     task: str = ""
+    judged: bool = False
 
     def merged(self, other: Call) -> Call:
-        """Both accounts of one call: what this one does not know is taken from the other."""
-        mine, theirs = asdict(self), asdict(other)
-        for name in (
-            "model",
-            "prompt",
-            "latency_ms",
-            "first_token_ms",
-            "cost_usd",
-            "judge",
-            "feedback",
-            "propensity",
-            "task",
-        ):
-            if mine[name] in (None, ""):
-                mine[name] = theirs[name]
-        mine["started"] = self.started or other.started
-        mine["failed"] = self.failed or other.failed
-        mine["retries"] = max(self.retries, other.retries)
-        mine["lineage"] = f"{self.lineage} + {other.lineage}"
-        return Call(**mine)
+        """Both accounts of one call, in whatever order they came: a judge's own words about the call count last."""
+        swapped = self.source == other.source and self.judged and not other.judged
+        main, rest = (other, self) if swapped else (self, other)
+        known = {name: _either(getattr(main, name), getattr(rest, name)) for name in FILLED}
+        namer = min(main, rest, key=lambda call: (call.model_rank, -call.model_at))
+        decided = [call for call in (main, rest) if call.propensity is not None]
+        latencies = [call.latency_ms for call in (main, rest) if call.latency_ms is not None]
+        return Call(
+            call_id=self.call_id,
+            source=self.source,
+            lineage=f"{self.lineage} + {other.lineage}",
+            model=namer.model,
+            model_rank=namer.model_rank,
+            model_at=namer.model_at,
+            started=min((call.started for call in (main, rest) if call.started), default=0.0),
+            latency_ms=max(latencies, default=None),  # the request as its user saw it, not one attempt within
+            propensity=max(decided, key=lambda call: call.model_at).propensity if decided else None,
+            failed=_failed(main, rest),
+            retries=max(main.retries, rest.retries),
+            judged=main.judged and rest.judged,
+            **known,
+        )
+
+
+def _either(value: Any, other: Any) -> Any:
+    return other if value in (None, "") else value
+
+
+def _failed(main: Call, rest: Call) -> bool:
+    """A failed attempt that another one answered after it is no failed call."""
+    if max(main.model_rank, rest.model_rank) < OF_A_VERDICT:
+        return max(main, rest, key=lambda call: call.model_at).failed
+    return main.failed or rest.failed
 
 
 @dataclass(frozen=True)
@@ -116,25 +139,34 @@ def call_of(span: Span, lineage: str) -> Call | None:
     """
     values = span.attributes
     speaks = any(name.startswith(("gen_ai.", "llm.", "router.")) for name in values)
-    if not speaks:
+    if not speaks and first(values, CALL_ID) is None:
         return None
+    judge, feedback = number(first(values, JUDGE)), number(first(values, FEEDBACK))
     first_token_s = number(first(values, FIRST_TOKEN_S))
+    model = next((name for name in MODEL if values.get(name) not in (None, "")), None)
+    prompt = prompt_of(first(values, MESSAGES), values)
+    judged = judge is not None or feedback is not None
+    verdict = judged and not prompt  # about the call; one that carries the prompt too is the call itself, rated
+    started = span.start_ns / 1e9
     return Call(
         call_id=str(first(values, CALL_ID) or f"trace:{span.trace_id}"),
         source="trace",
         lineage=f"{lineage}#{span.trace_id}/{span.span_id}",
-        model=str(first(values, MODEL) or ""),
-        prompt=prompt_of(first(values, MESSAGES), values),
-        started=span.start_ns / 1e9,
-        latency_ms=max(0.0, (span.end_ns - span.start_ns) / 1e6) if span.end_ns else None,
+        model=str(values[model]) if model else "",
+        model_rank=UNNAMED if model is None else 1 + MODEL.index(model) + (OF_A_VERDICT if judged else 0),
+        model_at=started if model else 0.0,
+        prompt=prompt,
+        started=0.0 if verdict else started,
+        latency_ms=max(0.0, (span.end_ns - span.start_ns) / 1e6) if span.end_ns and not verdict else None,
         first_token_ms=None if first_token_s is None else first_token_s * 1e3,
-        cost_usd=number(first(values, COST)),
-        judge=number(first(values, JUDGE)),
-        feedback=number(first(values, FEEDBACK)),
+        cost_usd=None if verdict else number(first(values, COST)),
+        judge=judge,
+        feedback=feedback,
         propensity=number(first(values, PROPENSITY)),
-        failed=span.failed or "error.type" in values,
+        failed=not verdict and (span.failed or "error.type" in values),
         retries=int(number(first(values, RETRIES)) or 0),
         task=str(first(values, TASK) or ""),
+        judged=judged,
     )
 
 

@@ -217,7 +217,7 @@ def _outcome(trace: Call | None, spend: Call | None, basis: Basis) -> tuple[Outc
             return None, "spend_only" if spend is not None else "no_prompt"
         call = spend
     else:
-        call = trace if spend is None else trace.merged(spend)
+        call = trace if spend is None else replace(trace.merged(spend), failed=spend.failed)
     if not call.prompt:
         return None, "no_prompt"
     if not call.model:

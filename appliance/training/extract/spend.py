@@ -12,11 +12,12 @@ from typing import Any
 from appliance.errors import RegistryError, TrainingError
 from appliance.registry.contract import Store
 from appliance.registry.postgres import PostgresSettings
-from appliance.training.extract.calls import Call, number, prompt_of
+from appliance.training.extract.calls import MODEL, UNNAMED, Call, number, prompt_of
 from appliance.training.extract.store import Entry
 
 BEGINNING = "0001-01-01"
 FETCH_ROWS = 2000  # rows a round trip of the server-side cursor
+OTHER_MODEL_RANK = len(MODEL)  # the provider's name of the model, which several deployments may share
 MAX_OBJECT_BYTES = 64 * 1024**2
 COLUMNS = (
     "request_id", "spend", "startTime", "endTime", "completionStartTime", "model", "model_id", "model_group",
@@ -109,11 +110,14 @@ def entry_of(row: Mapping[str, Any], lineage: str) -> Entry | None:
     started, ended = _seconds(row.get("startTime")), _seconds(row.get("endTime"))
     first_token = _seconds(row.get("completionStartTime"))
     hidden = _mapping(row.get("hidden_params"))
+    deployment = str(row.get("model_id") or hidden.get("model_id") or "")
     call = Call(
         call_id=call_id,
         source="spend",
         lineage=lineage,
-        model=str(row.get("model_id") or hidden.get("model_id") or row.get("model") or ""),
+        model=deployment or str(row.get("model") or ""),
+        model_rank=0 if deployment else OTHER_MODEL_RANK if row.get("model") else UNNAMED,
+        model_at=ended or 0.0,
         prompt=prompt_of(row.get("messages")) if row.get("messages") not in (None, "", {}, "{}", "[]") else "",
         started=started or 0.0,
         latency_ms=(ended - started) * 1e3 if started is not None and ended is not None else None,

@@ -6,6 +6,7 @@ so that a killed extraction goes on where it stopped and counts nothing twice.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
 from collections import Counter
@@ -19,13 +20,16 @@ from appliance.training.extract.calls import Call
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS calls (
-  source TEXT, call_id TEXT, trace_id TEXT, response_id TEXT, document TEXT, PRIMARY KEY (source, call_id)
+  source TEXT, call_id TEXT, response_id TEXT, document TEXT, PRIMARY KEY (source, call_id)
 ) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS by_trace ON calls (trace_id) WHERE trace_id IS NOT NULL;
+CREATE TABLE IF NOT EXISTS traces (trace_id TEXT, call_id TEXT, PRIMARY KEY (trace_id, call_id)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS by_response ON calls (response_id) WHERE response_id IS NOT NULL;
 CREATE TABLE IF NOT EXISTS progress (source TEXT PRIMARY KEY, position TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS counts (name TEXT PRIMARY KEY, value INTEGER) WITHOUT ROWID;
 """
+VERSION = 2  # of the schema; 1 knew one trace a call
+NO_CALL = "trace:"  # begins the id of a span's call that is known by its trace alone
+SETTLED_TOGETHER = 2000
 CACHE_KIB = 65_536  # SQLite's page cache
 
 Entry = tuple[Call, str | None, str | None]  # call, trace id, response id
@@ -47,7 +51,15 @@ class JoinStore:
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.execute(f"PRAGMA cache_size=-{CACHE_KIB}")
+            version = self._db.execute("PRAGMA user_version").fetchone()[0]
+            if version not in (0, VERSION) or (
+                not version and self._db.execute("SELECT 1 FROM sqlite_schema").fetchone()
+            ):
+                raise TrainingError(
+                    "TRAINING_SOURCE", f"the working file {path} is of another release; delete it to read all anew"
+                )
             self._db.executescript(SCHEMA)
+            self._db.execute(f"PRAGMA user_version={VERSION}")
         except sqlite3.Error as error:
             raise TrainingError("TRAINING_SOURCE", f"the working file {path} cannot be used: {error}") from None
 
@@ -63,28 +75,23 @@ class JoinStore:
     def add(self, entries: Sequence[Entry], counts: Counter[str], *, source: str, position: str) -> None:
         """Store a batch, its counts and how far the source was read, all or nothing."""
         merged: dict[tuple[str, str], Entry] = {}
+        # one call may appear in several traces: the request's own, and that of a judge who looked at it later
+        traces = {(trace, c.call_id) for c, trace, _ in entries if trace and not c.call_id.startswith(NO_CALL)}
         for entry in entries:
             key = (entry[0].source, entry[0].call_id)
             known = merged.get(key) or self._known(*key)
             merged[key] = entry if known is None else _joined(known, entry)
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
+        with self._transaction():
             self._db.executemany(
-                "INSERT OR REPLACE INTO calls VALUES (?, ?, ?, ?, ?)",
-                [
-                    (c.source, c.call_id, trace, response, json.dumps(asdict(c)))
-                    for c, trace, response in merged.values()
-                ],
+                "INSERT OR REPLACE INTO calls VALUES (?, ?, ?, ?)",
+                [(c.source, c.call_id, response, json.dumps(asdict(c))) for c, _, response in merged.values()],
             )
+            self._db.executemany("INSERT OR IGNORE INTO traces VALUES (?, ?)", sorted(traces))
             self._db.executemany(
                 "INSERT INTO counts VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
                 list(counts.items()),
             )
             self._db.execute("INSERT OR REPLACE INTO progress VALUES (?, ?)", (source, position))
-            self._db.execute("COMMIT")
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
 
     def counts(self) -> dict[str, int]:
         """What was read so far, by name."""
@@ -92,18 +99,19 @@ class JoinStore:
 
     def settle(self) -> None:
         """Give spans without a call id to the call of their trace, and spend rows to the call of their response."""
-        rows = self._db.execute("SELECT call_id, trace_id FROM calls WHERE source = 'trace' AND call_id LIKE 'trace:%'")
-        for call_id, trace_id in rows.fetchall():
-            owners = self._db.execute(
-                "SELECT call_id FROM calls WHERE trace_id = ? AND source = 'trace' AND call_id NOT LIKE 'trace:%'",
-                (trace_id,),
+        last = ""
+        while True:
+            alone = self._db.execute(
+                "SELECT call_id FROM calls WHERE source = 'trace' AND call_id LIKE 'trace:%' AND call_id > ? "
+                "ORDER BY call_id LIMIT ?",
+                (last, SETTLED_TOGETHER),
             ).fetchall()
-            part = self._known("trace", call_id)
-            if part is None or not owners:
-                continue
-            joined = [_joined(owner, part) for (name,) in owners if (owner := self._known("trace", name)) is not None]
-            self._replace(joined)
-            self._db.execute("DELETE FROM calls WHERE source = 'trace' AND call_id = ?", (call_id,))
+            if not alone:
+                return
+            last = alone[-1][0]
+            with self._transaction():
+                for (call_id,) in alone:
+                    self._give_away(call_id)
 
     def joined(self) -> Iterator[tuple[Call | None, Call | None]]:
         """Every call once: its trace and its spend log, one of them None where it is not there; ordered by id."""
@@ -124,17 +132,38 @@ class JoinStore:
         for (spend,) in alone:
             yield None, _call(spend)
 
+    def _give_away(self, call_id: str) -> None:
+        part = self._known("trace", call_id)
+        owners = self._db.execute(
+            "SELECT call_id FROM traces WHERE trace_id = ?", (call_id.removeprefix(NO_CALL),)
+        ).fetchall()
+        if part is None or not owners:
+            return
+        for (name,) in owners:
+            owner = self._known("trace", name)
+            if owner is not None:
+                call, _, response = _joined(owner, part)
+                self._db.execute(
+                    "UPDATE calls SET document = ?, response_id = ? WHERE source = ? AND call_id = ?",
+                    (json.dumps(asdict(call)), response, call.source, call.call_id),
+                )
+        self._db.execute("DELETE FROM calls WHERE source = 'trace' AND call_id = ?", (call_id,))
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+
     def _known(self, source: str, call_id: str) -> Entry | None:
         row = self._db.execute(
-            "SELECT document, trace_id, response_id FROM calls WHERE source = ? AND call_id = ?", (source, call_id)
+            "SELECT document, response_id FROM calls WHERE source = ? AND call_id = ?", (source, call_id)
         ).fetchone()
-        return None if row is None else (_call(row[0]), row[1], row[2])
-
-    def _replace(self, entries: Sequence[Entry]) -> None:
-        self._db.executemany(
-            "UPDATE calls SET document = ? WHERE source = ? AND call_id = ?",
-            [(json.dumps(asdict(call)), call.source, call.call_id) for call, _, _ in entries],
-        )
+        return None if row is None else (_call(row[0]), None, row[1])
 
 
 def _joined(known: Entry, entry: Entry) -> Entry:

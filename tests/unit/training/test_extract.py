@@ -95,6 +95,58 @@ def test_spans_of_one_call_each_give_their_part(tmp_path):
     assert made[0].propensity == 0.25
 
 
+def spans_of_one_call():
+    """The gateway's decisions (the first deployment failed), LiteLLM's call, its authentication, a judge elsewhere."""
+    made = {
+        "first": otlp(5, llm__routing__selected_model="dep-1", router__call_id="c", router__propensity=0.25),
+        "second": otlp(5, llm__routing__selected_model="dep-2", router__call_id="c", router__propensity=1.0),
+        "failed": otlp(5, litellm__call_id="c", litellm__provider__model="openai/x", status=2),
+        "answer": otlp(5, litellm__call_id="c", litellm__provider__model="openai/y", gen_ai__input__messages=PARTS),
+        "auth": otlp(5, gen_ai__request__model="group"),
+        "judge": otlp(6, litellm__call_id="c", judge__score=0.5, gen_ai__request__model="the-judge"),
+    }  # fmt: skip
+    for number, (name, lasted_ms) in enumerate(zip(made, (1, 1, 20, 30, 2, 9000), strict=True)):
+        span = made[name]["resourceSpans"][0]["scopeSpans"][0]["spans"][0]
+        start = 10**18 + number * 10**9
+        span.update(
+            spanId=f"{number:016x}", startTimeUnixNano=str(start), endTimeUnixNano=str(start + lasted_ms * 10**6)
+        )
+    return list(made.values())
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3, 4, 5), (5, 4, 3, 2, 1, 0), (5, 0, 3, 1, 4, 2), (3, 5, 2, 4, 1, 0)])
+def test_a_call_reads_alike_in_whatever_order_its_spans_arrive(tmp_path, order):
+    spans = spans_of_one_call()
+    card, made = run(tmp_path, [spans[number] for number in order])
+    assert card["written"] == 1
+    assert card["dropped"] == {}
+    assert made[0].query == "What is entropy?"
+    assert made[0].scores == {"dep-2": 0.5}
+    assert made[0].propensity == 1.0
+    assert made[0].latencies_ms == {"dep-2": 30.0}
+    assert made[0].timestamp.timestamp() == 10**9
+
+
+def test_a_failover_that_answered_is_no_failed_call(tmp_path):
+    spans = spans_of_one_call()
+    _, made = run(tmp_path, [spans[2], spans[1], spans[5], spans[3]])
+    assert made[0].scores == {"dep-2": 0.5}
+    (tmp_path / "o.jsonl.join").unlink()
+    _, made = run(tmp_path, [spans[2], spans[5], otlp(5, litellm__call_id="c", gen_ai__input__messages=PARTS)])
+    assert made[0].scores == {"openai/x": 0.0}
+
+
+def test_a_working_file_of_another_release_is_refused_not_misread(tmp_path):
+    import sqlite3
+
+    with sqlite3.connect(tmp_path / "join") as old:
+        old.execute("CREATE TABLE calls (source, call_id, trace_id, response_id, document)")
+    old.close()
+    with pytest.raises(TrainingError) as refused:
+        JoinStore(tmp_path / "join")
+    assert refused.value.code == "TRAINING_SOURCE"
+
+
 @pytest.mark.parametrize(
     "attributes",
     [

@@ -1,0 +1,65 @@
+"""Make scores mean what they say, and know when they say nothing: fitted out of fold, measured on other folds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from appliance.routers.families.ensemble import Calibration
+from appliance.training.selection import objective
+
+ADVANTAGES = (0.0, 0.01, 0.02, 0.04, 0.08)
+STEEPEST = 3.0
+PRIOR_PROMPTS = 200.0  # a slope is pulled towards 1 as by so many prompts
+BINS = 10
+
+Scores = NDArray[np.float32]
+
+
+def calibrated(predicted: Scores, actual: Scores, rows: Sequence[NDArray[np.intp]]) -> Calibration:
+    """Slope and offset of each model by shrunk least squares, and the advantage below which to abstain.
+
+    Args:
+        predicted: shape (n, labels), out-of-fold scores.
+        actual: shape (n, labels), 0..1, NaN where a model was not scored.
+        rows: the folds to judge by.
+    """
+    used = np.concatenate(list(rows))
+    labels = actual.shape[1]
+    slopes, offsets = np.ones(labels), np.zeros(labels)
+    overall = np.nan_to_num(np.nanmean(actual[used], axis=0, dtype=np.float64))
+    for column in range(labels):
+        known = used[~np.isnan(actual[used, column])]
+        if len(known) < 2:
+            continue
+        x, y = predicted[known, column].astype(np.float64), actual[known, column].astype(np.float64)
+        spread = float(x.var())
+        prior = PRIOR_PROMPTS * spread
+        covariance = float(((x - x.mean()) * (y - y.mean())).sum())
+        slope = (covariance + prior) / (len(known) * spread + prior) if spread > 1e-12 else 1.0
+        slopes[column] = np.clip(slope, 0.0, STEEPEST)
+        offsets[column] = y.mean() - slopes[column] * x.mean()
+    parts = (slopes.astype(np.float32), offsets.astype(np.float32), overall.astype(np.float32))
+    made = [Calibration(*parts, advantage) for advantage in ADVANTAGES]
+    worth = [float(np.mean([objective(each(predicted[fold]), actual[fold]) for fold in rows])) for each in made]
+    return made[int(np.argmax(worth))]
+
+
+def crossed_calibration(predicted: Scores, actual: Scores, rows: Sequence[NDArray[np.intp]]) -> Scores:
+    """Calibrated scores of each fold, by what the other folds taught; shape (n, labels)."""
+    result = np.zeros_like(predicted)
+    for number, fold in enumerate(rows):
+        others = [other for index, other in enumerate(rows) if index != number] or [fold]
+        result[fold] = calibrated(predicted, actual, others)(predicted[fold])
+    return result
+
+
+def calibration_error(predicted: NDArray[np.floating], actual: NDArray[np.floating]) -> float:
+    """Expected calibration error over all models (Naeini et al. 2015): ten equally filled bins of the score."""
+    known = ~np.isnan(actual)
+    score, right = predicted[known], actual[known]
+    order = np.argsort(score, kind="stable")
+    bins = [part for part in np.array_split(order, BINS) if len(part)]
+    return float(sum(len(part) * abs(score[part].mean() - right[part].mean()) for part in bins) / max(len(order), 1))
