@@ -9,14 +9,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import appliance
-from appliance.bundle.build import Built, Identity, Progress, build, read_trust
+from appliance.bundle.build import Built, Identity, Progress, StatementSigner, build, read_trust
 from appliance.bundle.inputs import Payload, collect, select_wheels
 from appliance.bundle.parts import parts
 from appliance.bundle.stage0 import assemble
 from appliance.errors import BundleError
 from appliance.files import write_atomic
 from appliance.trust.anchor import RELEASE_ROLE
-from appliance.trust.signing import Signer, open_signer
+from appliance.trust.signing import open_signer
 from appliance.vendoring.locks import merged, read_lock
 from appliance.vendoring.provenance import Build as ReleaseBuild
 from appliance.vendoring.release import release_papers, source_revision
@@ -80,7 +80,8 @@ def build_release(
     recipe: Recipe,
     out: Path,
     *,
-    signer: Signer | None = None,
+    signer: StatementSigner | None = None,
+    trust: dict[str, bytes] | None = None,
     now: datetime | None = None,
     progress: Progress = lambda _text, _done, _all: None,
 ) -> ReleaseFiles:
@@ -90,6 +91,7 @@ def build_release(
         recipe: what to build.
         out: folder for the files.
         signer: who signs; None opens the recipe's authority, whose keys must then be in the clear.
+        trust: the trust metadata to carry; the authority's where it is None.
         now: against which the age of the wheels is measured; the clock where None. It enters no byte of the release.
         progress: told each step.
 
@@ -145,7 +147,7 @@ def build_release(
         created=recipe.created,
         state_version=STATE_VERSION,
     )
-    trust = read_trust(recipe.authority / "anchor.json", recipe.authority / "repository")
+    trust = trust or read_trust(recipe.authority / "anchor.json", recipe.authority / "repository")
     built = build(
         identity, payload, trust, signer or open_signer(recipe.authority, RELEASE_ROLE), out, progress=progress
     )

@@ -20,20 +20,22 @@ app = typer.Typer(help="Build, inspect and verify a release bundle.", no_args_is
 
 Media = Annotated[list[Path], typer.Argument(help="The archive, its volumes, or folders that hold them.")]
 
+TargetName = Annotated[str, typer.Option("--target", help="A target of vendor/targets.yaml.")]
+DEFAULT_TARGET = "cp311-manylinux_x86_64"
+VendorFolder = Annotated[Path, typer.Option("--vendor", help="Folder of locks, targets and wheelhouse.")]
+
 
 @app.command()
 def build(
     out: Annotated[Path, typer.Option("--out", help="Folder for the release.")],
     profile: Annotated[str, typer.Option("--profile", help="gateway, training or full.")] = "gateway",
-    target: Annotated[
-        str, typer.Option("--target", help="A target of vendor/targets.yaml.")
-    ] = "cp311-manylinux_x86_64",
+    target: TargetName = DEFAULT_TARGET,
     authority: AuthorityFolder = DEFAULT_AUTHORITY,
     passphrase_file: PassphraseFile = None,
     key: KeyPlaces = None,
     encoder: Annotated[Path | None, typer.Option("--encoder", help="Signed encoder artifact.")] = None,
     router: Annotated[Path | None, typer.Option("--router", help="Signed router artifact.")] = None,
-    vendor: Annotated[Path, typer.Option("--vendor", help="Folder of locks, targets and wheelhouse.")] = Path("vendor"),
+    vendor: VendorFolder = Path("vendor"),
     wheelhouse: Annotated[Path | None, typer.Option("--wheelhouse", help="Folder of wheels.")] = None,
     lock: Annotated[list[Path] | None, typer.Option("--lock", help="Lock file instead of the profile's.")] = None,
     config: Annotated[Path | None, typer.Option("--config", help="Folder of the default configuration.")] = None,
@@ -98,6 +100,56 @@ def build(
             out.print("by the second channel:", style="bold")
             out.print(f"  stage0.py    {built.stage0_sha256}", markup=False)
             out.print(f"  anchor.json  {built.anchor_sha256}", markup=False)
+
+        show(value, as_json, text)
+
+
+@app.command()
+def reproduce(
+    media: Media,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the release built here.")],
+    target: TargetName = DEFAULT_TARGET,
+    encoder: Annotated[Path | None, typer.Option("--encoder", help="Signed encoder artifact.")] = None,
+    router: Annotated[Path | None, typer.Option("--router", help="Signed router artifact.")] = None,
+    vendor: VendorFolder = Path("vendor"),
+    config: Annotated[Path | None, typer.Option("--config", help="Folder of the default configuration.")] = None,
+    evidence: Annotated[list[Path] | None, typer.Option("--evidence", help="Further files that it carries.")] = None,
+    volume_size: Annotated[str | None, typer.Option("--volume-size", help="Cut into volumes, e.g. 3900M.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Build a published release again, without any key, and say whether it is the same to the byte."""
+    from appliance.bundle.parts import source_tree
+    from appliance.bundle.recipe import Recipe
+    from appliance.bundle.reproduce import reproduce as build_again
+
+    with refusals(as_json):
+        recipe = Recipe(
+            profile="",  # the release's own, like version, epoch and time
+            target=target,
+            authority=Path(os.devnull),
+            created=datetime.now(UTC),
+            vendor=vendor,
+            encoder=encoder,
+            router=router,
+            configuration=config,
+            evidence=tuple(evidence or ()),
+            volume_bytes=parse_size(volume_size) if volume_size else None,
+            source=source_tree(),
+            manual=_manual(),
+        )
+        release = build_again(media, recipe, out, progress=Steps(quiet=as_json))
+        value = {
+            "reproduced": True,
+            "path": release.built.path,
+            "sha256": release.built.sha256,
+            "manifest_digest": release.built.manifest.digest,
+            "volumes": release.volumes,
+        }
+
+        def text(console: Console) -> None:
+            console.print(f"reproduced: {release.built.path} is the release to the byte", markup=False)
+            console.print(f"sha256     {release.built.sha256}", markup=False)
+            console.print(f"manifest   {release.built.manifest.digest}", markup=False)
 
         show(value, as_json, text)
 

@@ -75,7 +75,7 @@ class Ripeness:
 
     def unripe(self, pins: Sequence[Pin]) -> list[Pin]:
         """The pins whose newest file is younger than the policy asks; what no index dates counts as ripe here."""
-        asked = [pin for pin in pins if pin.name not in self.rule.exempt]
+        asked = [pin for pin in pins if self.rule.reason_for(pin.name, pin.version) is None]
         with ThreadPoolExecutor(LOOKUPS_AT_ONCE) as pool:
             return [pin for pin, young in zip(asked, pool.map(self._is_young, asked), strict=True) if young]
 

@@ -40,12 +40,14 @@ class RefusedVersions(_Document):
         versions: PEP 440 specifier of what is refused.
         advisories: identifiers (CVE, GHSA), for the reader.
         reason: what is wrong with them.
+        source: where identifier, range and fix can be read, for the reader.
     """
 
     package: Name
     versions: Specifier
     advisories: tuple[str, ...] = ()
     reason: Reason
+    source: str = ""
 
     def covers(self, package: str, version: str) -> bool:
         """Whether the rule refuses a version.
@@ -95,12 +97,16 @@ class Ripening(_Document):
     Attributes:
         minimum_days: age at admission.
         unknown: what to do where no index tells the upload time.
-        exempt: package -> reason, for a fix that cannot wait.
+        exempt: `package==version` -> reason, for what cannot wait; the next version ripens again.
     """
 
     minimum_days: Annotated[int, Field(ge=0, le=365)]
     unknown: Literal["report", "refuse"] = "report"
-    exempt: dict[Name, Reason] = {}
+    exempt: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*==[0-9][^\s=]*$")], Reason] = {}
+
+    def reason_for(self, package: str, version: str | Version) -> str | None:
+        """Why this very release may enter before its time; None where nobody has said."""
+        return self.exempt.get(f"{package}=={Version(str(version))}")
 
 
 class Policy(_Document):

@@ -136,7 +136,7 @@ def ripe(wheel: Inspection, at: Circumstances) -> Iterator[Finding]:
     """Releases ripen before they are taken: most malicious ones are found within days (PEP 700 tells the time)."""
     rule = at.policy.ripening
     told = at.told.get(wheel.sha256)
-    exempt = rule.exempt.get(wheel.name)
+    exempt = rule.reason_for(wheel.name, wheel.version)
     if told is None or told.uploaded is None:
         if rule.unknown == "refuse" and exempt is None:
             cause = f"no index tells when {wheel.filename} was uploaded"

@@ -24,6 +24,7 @@ REMEDIES = {
     "BUNDLE_MEMBER_KIND": "Do not use this media. It was not made by `appliance bundle build`; report it.",
     "BUNDLE_MIXED_MEDIA": "Name only the files of one release, or remove the others from the folder.",
     "BUNDLE_NAME": "Rename the file on the connected side and build the release again with `appliance bundle build`.",
+    "BUNDLE_NOT_REPRODUCED": "Check out the commit that the release's evidence/provenance.intoto.json names, without changes; give the same `--encoder` and `--router`; run `appliance bundle reproduce` again.",
     "BUNDLE_NO_MEDIA": "Mount the media and name the archive, or the folder that holds it or its volumes; list it with `ls -la MEDIA`.",
     "BUNDLE_ORDER": "Do not use this media. Copy the release again from its source and report the alteration.",
     "BUNDLE_PADDING": "Do not use this media. Copy the release again from its source and report the alteration.",
@@ -2076,6 +2077,7 @@ from pathlib import Path
 
 REQUIREMENTS = "requirements.txt"
 MAX_UV_BYTES = 256 * 1024 * 1024
+FULL_BYTES = 64 * 1024  # with less than this left a disk is full
 _LIBRARY = ctypes.CDLL(None, use_errno=True)
 _PR_SET_PDEATHSIG = 1
 
@@ -2180,8 +2182,11 @@ def _run_uv(uv: Path, cache: Path, *arguments: str) -> None:
         raise Refused("INSTALL_ENVIRONMENT", f"uv cannot be run: {remark}", path=str(uv)) from None
     if done.returncode:
         said = " ".join(done.stderr.split())
-        code = "INSTALL_NO_SPACE" if "No space left" in said or "os error 28" in said else "INSTALL_ENVIRONMENT"
-        raise Refused(code, f"uv {arguments[0]} failed", uv=said[-600:])
+        space = os.statvfs(cache.parent)  # asked, because a tool may word it in its own way, or not at all
+        full = "os error 28" in said or space.f_bavail * space.f_frsize < FULL_BYTES
+        raise Refused(
+            "INSTALL_NO_SPACE" if full else "INSTALL_ENVIRONMENT", f"uv {arguments[0]} failed", uv=said[-600:]
+        )
 
 
 # ---- preparing.py ----

@@ -16,6 +16,7 @@ from .refusal import Refused, space_refusals
 
 REQUIREMENTS = "requirements.txt"
 MAX_UV_BYTES = 256 * 1024 * 1024
+FULL_BYTES = 64 * 1024  # with less than this left a disk is full
 _LIBRARY = ctypes.CDLL(None, use_errno=True)
 _PR_SET_PDEATHSIG = 1
 
@@ -120,5 +121,8 @@ def _run_uv(uv: Path, cache: Path, *arguments: str) -> None:
         raise Refused("INSTALL_ENVIRONMENT", f"uv cannot be run: {remark}", path=str(uv)) from None
     if done.returncode:
         said = " ".join(done.stderr.split())
-        code = "INSTALL_NO_SPACE" if "No space left" in said or "os error 28" in said else "INSTALL_ENVIRONMENT"
-        raise Refused(code, f"uv {arguments[0]} failed", uv=said[-600:])
+        space = os.statvfs(cache.parent)  # asked, because a tool may word it in its own way, or not at all
+        full = "os error 28" in said or space.f_bavail * space.f_frsize < FULL_BYTES
+        raise Refused(
+            "INSTALL_NO_SPACE" if full else "INSTALL_ENVIRONMENT", f"uv {arguments[0]} failed", uv=said[-600:]
+        )

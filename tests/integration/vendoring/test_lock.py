@@ -168,7 +168,7 @@ def test_where_nothing_has_ripened_the_old_lock_stays(bench: Bench):
     assert (status, outcome["error"]["code"]) == (1, "VENDOR_UNRIPE")
     assert outcome["error"]["evidence"]["young"] == ["lib==2.0"]
     assert (bench.requirements / "gateway.lock").read_bytes() == before
-    policy = POLICY.replace("minimum_days: 3", 'minimum_days: 3, exempt: {lib: "the fix for CVE-2026-0001"}')
+    policy = POLICY.replace("minimum_days: 3", 'minimum_days: 3, exempt: {lib==2.0: "the fix for CVE-2026-0001"}')
     (bench.root / "vendor" / "policy.yaml").write_text(policy)
     assert bench.run("lock", "gateway")[0] == 0
     assert bench.pinned() == {"lib==2.0"}

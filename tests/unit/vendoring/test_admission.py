@@ -107,8 +107,11 @@ def test_a_release_must_ripen_unless_a_reason_stands_in_the_policy():
     assert codes(wheel, told=told(wheel, "2031-01-01T00:00:00Z")) == ["VENDOR_TOO_YOUNG"]
     past = Circumstances(policy(), datetime(1970, 1, 1, tzinfo=UTC), None, told(wheel, "2026-11-20T00:00:00Z"))
     assert "this host's clock says 1970-01-01" in judge([wheel], past).refusals[0].cause
-    urgent = policy(ripening={"minimum_days": 7, "exempt": {"honest": REASON}})
+    urgent = policy(ripening={"minimum_days": 7, "exempt": {"honest==1.0": REASON}})
     assert codes(wheel, rules=urgent, told=told(wheel, "2026-11-20T00:00:00Z")) == []
+    newer = look(WheelMaker(version="1.0.1"))
+    young = told(newer, "2026-11-20T00:00:00Z")
+    assert codes(newer, rules=urgent, told=young) == ["VENDOR_TOO_YOUNG"], "a reason is for one version"
 
 
 def test_an_unknown_age_is_reported_or_refused_as_the_policy_says():
