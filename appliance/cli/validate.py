@@ -21,7 +21,7 @@ def validate(
     router: Annotated[
         Path | None, typer.Option("--router", help="Folder of a signed router; default the installed one.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder for validation.json and validation.html.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for validation.json, .html and .pdf.")] = None,
     authority: Annotated[
         Path | None, typer.Option("--authority", help="Sign the report with this authority (or a role's part of it).")
     ] = None,
@@ -63,6 +63,7 @@ def validate(
             out.mkdir(parents=True, exist_ok=True)
             write_atomic(out / "validation.json", statement)
             write_atomic(out / "validation.html", report.page(statement, signer=signer).encode())
+            write_atomic(out / "validation.pdf", report.paper(statement, signer=signer))
             if signer is not None:
                 write_atomic(out / "validation.sigstore.json", signature)
         value = {

@@ -20,6 +20,7 @@ from appliance.operations.doctor.snapshot import Drift, Snapshot
 
 LATENCY_GOAL_MS = 50.0  # the mission's bound for the 99th percentile of the decision
 LOAD_S = 6.0
+OWN = "llm-routing-appliance"
 TELEMETRY = (
     "appliance_decisions_total",
     "appliance_selected_total",
@@ -214,7 +215,12 @@ def dependencies(snapshot: Snapshot, payload: Path) -> Result:
     installed = {name: present.get(name) for name in wanted}
     differing = {name: [wanted[name], installed[name]] for name in wanted if wanted[name] != installed[name]}
     named = _sbom(payload)
-    unnamed = sorted(set(wanted) - set(named))
+    unnamed = sorted(
+        f"{name} {version}"
+        for name, version in wanted.items()
+        # the SBOM names our own wheel as the release, whose version may be another
+        if version not in named.get(name, ()) and not (name == OWN and OWN in named)
+    )
     clean = not (drift.changed or drift.missing or drift.foreign or drift.signature_problem)
     evidence = {
         "release": drift.release, "signer": drift.signer, "files": drift.compared, "changed": list(drift.changed),
@@ -249,11 +255,14 @@ def _requirements(payload: Path) -> dict[str, str]:
     return {_normal(name): version.rstrip("\\").strip() for name, _, version in pairs}
 
 
-def _sbom(payload: Path) -> dict[str, str]:
-    found: dict[str, str] = {}
+def _sbom(payload: Path) -> dict[str, set[str]]:
+    """Versions by name, of every component that a carried SBOM names, the release itself included."""
+    found: dict[str, set[str]] = {}
     for path in payload.rglob("*.cdx.json"):
-        components = json.loads(path.read_text("utf-8")).get("components", [])
-        found.update({_normal(each["name"]): each.get("version", "") for each in components})
+        document = json.loads(path.read_text("utf-8"))
+        itself = document.get("metadata", {}).get("component")
+        for each in [*([itself] if itself else []), *document.get("components", [])]:
+            found.setdefault(_normal(each["name"]), set()).add(each.get("version", ""))
     return found
 
 

@@ -1,18 +1,24 @@
-"""The acceptance's report: a statement that can be signed and verified, and a page for people."""
+"""The acceptance's report: a statement that can be signed and verified, a page for people, and one for paper."""
 
 from __future__ import annotations
 
 import html
+import importlib.metadata
 import json
 import platform
 import socket
+import ssl
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
 from appliance import __version__, documents
+from appliance.files import sha256_hex
+from appliance.operations.acceptance import pdf
 from appliance.operations.acceptance.checks import Result
+from appliance.operations.acceptance.pdf import Paragraph
 
+_TOLD = ("litellm", "onnxruntime", "cryptography", "sigstore", "tuf")  # distributions whose version the report names
 STATEMENT_TYPE = "https://appliance.internal/validation/v1"
 
 
@@ -24,11 +30,47 @@ def statement(results: Sequence[Result], *, at: datetime, release: str | None) -
         "at": f"{at:%Y-%m-%dT%H:%M:%SZ}",
         "host": socket.gethostname(),
         "release": release,
-        "versions": {"appliance": __version__, "python": platform.python_version(), "kernel": platform.release()},
+        "versions": versions(),
         "passed": all(result.passed for result in results),
         "results": [json.loads(json.dumps(result.as_dict(), default=str)) for result in results],
     }
     return documents.write_json(document)
+
+
+def versions() -> dict[str, str]:
+    """What ran: the appliance, what it stands on, and the libraries that matter to an accreditor."""
+    found = {
+        "appliance": __version__,
+        "python": platform.python_version(),
+        "openssl": ssl.OPENSSL_VERSION,
+        "kernel": platform.release(),
+    }
+    for name in _TOLD:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def paper(data: bytes, *, signer: str | None) -> bytes:
+    """The statement as PDF, with the digest of the signed file: so one sees which file a paper belongs to."""
+    document = json.loads(data)
+    lines = [
+        Paragraph("title", f"Acceptance: {'accepted' if document['passed'] else 'NOT accepted'}"),
+        Paragraph("text", f"Host {document['host']}, release {document['release']}, {document['at']}"),
+        Paragraph("text", f"Signed by {signer} (validation.sigstore.json)" if signer else "Not signed"),
+        Paragraph("evidence", f"SHA-256 of validation.json: {sha256_hex(data)}"),
+        Paragraph("heading", "Versions"),
+        *(Paragraph("evidence", f"{name}: {value}") for name, value in document["versions"].items()),
+    ]
+    for result in document["results"]:
+        lines += [
+            Paragraph("heading", f"{'holds' if result['passed'] else 'DOES NOT HOLD'}: {result['name']}"),
+            Paragraph("text", result["requirement"]),
+            *(Paragraph("evidence", f"{name}: {json.dumps(value)}") for name, value in result["evidence"].items()),
+        ]
+    return pdf.document(lines, footer=f"{document['release']} {document['at']}")
 
 
 def page(data: bytes, *, signer: str | None) -> str:

@@ -9,7 +9,7 @@ from appliance.operations.drill.cases import CASES
 from tests.support.bundle import repacked_wheel
 from tests.support.runbooks import COMMAND, Desk, runbooks
 
-pytestmark = [pytest.mark.slow, pytest.mark.server]
+pytestmark = [pytest.mark.slow, pytest.mark.server, pytest.mark.timeout(900)]  # a busy machine; a minute on a quiet one
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from tests.support.gateway import deployment, write_config
 from tests.support.routing import zone
 from tests.support.upstream import Upstream
 
-pytestmark = [pytest.mark.slow, pytest.mark.server]
+pytestmark = [pytest.mark.slow, pytest.mark.server, pytest.mark.timeout(900)]  # a busy machine; a minute on a quiet one
 
 
 @pytest.fixture
