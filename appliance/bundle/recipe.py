@@ -11,6 +11,7 @@ from pathlib import Path
 import appliance
 from appliance.bundle.build import Built, Identity, Progress, StatementSigner, build, read_trust
 from appliance.bundle.inputs import Payload, collect, select_wheels
+from appliance.bundle.own_wheel import DISTRIBUTION
 from appliance.bundle.parts import parts
 from appliance.bundle.stage0 import assemble
 from appliance.errors import BundleError
@@ -22,6 +23,7 @@ from appliance.vendoring.provenance import Build as ReleaseBuild
 from appliance.vendoring.release import release_papers, source_revision
 from appliance.vendoring.rules import Notice
 from appliance.vendoring.targets import Targets
+from appliance.vendoring.wheel import inspect_wheel
 
 NAME = "llm-routing-appliance"
 BUILDER = "https://appliance.internal/builder/release-signer"  # who says so is known by the release's signature
@@ -131,6 +133,11 @@ def build_release(
         build=_provenance(recipe, version),
         subjects={file.path: file.sha256() for file in payload},
         now=now or datetime.now(UTC),
+        own=[
+            inspect_wheel(file.content, file.path.partition("/")[2])
+            for file in payload
+            if file.path.startswith(f"wheels/{DISTRIBUTION}-") and isinstance(file.content, bytes)
+        ],
         progress=progress,
     )
     payload += [Payload(f"evidence/{name}", data) for name, data in sorted(papers.files.items())]

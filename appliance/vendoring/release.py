@@ -19,6 +19,7 @@ from appliance.vendoring.provenance import Build, provenance
 from appliance.vendoring.rules import Notice
 from appliance.vendoring.targets import Target
 from appliance.vendoring.vex import read_vex, stale
+from appliance.vendoring.wheel import Inspection
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ def release_papers(
     build: Build,
     subjects: Mapping[str, str],
     now: datetime,
+    own: Sequence[Inspection] = (),
     progress: Progress = silent,
 ) -> Papers:
     """Admit the wheels of a release and write its papers.
@@ -55,6 +57,7 @@ def release_papers(
         build: how it is made; `build.at` is the only time that enters the papers.
         subjects: member of the release -> SHA-256 (hex), for the provenance.
         now: against which the age of releases is measured.
+        own: wheels made in the build itself, to be named in the papers like the others.
         progress: told wheels done and in all.
 
     Raises:
@@ -66,7 +69,7 @@ def release_papers(
     wheels = admission.require()
     check_closure(roots_of(vendor, locks), wheels, target)
     models = read_models(vendor)
-    files = evidence(vendor, wheels, models, version=build.version, target=target, at=build.at)
+    files = evidence(vendor, (*wheels, *own), models, version=build.version, target=target, at=build.at)
     files[PROVENANCE_NAME] = provenance(build, subjects, wheels=wheels, locks=locks, models=models)
     outdated = stale((document for document, _ in read_vex(vendor).values()), wheels)
     return Papers(files, (*admission.notices, *(Notice("vex", text) for text in outdated)))
