@@ -14,6 +14,7 @@ from appliance.cli.output import Json, Steps, refusals, show
 if TYPE_CHECKING:
     from appliance.intake.admission import Border
     from appliance.intake.behaviour import Probe
+    from appliance.intake.examination import EncoderTrial, RouterTrial
     from appliance.routers.loading import LoadedRouter
 
 MAX_PROMPTS = 500  # embedding one takes some ten milliseconds
@@ -36,8 +37,10 @@ def admit(
     source: Annotated[Path, typer.Argument(help="The producer's artifact folder, as it came.")],
     *,
     trust: TrustAt,
-    encoder: Annotated[Path, typer.Option(help="The zone's encoder artifact.")],
     prompts: Annotated[Path, typer.Option(help="Recorded prompts: JSONL with `query`; .gz is read too.")],
+    encoder: Annotated[
+        Path | None, typer.Option(help="The zone's encoder artifact; a new encoder is compared with it.")
+    ] = None,
     border: BorderAt = Path("border"),
     registry: Annotated[
         str | None, typer.Option(envvar="APPLIANCE_REGISTRY", help="To compare with what a channel serves today.")
@@ -45,17 +48,15 @@ def admit(
     channel: Annotated[str | None, typer.Option(help="That channel; by default the router's name.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Examine a handed-in router: signature, formats, scanners, conversion, behaviour. Two officers then approve."""
+    """Examine a handed-in router or encoder: signature, formats, scanners, conversion, behaviour."""
     with refusals(as_json):
-        from appliance.intake.admission import describe
+        from appliance.intake.case import describe
 
         say = Steps(as_json)
         desk = _border(border, trust)
-        say("embedding the recorded prompts")
-        probe = _probe(encoder, prompts, trust)
-        current = _current(source, registry, trust, channel)
+        trial = _trial(source, encoder, prompts, trust, registry, channel, say)
         say("examining (signature, formats, scanners, confined conversion, behaviour)")
-        case = desk.examine(source, probe=probe, current=current)
+        case = desk.examine(source, trial)
         lines = [*describe(case), f"next: appliance artifact approve {case.identity} --identity YOURS (two officers)"]
         show({"case": case.identity, **case.report}, as_json, lambda out: out.print("\n".join(lines), markup=False))
 
@@ -131,6 +132,34 @@ def journal_show(trust: TrustAt, border: BorderAt = Path("border"), as_json: Jso
             out.print(f"waiting for approval: {', '.join(waiting) or 'none'}", markup=False)
 
         show(report, as_json, text)
+
+
+def _trial(
+    source: Path,
+    encoder: Path | None,
+    prompts: Path,
+    trust: Path,
+    registry: str | None,
+    channel: str | None,
+    say: Steps,
+) -> RouterTrial | EncoderTrial:
+    """What an artifact of this kind is tried on; the examination judges the kind itself."""
+    from appliance.artifact import METADATA_NAMES
+    from appliance.errors import IntakeError
+    from appliance.intake.examination import EncoderTrial, RouterTrial
+
+    is_router = not (source / METADATA_NAMES["encoder"]).is_file()
+    if is_router and encoder is None:
+        raise IntakeError(
+            "INTAKE_SOURCE",
+            "a router is tried on vectors of the zone's encoder",
+            remedy="Name the encoder's folder with --encoder.",
+        )
+    say("embedding the recorded prompts")
+    probe = _probe(encoder, prompts, trust) if encoder is not None else None
+    if is_router and probe is not None:
+        return RouterTrial(probe, _current(source, registry, trust, channel))
+    return EncoderTrial(probe.prompts.texts if probe is not None else _texts(prompts), probe)
 
 
 def _probe(encoder: Path, prompts: Path, trust: Path) -> Probe:

@@ -9,46 +9,26 @@ from __future__ import annotations
 
 import secrets
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from appliance import documents
-from appliance.artifact import SIGNATURE_NAME, ArtifactFiles, from_files, read, router_metadata
+from appliance.artifact import SIGNATURE_NAME, ArtifactFiles, from_files, read
 from appliance.errors import ApplianceError, IntakeError
-from appliance.files import read_regular, sha256_hex, sync_directory, translated, write_atomic
-from appliance.intake import approval, scanners
-from appliance.intake.behaviour import Probe, choices, judge, readable
-from appliance.intake.conversion import convert
-from appliance.intake.formats import check_formats
+from appliance.files import read_regular, sha256_hex, translated, write_atomic
+from appliance.intake import approval
+from appliance.intake.case import Case
+from appliance.intake.examination import EncoderTrial, RouterTrial, digests, examine, verify, write_private
 from appliance.intake.journal import Journal
 from appliance.intake.sandbox import Limits
-from appliance.intake.scoring import score
 from appliance.registry.registry import Registry
-from appliance.routers.loading import LoadedRouter
 from appliance.trust.signing import Signer
-from appliance.trust.verification import TrustMaterial, Verdict, verify_artifact
+from appliance.trust.verification import TrustMaterial
 
 REPORT_MAX_BYTES = 4 * 1024 * 1024
 DEFAULT_LIMITS = Limits()
-_LEGACY_FORMATS = ("pickle", "torch")  # may be in a producer's hand-in, never in what the zone signs
-
-
-@dataclass(frozen=True)
-class Case:
-    """An examined source, waiting for approvals or admitted.
-
-    Attributes:
-        identity: sixteen hex digits.
-        report: what the examination found, JSON.
-        artifact: what would be signed.
-    """
-
-    identity: str
-    report: dict[str, Any]
-    artifact: ArtifactFiles
 
 
 class Border:
@@ -68,16 +48,13 @@ class Border:
         self._clock = clock
         self.journal = Journal(directory / "journal.jsonl")
 
-    def examine(
-        self, source: Path, *, probe: Probe, current: LoadedRouter | None = None, limits: Limits = DEFAULT_LIMITS
-    ) -> Case:
+    def examine(self, source: Path, trial: RouterTrial | EncoderTrial, *, limits: Limits = DEFAULT_LIMITS) -> Case:
         """Examine a source; nothing of it stays where it is refused.
 
         Args:
             source: the producer's artifact folder.
-            probe: recorded prompts of the zone's encoder.
-            current: the router served today, for the comparison.
-            limits: of the confined conversion.
+            trial: what it is tried on; of the artifact's kind.
+            limits: of the confined worker.
 
         Raises:
             ApplianceError: the reason for the refusal, which is in the journal too.
@@ -87,8 +64,8 @@ class Border:
         with translated(folder):
             folder.mkdir(mode=0o700, parents=True)
         try:
-            report, artifact = self._examine(identity, source, folder, probe, current, limits)
-            _write(folder / "artifact", artifact.files)
+            report, artifact = self._examine(identity, source, folder, trial, limits)
+            write_private(folder / "artifact", artifact.files)
             data = documents.write_json(report)
             write_atomic(folder / "report.json", data, mode=0o600)
             details = {"report": sha256_hex(data), "digest": artifact.digest, "source": report["source"]["digest"]}
@@ -101,57 +78,25 @@ class Border:
         return Case(identity, report, artifact)
 
     def _examine(
-        self,
-        identity: str,
-        source: Path,
-        folder: Path,
-        probe: Probe,
-        current: LoadedRouter | None,
-        limits: Limits,
+        self, identity: str, source: Path, folder: Path, trial: RouterTrial | EncoderTrial, limits: Limits
     ) -> tuple[dict[str, Any], ArtifactFiles]:
-        """The steps, in the order in which less is trusted less: bytes, signature, form, scanners, content, deeds."""
-        handed_in = read(source)  # (1) once, links not followed
+        handed_in = read(source)  # once, links not followed; everything after works on these bytes
         details = {"path": str(source)[:500], "digest": handed_in.digest, "files": sorted(handed_in.files)}
         self.journal.append("received", identity, details, at=self._clock())
-        verdict = self._verify(handed_in)  # (2) the producer's signature, over these bytes
-        legacy = check_formats(handed_in.files)  # (3) the rule
-        quarantine = folder / "source"
-        _write(quarantine, {name: handed_in.files[name] for name in legacy})
-        said = scanners.scan(quarantine, legacy)  # (4) the tripwires
-        artifact, conversion = convert(handed_in, legacy, probe, limits=limits)  # (5) confined, and shown to agree
-        metadata = router_metadata(artifact)
-        after = choices(score(artifact, probe.prompts, limits=limits), metadata)  # (6) what it does, confined too
-        before = choices(current.scores(probe.prompts), current.metadata) if current else None
-        behaviour = judge(after, before, probe, labels=len(metadata.labels))
+        verdict = verify(handed_in, material=self._material(), at=self._clock())
+        found, artifact = examine(handed_in, trial, quarantine=folder / "source", limits=limits)
         report = {
             "case": identity,
-            "name": metadata.name,
-            "version": metadata.version,
-            "strategy": metadata.strategy,
-            "evaluation": metadata.evaluation,
+            **found,
             "source": {
                 "digest": handed_in.digest,
                 "producer": verdict.identity,
                 "signed_at": verdict.signed_at.isoformat(),
             },
-            "scanners": said,
-            "conversion": conversion,
-            "behaviour": behaviour,
             "digest": artifact.digest,
-            "files": {name: sha256_hex(data) for name, data in artifact.files.items()},
+            "files": digests(artifact.files),
         }
         return documents.read_json(documents.write_json(report), what="report"), artifact
-
-    def _verify(self, handed_in: ArtifactFiles) -> Verdict:
-        """The producer's signature. Legacy formats pass here and nowhere else; the zone's list stands for the rest."""
-        material = self._material()
-        formats = (*material.policy.model_formats, *_LEGACY_FORMATS)
-        lenient = replace(material, policy=material.policy.model_copy(update={"model_formats": formats}))
-        verdict = verify_artifact(handed_in, material=lenient, at=self._clock(), role="producer")
-        if handed_in.kind != "router":
-            raise IntakeError("INTAKE_SOURCE", "only routers are admitted here", kind=handed_in.kind)
-        router_metadata(handed_in)
-        return verdict
 
     def case(self, identity: str) -> Case:
         """A case as it was examined, held against the journal.
@@ -215,6 +160,7 @@ class Border:
         name, version = str(case.report["name"]), str(case.report["version"])
         registry.publish(signed, name=name, version=version)
         details = {
+            "kind": signed.kind,
             "name": name,
             "version": version,
             "digest": signed.digest,
@@ -229,30 +175,3 @@ class Border:
         if len(identity) != 16 or not set(identity) <= set("0123456789abcdef"):
             raise IntakeError("INTAKE_CASE", f"{identity[:32]!r} is no case", case=identity[:32])
         return self._directory / "cases" / identity
-
-
-def describe(case: Case) -> list[str]:
-    """A case for a person to judge."""
-    report = case.report
-    lines = [
-        f"case {case.identity}: {report['name']} {report['version']} ({report['strategy']})",
-        f"handed in by {report['source']['producer']}, signed {report['source']['signed_at']}",
-    ]
-    if conversion := report["conversion"]:
-        lines.append(
-            f"converted from {conversion['original']} to {conversion['family']}: decides alike on"
-            f" {conversion['agreement']:.2%} of {conversion['probes']} probes (behind {', '.join(conversion['walls'])})"
-        )
-    lines += [f"{scanner}: {said}" for scanner, said in report["scanners"].items()]
-    return [*lines, *readable(report["behaviour"]), f"digest {report['digest']}"]
-
-
-def _write(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write files privately; a folder appears even for none."""
-    with translated(folder):
-        folder.mkdir(mode=0o700)
-        for name, data in files.items():
-            path = folder / name
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            write_atomic(path, data, mode=0o600)
-        sync_directory(folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -13,11 +13,9 @@ from appliance import documents
 from appliance.artifact import Sha256
 from appliance.errors import DocumentError, IntakeError
 from appliance.files import sha256_hex
+from appliance.intake.case import Case
 from appliance.intake.journal import Checked, encoded
 from appliance.trust.verification import TrustMaterial, Verdict, verify_statement
-
-if TYPE_CHECKING:
-    from appliance.intake.admission import Case
 
 REQUIRED = 2
 ROLE = "import-officer"

@@ -46,8 +46,8 @@ class Probe:
         return Prompts(texts, np.concatenate([vectors, around]).astype(np.float32))
 
 
-def make_probe(texts: Sequence[str], embed: Embed, encoder_digest: str) -> Probe:
-    """Embed recorded prompts.
+def check_prompts(texts: Sequence[str]) -> tuple[str, ...]:
+    """The distinct recorded prompts.
 
     Raises:
         IntakeError: INTAKE_BEHAVIOUR where there are too few to tell anything.
@@ -60,6 +60,16 @@ def make_probe(texts: Sequence[str], embed: Embed, encoder_digest: str) -> Probe
             prompts=len(distinct),
             remedy="Give more with --prompts FILE.jsonl, one `query` a line, as `appliance train extract` writes them.",
         )
+    return distinct
+
+
+def make_probe(texts: Sequence[str], embed: Embed, encoder_digest: str) -> Probe:
+    """Embed recorded prompts.
+
+    Raises:
+        IntakeError: INTAKE_BEHAVIOUR where there are too few to tell anything.
+    """
+    distinct = check_prompts(texts)
     return Probe(Prompts(distinct, np.asarray(embed(distinct), np.float32)), encoder_digest)
 
 

@@ -29,7 +29,7 @@ WORKER_CODES: dict[str, type[ApplianceError]] = {
     **dict.fromkeys(("INTAKE_SANDBOX",), IntakeError),
     **dict.fromkeys(("ARTIFACT_METADATA", "ARTIFACT_MISSING", "ARTIFACT_VERSION"), ArtifactError),
     **dict.fromkeys(("ROUTER_NETWORK", "ROUTER_PARAMETERS", "ROUTER_SCORES", "ROUTER_STRATEGY"), RouterError),
-    **dict.fromkeys(("ROUTER_WEIGHTS", "ROUTER_INPUT"), RouterError),
+    **dict.fromkeys(("ROUTER_WEIGHTS", "ROUTER_INPUT", "ROUTER_ENCODER"), RouterError),
 }
 
 
@@ -104,6 +104,7 @@ _ENVIRONMENT = {
     "PATH": "/nonexistent",
     "HOME": "/nonexistent",
     "LC_ALL": "C.UTF-8",
+    "TOKENIZERS_PARALLELISM": "false",
     # one thread each: the confined worker can start none
     **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1"),
 }

@@ -9,12 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from appliance.artifact import read
 from appliance.errors import ApplianceError
-from appliance.intake.admission import describe
+from appliance.intake.behaviour import make_probe
+from appliance.intake.case import describe
+from appliance.intake.examination import EncoderTrial, RouterTrial
 from appliance.intake.sandbox import Limits
+from appliance.routers.encoder import load_encoder
 from appliance.routers.loading import load_router
 from appliance.trust.verification import verify_artifact
-from tests.support import intake
+from tests.support import intake, routing
 from tests.support.intake import Desk
 from tests.support.trust import DevelopmentAuthority, make_authority
 
@@ -52,7 +56,7 @@ def test_an_honest_sklearn_router_is_converted_and_decides_alike(desk: Desk, nam
     points, best = intake.training_set()
     estimator = estimators()[name].fit(points, best)
     source = desk.hand_in(intake.router({"model.pkl": pickle.dumps(estimator, protocol=4)}))
-    case = desk.border.examine(source, probe=intake.probe())
+    case = desk.border.examine(source, RouterTrial(intake.probe()))
     conversion = case.report["conversion"]
     assert conversion["agreement"] >= 0.99
     assert "seccomp" in conversion["walls"]
@@ -77,7 +81,7 @@ def test_an_honest_torch_router_is_converted_and_decides_alike(desk: Desk) -> No
     buffer = io.BytesIO()
     torch.save(model.state_dict(), buffer)
     source = desk.hand_in(intake.router({"model.pt": buffer.getvalue()}, hyperparameters={"activation": "relu"}))
-    case = desk.border.examine(source, probe=intake.probe())
+    case = desk.border.examine(source, RouterTrial(intake.probe()))
     assert case.report["conversion"]["family"] == "mlp"
     assert case.report["conversion"]["agreement"] == 1.0
 
@@ -85,7 +89,7 @@ def test_an_honest_torch_router_is_converted_and_decides_alike(desk: Desk) -> No
 @pytest.mark.slow
 def test_two_officers_admit_a_router_and_the_zone_signs_it(desk: Desk) -> None:
     source = desk.hand_in(intake.router(intake.knn_payload()))
-    case = desk.border.examine(source, probe=intake.probe())
+    case = desk.border.examine(source, RouterTrial(intake.probe()))
     assert any("recorded prompts" in line for line in describe(case))
     officers, published = desk.border.approve(case.identity, desk.officer(1), desk.registry)
     assert (officers, published) == (("import-officer@appliance.internal",), False)
@@ -115,7 +119,7 @@ def test_two_officers_admit_a_router_and_the_zone_signs_it(desk: Desk) -> None:
 
 @pytest.mark.slow
 def test_a_case_that_was_changed_after_its_examination_is_not_approved(desk: Desk) -> None:
-    case = desk.border.examine(desk.hand_in(intake.router(intake.knn_payload())), probe=intake.probe())
+    case = desk.border.examine(desk.hand_in(intake.router(intake.knn_payload())), RouterTrial(intake.probe()))
     folder = desk.root / "border" / "cases" / case.identity
     report = folder / "report.json"
     honest = report.read_bytes()
@@ -133,7 +137,7 @@ def test_a_case_that_was_changed_after_its_examination_is_not_approved(desk: Des
 
 @pytest.mark.slow
 def test_an_approval_over_journal_lines_that_are_gone_is_seen(desk: Desk) -> None:
-    case = desk.border.examine(desk.hand_in(intake.router(intake.knn_payload())), probe=intake.probe())
+    case = desk.border.examine(desk.hand_in(intake.router(intake.knn_payload())), RouterTrial(intake.probe()))
     desk.border.approve(case.identity, desk.officer(1), desk.registry)
     path = desk.root / "border" / "journal.jsonl"
     from appliance import documents
@@ -161,7 +165,7 @@ def test_the_difference_to_the_served_router_is_readable(desk: Desk) -> None:
     turned = np.roll(np.eye(3, dtype=np.float32)[np.argmax(points[:, :3], axis=1)], 1, axis=1)
     current = load_router(from_files(intake.router(intake.knn_payload(outcomes=turned))))
     source = desk.hand_in(intake.router(intake.knn_payload(), version="1.1.0"))
-    case = desk.border.examine(source, probe=intake.probe(), current=current)
+    case = desk.border.examine(source, RouterTrial(intake.probe(), current))
     behaviour = case.report["behaviour"]
     assert behaviour["changed"] > 0.9
     assert sum(behaviour["share"].values()) == pytest.approx(1, abs=0.01)
@@ -176,7 +180,7 @@ def test_a_conversion_that_never_ends_is_ended(desk: Desk) -> None:
     estimator = estimators()["knn"].fit(points, best)
     source = desk.hand_in(intake.router({"model.pkl": pickle.dumps(estimator, protocol=4)}))
     with pytest.raises(ApplianceError) as info:
-        desk.border.examine(source, probe=intake.probe(), limits=Limits(wall_seconds=0.5))
+        desk.border.examine(source, RouterTrial(intake.probe()), limits=Limits(wall_seconds=0.5))
     assert info.value.code == "INTAKE_CONVERSION_KILLED"
     assert list((desk.root / "border" / "cases").iterdir()) == []
 
@@ -189,15 +193,32 @@ def test_a_conversion_that_decides_otherwise_is_refused(desk: Desk) -> None:
     estimator = estimators()["knn"].fit(stretched, best)
     source = desk.hand_in(intake.router({"model.pkl": pickle.dumps(estimator, protocol=4)}))
     with pytest.raises(ApplianceError) as info:
-        desk.border.examine(source, probe=intake.probe())
+        desk.border.examine(source, RouterTrial(intake.probe()))
     assert info.value.code == "INTAKE_AGREEMENT"
     assert info.value.evidence["agreement"] < info.value.evidence["required"]
 
 
 def test_an_encoder_is_not_admitted_as_a_router(desk: Desk) -> None:
     with pytest.raises(ApplianceError) as info:
-        desk.border.examine(desk.hand_in({"encoder.yaml": b"schema_version: 1\n"}), probe=intake.probe())
+        desk.border.examine(desk.hand_in(routing.encoder_files()), RouterTrial(intake.probe()))
     assert info.value.code == "INTAKE_SOURCE"
+
+
+@pytest.mark.slow
+def test_an_encoder_crosses_the_same_border(desk: Desk) -> None:
+    """Examined, compared with the zone's, signed by two officers, published, and loaded as the zone signed it."""
+    source = desk.hand_in(routing.encoder_files())
+    texts = [f"{word} {other}" for word in routing.WORDS for other in routing.WORDS]
+    zone = make_probe(texts, load_encoder(read(source)).encode, read(source).digest)
+    case = desk.border.examine(source, EncoderTrial(texts, zone))
+    assert case.report["behaviour"]["neighbours_kept"] == 1.0
+    assert any("nearest prompt" in line for line in describe(case))
+    assert desk.border.approve(case.identity, desk.officer(1), desk.registry)[1] is False
+    assert desk.border.approve(case.identity, desk.officer(2), desk.registry)[1] is True
+    published = desk.registry.fetch("tiny", case.artifact.digest[:12], kind="encoder")
+    verdict = verify_artifact(published, material=desk.material, at=desk.now(), role="import-officer")
+    assert verdict.kind == "encoder"
+    assert load_encoder(published).digest == read(source).digest, "routers find it by the same digest"
 
 
 def test_a_case_nobody_knows_is_not_approved(desk: Desk) -> None:

@@ -17,9 +17,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from appliance.errors import ApplianceError
-from tests.support import intake
+from appliance.intake.examination import EncoderTrial, RouterTrial
+from appliance.intake.sandbox import Limits
+from tests.support import intake, routing
 from tests.support.artifacts import signed, write
 from tests.support.intake import Desk
 from tests.support.trust import DevelopmentAuthority, make_authority
@@ -171,11 +174,11 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def outcome(desk: Desk, source: Path) -> str:
+def outcome(desk: Desk, source: Path, trial: RouterTrial | EncoderTrial | None = None, **more: Any) -> str:
     """Examine; the code of the refusal. Nothing may have run, and nothing may be left but the journal."""
     CANARY.unlink(missing_ok=True)
     with pytest.raises(ApplianceError) as info:
-        desk.border.examine(source, probe=intake.probe())
+        desk.border.examine(source, trial or RouterTrial(intake.probe()), **more)
     assert not CANARY.exists(), "something was executed"
     assert list(Path(tempfile.gettempdir()).iterdir()) == [], "a temporary file was left behind"
     cases = desk.root / "border" / "cases"
@@ -458,6 +461,68 @@ def test_a_folder_of_too_many_files_is_refused(desk: Desk) -> None:
     assert outcome(desk, source) == "FILE_TOO_LARGE"
 
 
+def encoder_network(kind: str) -> bytes:
+    """The tests' own encoder, its network spoilt in one way."""
+    import onnx
+    from onnx import TensorProto, numpy_helper
+
+    model = onnx.load_from_string(routing.encoder_files()["encoder.onnx"])
+    [table] = [one for one in model.graph.initializer if one.name == "table"]
+    values = numpy_helper.to_array(table).copy()
+    if kind == "nan":
+        values[1:] = np.nan
+    elif kind == "constant":
+        values[:] = 1.0
+    elif kind == "half":
+        values = values[:, :8]
+    table.CopyFrom(numpy_helper.from_array(values, "table"))
+    if kind == "external":
+        table.ClearField("raw_data")
+        table.data_location = TensorProto.EXTERNAL
+        entry = table.external_data.add()
+        entry.key, entry.value = "location", "/etc/passwd"
+    return bytes(model.SerializeToString())
+
+
+def tokenizer_with(pattern: str) -> bytes:
+    """The tests' own tokenizer, splitting by a pattern."""
+    value = json.loads(routing.encoder_files()["tokenizer.json"])
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Removed", "invert": False}
+    value["pre_tokenizer"] = split
+    return json.dumps(value).encode()
+
+
+def described(**changes: Any) -> bytes:
+    return yaml.safe_dump({**yaml.safe_load(routing.encoder_files()["encoder.yaml"]), **changes}).encode()
+
+
+ENCODERS: dict[str, tuple[Callable[[], dict[str, bytes]], str]] = {
+    "external-data": (lambda: {"encoder.onnx": encoder_network("external")}, "INTAKE_FORMAT"),
+    "nan-weights": (lambda: {"encoder.onnx": encoder_network("nan")}, "ROUTER_ENCODER"),
+    "one-vector-for-everything": (lambda: {"encoder.onnx": encoder_network("constant")}, "INTAKE_BEHAVIOUR"),
+    "other-dimensions": (lambda: {"encoder.onnx": encoder_network("half")}, "ROUTER_ENCODER"),
+    "length-that-it-has-not": (lambda: {"encoder.yaml": described(normalize=True)}, "INTAKE_BEHAVIOUR"),
+    "tokenizer-regex-bomb": (lambda: {"tokenizer.json": tokenizer_with("(a+)+$|(a|aa)+b")}, "INTAKE_CONVERSION_KILLED"),
+    "tokenizer-that-is-none": (lambda: {"tokenizer.json": b'{"model": {"type": "Shell"}}'}, "ROUTER_ENCODER"),
+    "tokenizer-key-twice": (lambda: {"tokenizer.json": b'{"version": "1.0", "version": "1.0"}'}, "INTAKE_FORMAT"),
+    "pickle-beside": (lambda: {"model.pkl": pickle.dumps(honest(), protocol=4)}, "INTAKE_FORMAT"),
+    "second-network": (lambda: {"spare.onnx": routing.encoder_files()["encoder.onnx"]}, "INTAKE_FORMAT"),
+    "name-of-a-path": (lambda: {"encoder.yaml": described(name="../../channels")}, "REGISTRY_NAME"),
+    "unknown-key": (lambda: {"encoder.yaml": described(run="true")}, "ARTIFACT_METADATA"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ENCODERS)
+def test_a_hostile_encoder_is_refused(desk: Desk, name: str) -> None:
+    make, code = ENCODERS[name]
+    source = desk.hand_in({**routing.encoder_files(), **make()})
+    assert outcome(desk, source, EncoderTrial(WORDED), limits=Limits(cpu_seconds=5)) == code
+
+
+WORDED = [f"{word} {n}" for n, word in enumerate(("easy", "hard", "what", "prove", "theorem") * 8)]
+
+
 def test_the_suite_is_as_large_as_promised() -> None:
-    named = len(PICKLES) + len(ARCHIVES) + len(TENSORS) + len(BEHAVIOURS) + len(YAMLS)
-    assert named >= 50
+    named = len(PICKLES) + len(ARCHIVES) + len(TENSORS) + len(BEHAVIOURS) + len(YAMLS) + len(ENCODERS)
+    assert named >= 65
