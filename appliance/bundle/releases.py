@@ -87,14 +87,14 @@ def previous_release(prefix: Prefix) -> str | None:
     return None
 
 
-def rollback(prefix: Prefix, *, to: str | None, now: datetime) -> Release:
+def rollback(prefix: Prefix, *, to: str | None, now: datetime, inherited_lock: int | None = None) -> Release:
     """Point back to the previous release, or to a named one.
 
     Raises:
         InstallError: INSTALL_NO_PREVIOUS, INSTALL_STATE_NEWER where its state layout is older than the one on the disk.
         Refused: INSTALL_LOCKED.
     """
-    with prefix.locked():
+    with prefix.locked(inherited_lock):
         releases = {release.id: release for release in installed_releases(prefix)}
         target = to or previous_release(prefix)
         if target is None or target not in releases or target == prefix.active():

@@ -23,6 +23,9 @@ from appliance.files import read_regular
 MAX_ANCHOR_BYTES = 1024 * 1024
 MAX_TOKEN_BYTES = 64 * 1024
 Prefix = Annotated[Path, typer.Option("--prefix", help="Where the appliance lives.", show_default=True)]
+Restart = Annotated[
+    bool, typer.Option("--restart/--no-restart", help="Restart the gateway's service, where it runs from this prefix.")
+]
 DEFAULT_PREFIX = Path("/opt/appliance")
 
 
@@ -44,14 +47,20 @@ def install(
             help="Authorisation for an older release: TOKEN from `appliance ca authorise downgrade`.",
         ),
     ] = None,
+    restart: Restart = True,
     as_json: Json = False,
 ) -> None:
     """Install a release from media, atomically: the old release or the new one runs, never neither."""
     from appliance.bundle import install as installing
+    from appliance.bundle.services import restart_or_return
+
+    os.umask(0o022)  # what is installed is run by the service's account, whatever mask the operator works under
 
     with refusals(as_json):
         say = _quiet if as_json else _say
-        lock = os.environ.get(LOCK_VARIABLE, "")
+        held = os.environ.get(LOCK_VARIABLE, "")
+        lock = int(held) if held.isdigit() else None
+        kept = os.dup(lock) if lock is not None else None  # stage 0 holds it until we end; the way back needs it, too
         report = installing.install(
             media,
             prefix,
@@ -61,8 +70,16 @@ def install(
             dry_run=dry_run,
             ports=port or (),
             downgrade=read_regular(downgrade, max_bytes=MAX_TOKEN_BYTES) if downgrade else None,
-            inherited_lock=int(lock) if lock.isdigit() else None,
+            inherited_lock=lock,
         )
+        restarted = False
+        if restart and report.outcome == "installed":
+            before, home = report.previous, installed.require_prefix(prefix)
+
+            def go_back() -> object:
+                return installed.rollback(home, to=before, now=datetime.now(UTC), inherited_lock=kept)
+
+            restarted = restart_or_return(home.root, go_back if before else None)
         manifest = report.verdict.release.manifest
         value = {
             "outcome": report.outcome,
@@ -76,6 +93,7 @@ def install(
             "health": list(report.health),
             "removed": list(report.removed),
             "repaired": list(report.repaired),
+            "restarted": restarted,
         }
 
         def text(out: Console) -> None:
@@ -88,6 +106,8 @@ def install(
                 out.print(
                     f"before it ran {report.previous}; return with: appliance rollback --prefix {prefix}", markup=False
                 )
+            if report.outcome == "installed":
+                _print_next(out, prefix, restarted)
 
         show(value, as_json, text)
 
@@ -97,12 +117,23 @@ def rollback(
     to: Annotated[
         str | None, typer.Option("--to", help="A release of `appliance releases`; default: the one before.")
     ] = None,
+    restart: Restart = True,
     as_json: Json = False,
 ) -> None:
     """Return to the previous release."""
+    from appliance.bundle.services import restart_gateway
+
     with refusals(as_json), appliance_errors():
-        release = installed.rollback(installed.require_prefix(prefix), to=to, now=datetime.now(UTC))
-        show(release.as_dict(), as_json, lambda out: out.print(f"current is {release.id} again", markup=False))
+        home = installed.require_prefix(prefix)
+        release = installed.rollback(home, to=to, now=datetime.now(UTC))
+        restarted = restart and restart_gateway(home.root)
+
+        def text(out: Console) -> None:
+            out.print(f"current is {release.id} again", markup=False)
+            if restarted:
+                out.print("the gateway was restarted", markup=False)
+
+        show(release.as_dict() | {"restarted": restarted}, as_json, text)
 
 
 def releases(
@@ -165,6 +196,15 @@ def inventory(
                 console.print(f"wrote {out} and {out}{SIGNATURE_SUFFIX}", markup=False)
 
         show(statement, as_json, text)
+
+
+def _print_next(out: Console, prefix: Path, restarted: bool) -> None:
+    """Where the rest of the release lies, and what is still to do."""
+    payload = prefix / "current" / "payload"
+    if restarted:
+        out.print("the gateway was restarted and answers", markup=False)
+    if (payload / "scripts").is_dir():
+        out.print(f"runbooks: {payload}/scripts (units: install-units), guides: {payload}/docs", markup=False)
 
 
 def _base_python() -> str:

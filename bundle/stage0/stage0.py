@@ -52,6 +52,7 @@ REMEDIES = {
     "INSTALL_PERMISSION": "Run as the owner of the prefix; see `ls -ld PREFIX`.",
     "INSTALL_PREFIX": "Check `--prefix`; an installation has releases/, state/, etc/ and the link current.",
     "INSTALL_PYTHON": "Run stage 0 with the Python that the release names, see `appliance bundle inspect`.",
+    "INSTALL_SERVICE": "Read `journalctl -u appliance-gateway.service`, check the configuration with `appliance serve --check --config PREFIX/etc/appliance.yaml`, and install again; `--no-restart` leaves the service alone.",
     "INSTALL_STAGED_ALTERED": "Check the disk and who may write below the prefix, then run the command again; nothing was activated.",
     "INSTALL_STATE_NEWER": "Install the newer release again, or restore the state of the older one from its backup.",
     "INSTALL_UNHEALTHY": "Read the finding named; `appliance doctor` says more about the host."
@@ -2477,6 +2478,7 @@ def release_region(sources: list, release: Authenticated, set_aside: list[str], 
 
 def _stage0(options: argparse.Namespace) -> int:
     now = dt.datetime.now(dt.UTC)
+    os.umask(0o022)  # what is installed is run by the service's account, whatever mask the operator works under
     _say(f"stage 0 with {check_openssl()}")
     with open_sources(options.media) as (sources, unreadable):
         anchors: dict[str, bytes] = {}

@@ -99,6 +99,7 @@ def release_region(sources: list, release: Authenticated, set_aside: list[str], 
 
 def _stage0(options: argparse.Namespace) -> int:
     now = dt.datetime.now(dt.UTC)
+    os.umask(0o022)  # what is installed is run by the service's account, whatever mask the operator works under
     _say(f"stage 0 with {check_openssl()}")
     with open_sources(options.media) as (sources, unreadable):
         anchors: dict[str, bytes] = {}

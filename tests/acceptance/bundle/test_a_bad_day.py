@@ -53,7 +53,7 @@ def stage0(work: Path, mounts: list[Path], prefix: Path, *, clock: str | None = 
     if clock:
         command = ["faketime", "-f", clock, *command]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, umask=0o077
     )
 
 
@@ -89,6 +89,8 @@ def test_it_ends_untouched_with_the_right_words_or_complete(sticks, tmp_path):
     payload = support.tree(Prefix(prefix).payload(release.built.manifest.release_id))
     assert set(payload) == {member.path for member in release.built.manifest.members}
     assert {path: path.read_bytes() for path in before} == before, "the media were read, never written"
+    closed = [path for path in (prefix / "releases").rglob("*") if path.stat().st_mode & 0o044 != 0o044]
+    assert not closed, "the service's account can read what an operator with umask 077 installed"
 
 
 def test_the_damaged_stick_is_named_and_mended_from_parity(sticks, tmp_path):

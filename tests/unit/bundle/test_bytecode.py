@@ -1,0 +1,95 @@
+"""Bytecode made ahead of the health check: in the order of imports, valid to Python, never cut, and nobody runs it."""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from appliance.bundle import bytecode
+from appliance.bundle.bytecode import clear_bytecode, compile_one, compiling_ahead, import_order
+
+SOURCES = {
+    "app/__init__.py": "from .first import thing\nimport app.second as second, os\n",
+    "app/first.py": "def thing():\n    import app.never\n",
+    "app/second.py": "from . import (\n    third,  # a comment )\n    fourth,\n)\nfrom lib.part import name\n",
+    "app/third.py": "raise SystemExit('nothing of the release runs')\n",
+    "app/fourth.py": "x = 1\n",
+    "app/never.py": "x = 1\n",
+    "lib/__init__.py": "",
+    "lib/part.py": "name = 1\n",
+    "lib/python2.py": "print 'not for this Python'\n",
+}
+
+
+@pytest.fixture
+def environment(tmp_path):
+    site = tmp_path / "env" / "lib" / "python3.11" / "site-packages"
+    for name, text in SOURCES.items():
+        (site / name).parent.mkdir(parents=True, exist_ok=True)
+        (site / name).write_text(text)
+    return tmp_path / "env"
+
+
+def site_of(environment: Path) -> Path:
+    return next(environment.glob("lib/*/site-packages"))
+
+
+def compiled(environment: Path) -> set[str]:
+    return {path.name.split(".")[0] for path in environment.rglob("*.pyc")}
+
+
+def test_sources_come_in_the_order_in_which_imports_would_read_them(environment):
+    site = site_of(environment)
+    order = [str(path.relative_to(site)) for path in import_order(site, ["app", "lib.python2", "gone"])]
+    assert order == [
+        "app/__init__.py", "app/first.py", "app/second.py", "app/third.py", "app/fourth.py", "lib/__init__.py",
+        "lib/part.py", "lib/python2.py",
+    ]  # fmt: skip
+
+
+def test_python_takes_the_bytecode_for_its_own(environment):
+    source = site_of(environment) / "app" / "fourth.py"
+    compile_one(source)
+    cached = Path(importlib.util.cache_from_source(source))
+    before = cached.stat().st_ino
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import fourth; print(fourth.__cached__)"
+    done = subprocess.run(
+        [sys._base_executable, "-c", code, str(source.parent)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == str(cached)
+    assert cached.stat().st_ino == before, "Python would have replaced what it does not believe"
+
+
+def test_the_helper_runs_nothing_and_ends_with_the_block(environment):
+    with compiling_ahead(environment, ["app", "lib.python2"], python=sys._base_executable):
+        deadline = time.monotonic() + 30
+        while "fourth" not in compiled(environment) and time.monotonic() < deadline:
+            time.sleep(0.02)
+    assert {"first", "third", "fourth"} <= compiled(environment)
+    assert "never" not in compiled(environment)
+    assert not [path for path in environment.rglob("*") if path.suffix not in (".py", ".pyc") and path.is_file()]
+
+
+def test_a_full_disk_leaves_no_cut_bytecode(environment, monkeypatch):
+    def full(*_arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "rename", full)  # the last thing that can fail
+    with pytest.raises(OSError, match="No space"):
+        compile_one(site_of(environment) / "app" / "fourth.py")
+    assert not list(environment.rglob("__pycache__/*"))
+    assert bytecode.main([str(site_of(environment)), "app"]) == 0, "it only helps: the installation goes on"
+
+
+def test_clearing_leaves_sources_alone(environment):
+    compile_one(site_of(environment) / "app" / "fourth.py")
+    clear_bytecode(environment)
+    assert not compiled(environment)
+    assert {str(path.relative_to(site_of(environment))) for path in environment.rglob("*.py")} == set(SOURCES)
