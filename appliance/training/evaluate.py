@@ -12,6 +12,7 @@ from appliance.errors import TrainingError
 from appliance.routers.loading import LoadedRouter
 from appliance.routers.strategies import Prompts
 from appliance.training.bootstrap import intervals
+from appliance.training.calibrating import calibration_error
 from appliance.training.examples import Examples
 from appliance.training.metrics import best_single, choice_metrics, pair_metrics
 from appliance.training.outcomes import Dataset
@@ -52,6 +53,7 @@ def evaluate_scores(predicted: NDArray[np.floating], examples: Examples, *, seed
     everything = np.arange(len(actual))
     bounds = intervals(measure, examples.groups, seed=seed)
     report: dict[str, Any] = {"prompts": len(actual), "models": len(labels), "best_single_model": labels[fixed]}
+    report["calibration_error"] = _figure(calibration_error(predicted, actual))
     report["outcomes"] = "logged, estimated doubly robust" if logged else "every model scored"
     if len(labels) == 2:
         report |= {"strong": labels[0], "weak": labels[1]}

@@ -19,6 +19,7 @@ from appliance.routers.families.ensemble import Ensemble
 from appliance.routers.loading import write_strategy_files
 from appliance.routers.strategies import Strategy
 from appliance.training.blending import crossed, shares
+from appliance.training.calibrating import calibrated, crossed_calibration
 from appliance.training.evaluate import evaluate_scores
 from appliance.training.examples import Examples, Fitter
 from appliance.training.progress import Progress, silent
@@ -84,6 +85,7 @@ def fit(examples: Examples, *, strategy: str = "auto", seed: int = 0, progress: 
     Args:
         examples: what to learn from.
         strategy: a name of `FITTERS`; `auto`, the best of `AUTO` and their blend; or `ensemble`, the blend in any case.
+            The latter two are calibrated, and abstain where validation says so.
         seed: of every split and every random start.
         progress: told of each family and fold.
 
@@ -105,6 +107,9 @@ def fit(examples: Examples, *, strategy: str = "auto", seed: int = 0, progress: 
         for name, p in candidates.items()
     }
     best = ENSEMBLE if strategy == ENSEMBLE else max(candidates, key=lambda name: compared[name])
+    if len(names) == 1:
+        model, chosen = fitters[best].fit(examples, seed=seed)
+        return Fitted(model, chosen, compared, evaluate_scores(candidates[best], examples, seed=seed))
     blend = shares(unseen, examples.actual, rows) if best == ENSEMBLE else {best: 1.0}
     members: list[tuple[float, Strategy]] = []
     hyperparameters: dict[str, Any] = {}
@@ -112,10 +117,12 @@ def fit(examples: Examples, *, strategy: str = "auto", seed: int = 0, progress: 
         progress(f"fitting {name} on every prompt")
         model, chosen = fitters[name].fit(examples, seed=seed)
         members.append((share, model))
-        hyperparameters[name] = {**({"share": share} if best == ENSEMBLE else {}), **chosen}
-    model = Ensemble(examples.labels, members) if best == ENSEMBLE else members[0][1]
-    evaluation = evaluate_scores(candidates[best], examples, seed=seed)
-    return Fitted(model, hyperparameters if best == ENSEMBLE else hyperparameters[best], compared, evaluation)
+        hyperparameters[name] = {"share": share, **chosen}
+    calibration = calibrated(candidates[best], examples.actual, rows)
+    hyperparameters["smallest_advantage"] = calibration.smallest_advantage
+    honest = crossed_calibration(candidates[best], examples.actual, rows)
+    evaluation = evaluate_scores(honest, examples, seed=seed)
+    return Fitted(Ensemble(examples.labels, members, calibration), hyperparameters, compared, evaluation)
 
 
 def _out_of_fold(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -37,7 +38,13 @@ def objective(predicted: NDArray[np.floating], actual: NDArray[np.floating]) -> 
 
 
 def best_by_folds(
-    examples: Examples, grid: Sequence[Setting], build: Callable[[Examples, Setting], Strategy], *, seed: int
+    examples: Examples,
+    grid: Sequence[Setting],
+    build: Callable[[Examples, Setting], Strategy],
+    *,
+    seed: int,
+    rounds: int = INNER_FOLDS,
+    at_most: int | None = None,
 ) -> Setting:
     """The setting whose strategies do best on the folds they were not built on.
 
@@ -46,13 +53,26 @@ def best_by_folds(
         grid: settings, the preferred one first among equals.
         build: examples and a setting -> strategy.
         seed: of the folds.
+        rounds: how many of the folds to try; fewer for families that are slow to fit.
+        at_most: prompts to look at, whole groups drawn at random; None looks at all.
     """
     if len(grid) == 1:
         return grid[0]
+    examples = sample(examples, at_most, seed=seed)
     worth = np.zeros(len(grid))
     count = min(INNER_FOLDS, len(np.unique(examples.groups)))
-    for fit_rows, predict_rows in folds(examples.groups, count, seed=seed + 1):
+    for fit_rows, predict_rows in itertools.islice(folds(examples.groups, count, seed=seed + 1), rounds):
         seen, unseen = examples.take(fit_rows), examples.take(predict_rows)
         for index, setting in enumerate(grid):
             worth[index] += objective(build(seen, setting).scores(unseen.prompts), unseen.actual)
     return grid[int(np.argmax(worth))]
+
+
+def sample(examples: Examples, at_most: int | None, *, seed: int) -> Examples:
+    """Some of the examples, whole groups drawn at random until there are enough."""
+    if at_most is None or len(examples) <= at_most:
+        return examples
+    _, member, sizes = np.unique(examples.groups, return_inverse=True, return_counts=True)
+    order = np.random.default_rng(seed).permutation(len(sizes))
+    taken = order[np.cumsum(sizes[order]) <= at_most]
+    return examples.take(np.flatnonzero(np.isin(member, taken)))

@@ -14,9 +14,11 @@ from appliance.routers.families.terms import TermWeights
 from appliance.routers.strategies import Floats, Strategy
 from appliance.training.examples import Examples
 from appliance.training.families.terms import BITS, counts, rarity, weighted
+from appliance.training.selection import best_by_folds
 
 TREES = 300
-LEAF_PROMPTS = 8
+LEAVES = (8, 16, 32)  # prompts a leaf
+SEARCH_TREES = 60
 FEATURE_SHARE = 0.3  # of the features, tried at each split
 TOPICS = 64
 DIRECTIONS = 64
@@ -24,7 +26,7 @@ AGREEMENT = 1e-5  # largest difference of a score, fitted against exported
 
 
 class ForestFitter:
-    """Extremely randomised trees by scikit-learn, one forest for all models.
+    """Extremely randomised trees by scikit-learn, one forest for all models; the leaf size by validation.
 
     Args:
         trees: how many.
@@ -41,14 +43,17 @@ class ForestFitter:
         Raises:
             TrainingError: TRAINING_AGREEMENT where the exported table scores otherwise than scikit-learn.
         """
-        from sklearn.ensemble import ExtraTreesRegressor
+        grid = [leaf for leaf in LEAVES if leaf <= len(examples) // 20] or [max(1, len(examples) // 20)]
 
+        def rough(some: Examples, leaf: int) -> Forest:
+            projection = _projection(some, seed)
+            fitted = _grown(projection.features(some.prompts), some, SEARCH_TREES, leaf, seed)
+            return Forest(some.labels, projection, _table(fitted, len(some.labels)))
+
+        leaf = best_by_folds(examples, grid, rough, seed=seed, rounds=1)
         projection = _projection(examples, seed)
         features = projection.features(examples.prompts)
-        leaf = min(LEAF_PROMPTS, max(1, len(examples) // 20))
-        fitted = ExtraTreesRegressor(
-            self._trees, min_samples_leaf=leaf, max_features=FEATURE_SHARE, n_jobs=-1, random_state=seed
-        ).fit(features, examples.filled())
+        fitted = _grown(features, examples, self._trees, leaf, seed)
         forest = Forest(examples.labels, projection, _table(fitted, len(examples.labels)))
         sample = np.arange(0, len(examples), max(1, len(examples) // 100))
         expected = fitted.predict(features[sample])
@@ -57,6 +62,15 @@ class ForestFitter:
             raise TrainingError("TRAINING_AGREEMENT", "the exported forest differs from the fitted one", worst=worst)
         settings = {"trees": self._trees, "leaf_prompts": leaf, "feature_share": FEATURE_SHARE}
         return forest, {**settings, "topics": int(projection.terms.matrix.shape[1]), "bits": BITS}
+
+
+def _grown(features: Floats, examples: Examples, trees: int, leaf: int, seed: int) -> Any:
+    from sklearn.ensemble import ExtraTreesRegressor
+
+    forest = ExtraTreesRegressor(
+        trees, min_samples_leaf=leaf, max_features=FEATURE_SHARE, n_jobs=-1, random_state=seed
+    )  # fmt: skip
+    return forest.fit(features, examples.filled())
 
 
 def _projection(examples: Examples, seed: int) -> Projection:
