@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -41,7 +42,8 @@ def sync(
     with refusals(as_json):
         volume = DirectoryStore(to)
         volume.check_present()
-        follow = _Channels(registry, trust, cache, channel)
+        say = Steps(as_json)
+        follow = _Channels(registry, trust, cache, channel, lambda error: say(f"fetching without a slot; {error}"))
         if once:
             reports = [*(_pass(follower, volume) for follower in follow()), *follow.configs(volume)]
             _report(reports, as_json)
@@ -51,7 +53,6 @@ def sync(
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    say = Steps()
     said: dict[str, Any] = {}
     while not stop.is_set():
         passes = [_pass(follower, volume) for follower in _patiently(follow, say, said)]
@@ -81,15 +82,16 @@ def _patiently(follow: _Channels, say: Steps, said: dict[str, Any]) -> list[Foll
 class _Channels:
     """The followers of the channels named, or of all that the registry has or ever had."""
 
-    def __init__(self, registry: str, trust: Path, cache: Path, names: list[str] | None) -> None:
-        from appliance.registry.cache import Cache
-        from appliance.registry.homes import open_store
+    def __init__(
+        self, registry: str, trust: Path, cache: Path, names: list[str] | None, say: Callable[[object], None]
+    ) -> None:
+        from appliance.registry.homes import open_cache, open_store
         from appliance.registry.registry import Registry
         from appliance.registry.trust_source import TrustSource
 
         self._source = TrustSource(trust)
         self._home = Registry(open_store(registry), material=self._source.material, clock=self._source.now)
-        self._cache = Cache(cache)
+        self._cache = open_cache(cache, registry, report=say)
         self._names = names
         self._followers: dict[str, Follower] = {}
 

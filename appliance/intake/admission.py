@@ -57,8 +57,10 @@ class Border:
             limits: of the confined worker.
 
         Raises:
+            IntakeError: INTAKE_POLICY where nobody could approve the case.
             ApplianceError: the reason for the refusal, which is in the journal too.
         """
+        self._check_policy()
         identity = secrets.token_hex(8)
         folder = self._folder(identity)
         with translated(folder):
@@ -135,6 +137,7 @@ class Border:
             IntakeError: INTAKE_CASE, INTAKE_APPROVAL where this officer approved before.
             TrustError, RegistryError: the signature or the publication is refused.
         """
+        self._check_policy()
         case = self.case(identity)
         before = self.journal.verify()
         officers = approval.officers(before, case, self.journal.heads(), material=self._material(), at=self._clock())
@@ -170,6 +173,16 @@ class Border:
         }
         self.journal.append("admitted", case.identity, details, at=self._clock())
         shutil.rmtree(self._folder(case.identity), ignore_errors=True)
+
+    def _check_policy(self) -> None:
+        """A case that nobody may approve is not begun: authorities made before approvals know no such statement."""
+        roles = self._material().policy.roles
+        if approval.KIND not in getattr(roles.get(approval.ROLE), "kinds", ()):
+            raise IntakeError(
+                "INTAKE_POLICY",
+                f"no {approval.ROLE} of the zone's policy may sign the kind {approval.KIND}",
+                roles={name: list(role.kinds) for name, role in roles.items()},
+            )
 
     def _folder(self, identity: str) -> Path:
         if len(identity) != 16 or not set(identity) <= set("0123456789abcdef"):

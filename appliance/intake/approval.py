@@ -19,6 +19,7 @@ from appliance.trust.verification import TrustMaterial, Verdict, verify_statemen
 
 REQUIRED = 2
 ROLE = "import-officer"
+KIND = "admission"
 TYPE = "https://appliance.internal/admission/v1"
 
 
@@ -112,7 +113,7 @@ def signed_heads(journal: Checked, *, material: TrustMaterial, at: datetime) -> 
     for line in journal.lines:
         if line.event == "approved":
             signed, bundle = _decoded(line.details)
-            verdict = verify_statement(signed, bundle, kind="admission", material=material, at=at)
+            verdict = verify_statement(signed, bundle, kind=KIND, material=material, at=at)
             approval = documents.validate(Approval, documents.read_json(signed, what="approval"), what="approval")
             found.append((line.number, verdict.identity, approval.journal_head))
     return found
@@ -121,7 +122,7 @@ def signed_heads(journal: Checked, *, material: TrustMaterial, at: datetime) -> 
 def _check(
     signed: bytes, bundle: bytes, case: Case, *, material: TrustMaterial, at: datetime
 ) -> tuple[Verdict, Approval]:
-    verdict = verify_statement(signed, bundle, kind="admission", material=material, at=at)
+    verdict = verify_statement(signed, bundle, kind=KIND, material=material, at=at)
     approval = documents.validate(Approval, documents.read_json(signed, what="approval"), what="approval")
     same = (approval.case, approval.report, approval.digest, approval.name, approval.version) == (
         case.identity,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +197,19 @@ def test_a_conversion_that_decides_otherwise_is_refused(desk: Desk) -> None:
         desk.border.examine(source, RouterTrial(intake.probe()))
     assert info.value.code == "INTAKE_AGREEMENT"
     assert info.value.evidence["agreement"] < info.value.evidence["required"]
+
+
+def test_a_case_that_nobody_could_approve_is_not_begun(desk: Desk) -> None:
+    """The policy of an authority that is older than approvals."""
+    policy = desk.material.policy
+    officer = policy.roles["import-officer"]
+    old = officer.model_copy(update={"kinds": tuple(kind for kind in officer.kinds if kind != "admission")})
+    before = policy.model_copy(update={"roles": {**policy.roles, "import-officer": old}})
+    desk.material = replace(desk.material, policy=before)
+    with pytest.raises(ApplianceError) as info:
+        desk.border.examine(desk.hand_in(intake.router(intake.knn_payload())), RouterTrial(intake.probe()))
+    assert info.value.code == "INTAKE_POLICY"
+    assert "ca rotate policy" in info.value.remedy
 
 
 def test_an_encoder_is_not_admitted_as_a_router(desk: Desk) -> None:
