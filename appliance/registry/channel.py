@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from appliance import documents
 from appliance.artifact import MAX_BYTES, MAX_FILES, SIGNATURE_NAME, ArtifactFiles, Kind, Sha256
-from appliance.errors import RegistryError
+from appliance.errors import ApplianceError, RegistryError
 from appliance.files import sha256_hex
 from appliance.registry.contract import POINTER_MAX_BYTES
 from appliance.trust.verification import TrustMaterial, Verdict, verify_statement
@@ -171,6 +171,20 @@ def unseal(sealed: bytes, *, channel: str, etag: str, material: TrustMaterial, a
     return ChannelState(pointer, verdict, sha256_hex(statement), etag, sealed)
 
 
+def read_disowned(sealed: bytes, *, channel: str) -> Pointer | None:
+    """What a pointer says whose signer is no longer believed; nothing of it may be served.
+
+    An officer counts on from its epoch and keeps its revocations, because hosts may have followed it while its signer
+    was in good standing. None where it is no pointer of this channel.
+    """
+    try:
+        value: Any = documents.read_json(split(sealed)[0], what="channel statement", max_bytes=POINTER_MAX_BYTES)
+        pointer = documents.validate(Pointer, value, what="channel statement")
+    except ApplianceError:
+        return None
+    return pointer if pointer.name == channel else None
+
+
 def check_successor(state: ChannelState, known: ChannelState | None) -> None:
     """Refuse a pointer that does not follow the highest one this host has seen.
 
@@ -233,7 +247,7 @@ def target_of(artifact: ArtifactFiles, *, name: str, version: str) -> Target:
 
 
 def successor(
-    known: ChannelState | None,
+    known: Pointer | None,
     *,
     channel: str,
     target: Target | None,
@@ -244,7 +258,7 @@ def successor(
     """The pointer that follows `known`.
 
     Args:
-        known: the verified pointer that stands now, or None for the first.
+        known: the pointer that stands now, or None for the first.
         channel: its name.
         target: the version to serve, or None.
         at: the checked time.
@@ -254,7 +268,7 @@ def successor(
     Raises:
         RegistryError: REGISTRY_REVOKED where the target is among them.
     """
-    revoked = tuple(sorted({*(known.pointer.revoked if known else ()), *revoke}))
+    revoked = tuple(sorted({*(known.revoked if known else ()), *revoke}))
     if target is not None and target.digest in revoked:
         raise RegistryError(
             "REGISTRY_REVOKED",
@@ -267,7 +281,7 @@ def successor(
         {
             "_type": TYPE,
             "name": channel,
-            "epoch": (known.pointer.epoch if known else 0) + 1,
+            "epoch": (known.epoch if known else 0) + 1,
             "target": target,
             "revoked": revoked,
             "promoted": _rfc3339(at),

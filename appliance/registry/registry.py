@@ -26,13 +26,15 @@ from appliance.artifact import (
     from_files,
     router_metadata,
 )
-from appliance.errors import RegistryError
+from appliance.errors import RegistryError, TrustError
 from appliance.registry.channel import (
     DEFAULT_VALIDITY,
     ChannelState,
+    Pointer,
     StatementSigner,
     Target,
     check_successor,
+    read_disowned,
     seal,
     successor,
     target_of,
@@ -50,6 +52,9 @@ from appliance.registry.contract import (
     version_prefix,
 )
 from appliance.trust.verification import TrustMaterial, verify_artifact
+
+# a signature that was made in due form, by a key or an identity that the zone has given up since
+DISOWNED = frozenset({"TRUST_ROLE", "TRUST_DENIED", "TRUST_KEY_WINDOW"})
 
 
 @dataclass(frozen=True)
@@ -228,9 +233,9 @@ class Registry:
         validity: timedelta,
         revoke: Iterable[str] = (),
     ) -> ChannelState:
-        known = self.current(channel)
+        known, before = self._standing(channel)
         pointer = successor(
-            known, channel=channel, target=target(known), at=self._clock(), validity=validity, revoke=revoke
+            before, channel=channel, target=target(known), at=self._clock(), validity=validity, revoke=revoke
         )
         envelope = seal(pointer, signer)
         written = unseal(envelope, channel=channel, etag="", material=self._material(), at=self._clock())
@@ -246,6 +251,24 @@ class Registry:
                 standing=standing.digest if standing else None,
             )
         return standing
+
+    def _standing(self, channel: str) -> tuple[ChannelState | None, Pointer | None]:
+        """The verified pointer, and the one to count on from.
+
+        They differ after a compromise: the pointer that stands was signed by whom the zone no longer believes, and
+        the next one must follow it all the same, or the channel could never be promoted again.
+        """
+        try:
+            known = self.current(channel)
+        except TrustError as error:
+            if error.code not in DISOWNED:
+                raise
+            blob = self.store.get(channel_key(channel), max_bytes=POINTER_MAX_BYTES)
+            before = read_disowned(blob.data, channel=channel) if blob else None
+            if before is None:
+                raise
+            return None, before
+        return known, known.pointer if known else None
 
     def current(self, channel: str) -> ChannelState | None:
         """The pointer that stands now, or None where the channel was never promoted."""

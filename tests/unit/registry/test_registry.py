@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import json
+from dataclasses import replace
+
 import pytest
 
 from appliance.errors import ApplianceError, RegistryError
@@ -246,3 +250,62 @@ def test_a_forged_channel_does_not_decide_what_is_deleted(zone: Zone) -> None:
     with pytest.raises(ApplianceError):
         collect(zone.registry, keep=1, now=zone.clock())
     assert len(zone.registry.versions()) == 1
+
+
+def give_up(zone: Zone, identity: str) -> None:
+    """The zone no longer believes an officer, whenever he signed."""
+    roles = {
+        name: role.model_copy(update={"identities": tuple(i for i in role.identities if i.identity != identity)})
+        for name, role in zone.material.policy.roles.items()
+    }
+    zone.material = replace(zone.material, policy=zone.material.policy.model_copy(update={"roles": roles}))
+
+
+def test_a_channel_goes_on_after_its_signer_was_given_up(zone: Zone, zone_trust: tuple) -> None:
+    """The next officer counts on from the disowned pointer; hosts that followed it follow on, restarted or not."""
+    second = zone_trust[1]("import-officer", identity="import-officer-2@appliance.internal")
+    zone.publish("1.0.0")
+    zone.publish("1.1.0")
+    zone.promote("1.0.0")
+    zone.registry.revoke("default", [zone.registry.fetch("default", "1.1.0").digest], zone.officer)
+    running, restarted = zone.host("running"), zone.host("restarted")
+    running.poll()
+    restarted.poll()
+    give_up(zone, "import-officer@appliance.internal")
+    with pytest.raises(ApplianceError) as info:
+        zone.registry.channel("default")
+    assert code_of(info) == "TRUST_ROLE"
+    honest = signed(router_files("default", "2.0.0", payload=b"checked"), second)
+    zone.registry.publish(honest, name="default", version="2.0.0")
+    state = zone.registry.promote("default", "2.0.0", second)
+    assert state.pointer.epoch == 3
+    assert len(state.pointer.revoked) == 1
+    again = zone.host("restarted")
+    again.boot()
+    with pytest.raises(ApplianceError) as info:
+        running.poll()  # what it serves is judged anew, and given up
+    assert code_of(info) == "TRUST_ROLE"
+    for host in (running, again):
+        assert host.poll().artifact.digest == honest.digest
+
+
+def test_a_pointer_whose_signer_was_given_up_is_not_renewed(zone: Zone, zone_trust: tuple) -> None:
+    zone.publish("1.0.0")
+    zone.promote("1.0.0")
+    give_up(zone, "import-officer@appliance.internal")
+    second = zone_trust[1]("import-officer", identity="import-officer-2@appliance.internal")
+    with pytest.raises(RegistryError) as info:
+        zone.registry.renew("default", second)
+    assert code_of(info) == "REGISTRY_NOT_FOUND"
+
+
+def test_what_nobody_signed_is_nothing_to_count_on_from(zone: Zone) -> None:
+    zone.publish("1.0.0")
+    zone.promote("1.0.0")
+    document = json.loads(zone.pointer.read_bytes())
+    statement = json.loads(base64.b64decode(document["statement"]))
+    document["statement"] = base64.b64encode(json.dumps({**statement, "epoch": 2**40}).encode()).decode()
+    zone.pointer.write_text(json.dumps(document))
+    with pytest.raises(ApplianceError) as info:
+        zone.promote("1.0.0")
+    assert code_of(info).startswith("TRUST_")
