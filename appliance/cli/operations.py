@@ -50,6 +50,9 @@ def _print_status(out: Console, report: dict[str, Any]) -> None:
         if router["problem"]:
             problem = router["problem"]
             out.print(f"  refused {problem['code']}: {problem['cause']}\n  next: {problem['remedy']}", markup=False)
+    for worker in workers:
+        if live := worker.get("live"):
+            out.print(_live(worker["worker"], live), markup=False)
     locks = workers[0]["lockdown"]
     out.print(
         f"connections to unknown destinations: {report['egress_refused']} "
@@ -64,6 +67,18 @@ def _print_status(out: Console, report: dict[str, Any]) -> None:
             f"breaker {breaker['state']}, {worker['ml_path']['mean_service_ms']} ms a prompt",
             markup=False,
         )
+
+
+def _live(worker: int, live: dict[str, Any]) -> str:
+    """Which revision of the live configuration runs, and what keeps the next one out."""
+    said = f"live configuration of worker {worker}: revision {live['revision']} from {live['source']}"
+    if live["contact_age_s"] is not None:
+        said += f", last heard {live['contact_age_s']:.0f} s ago"
+    for refused in live["refused"]:
+        said += f"\n  refused {refused.get('table')} {refused.get('key')}: {refused.get('cause')}"
+    if problem := live["problem"]:
+        said += f"\n  {problem['code']}: {problem['cause']}\n  next: {problem['remedy']}"
+    return said
 
 
 def _resting(deployment: dict[str, Any]) -> str:

@@ -20,7 +20,6 @@ from appliance.operations.doctor.snapshot import Drift, Snapshot
 
 LATENCY_GOAL_MS = 50.0  # the mission's bound for the 99th percentile of the decision
 LOAD_S = 6.0
-OWN = "llm-routing-appliance"
 TELEMETRY = (
     "appliance_decisions_total",
     "appliance_selected_total",
@@ -215,12 +214,7 @@ def dependencies(snapshot: Snapshot, payload: Path) -> Result:
     installed = {name: present.get(name) for name in wanted}
     differing = {name: [wanted[name], installed[name]] for name in wanted if wanted[name] != installed[name]}
     named = _sbom(payload)
-    unnamed = sorted(
-        f"{name} {version}"
-        for name, version in wanted.items()
-        # the SBOM names our own wheel as the release, whose version may be another
-        if version not in named.get(name, ()) and not (name == OWN and OWN in named)
-    )
+    unnamed = sorted(f"{name} {version}" for name, version in wanted.items() if version not in named.get(name, ()))
     clean = not (drift.changed or drift.missing or drift.foreign or drift.signature_problem)
     evidence = {
         "release": drift.release, "signer": drift.signer, "files": drift.compared, "changed": list(drift.changed),

@@ -43,11 +43,11 @@ class MoodyRegistry:
 
     def become(self, mood: Mood) -> None:
         """Change the mood."""
+        self.mood = mood
         if mood == "gone":
             self._stop()
         elif self._server is None:
             self._start()
-        self.mood = mood
 
     def _start(self) -> None:
         self._end = threading.Event()
@@ -68,7 +68,7 @@ class MoodyRegistry:
             self._server = None
 
     def wait_silently(self) -> None:
-        """Say nothing until the client has gone, or the server."""
+        """Say nothing for longer than a client waits; nothing at all where the server has gone."""
         self._end.wait(SILENCE_S)
 
     def read(self, path: str) -> bytes | None:
@@ -95,7 +95,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """An object, whole or from an offset on."""
-        if self.registry.mood == "silent":
+        if self.registry.mood in {"gone", "silent"}:  # gone: a connection from better days
             self.registry.wait_silently()
             self.close_connection = True
         elif self.registry.mood == "busy":

@@ -28,6 +28,8 @@ def exposed() -> str:
         "appliance_breaker_open": [({}, 0.0)],
         "appliance_queue_waiting": [({}, 0.0)],
         "appliance_egress_refused_total": [({}, 0.0)],
+        "appliance_live_refused_rows": [({"worker": "0"}, 0.0)],
+        "appliance_live_contact_age_seconds": [({"worker": "0"}, 1.0)],
     }
     return metrics.render([kept.sample(gauges)]) + report.prometheus_text([fine("disk", "well")], NOW)
 
