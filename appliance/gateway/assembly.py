@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from types import MappingProxyType
 
 from appliance.breaker import Breaker
@@ -15,6 +17,7 @@ from appliance.gateway.litellm_config import LiteLLMConfig
 from appliance.gateway.pool import Pool
 from appliance.gateway.rollout import Rollout
 from appliance.gateway.scoring import ScoreCache, Scorer
+from appliance.gateway.shared import Record
 from appliance.settings import Group, Settings
 
 NO_PLANS: Mapping[str, Plan] = MappingProxyType({})
@@ -56,15 +59,21 @@ def build_plans(
     return {
         name: replace(known[name], weights=config.weights[name])
         if name in known
-        else _plan(groups.get(name, ROUND_ROBIN), config.weights[name], slots)
+        else _plan(groups.get(name, ROUND_ROBIN), config.weights[name], slots, _rollout_file(settings, name))
         for name in config.groups
     }
 
 
-def _plan(group: Group, weights: Mapping[str, int], slots: Mapping[str, Slot]) -> Plan:
+def _rollout_file(settings: Settings, group: str) -> Path:
+    """Where the workers share a candidate's progress; a group's name may hold what a file's may not."""
+    return settings.state_dir / "rollouts" / f"{hashlib.sha256(group.encode()).hexdigest()[:16]}.json"
+
+
+def _plan(group: Group, weights: Mapping[str, int], slots: Mapping[str, Slot], shared: Path) -> Plan:
+    candidate = group.candidate
     return Plan(
         slot=slots[group.router] if group.router is not None else None,
-        rollout=Rollout(group.candidate, slots[group.candidate.router]) if group.candidate is not None else None,
+        rollout=Rollout(candidate, slots[candidate.router], Record(shared)) if candidate is not None else None,
         weights=weights,
         costs=group.costs,
         cost_weight=group.cost_weight,

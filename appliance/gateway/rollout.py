@@ -2,27 +2,46 @@
 
 In shadow it scores what the serving router has decided, beside the request; only its agreement and its failures are
 kept. As a canary it decides for a share of the users, always the same ones. Any bound broken sends it back at once.
+
+The workers of a host keep one count and one stage (`shared.Record`), so that a bound is broken for all of them at once,
+and a candidate that was sent back stays so after a restart.
 """
 
 from __future__ import annotations
 
 import hashlib
-import threading
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args
 
 from appliance.gateway.active import Slot
+from appliance.gateway.shared import Record
 from appliance.settings import Candidate
 
 Stage = Literal["shadow", "canary", "full", "returned"]
 
 
 @dataclass
-class _Count:
+class _State:
+    """Where a candidate stands, as the workers share it; a new version of it begins again in shadow."""
+
+    digest: str = ""
+    stage: Stage = "shadow"
+    reason: str | None = None
     seen: int = 0
     failed: int = 0
     agreed: int = 0
     compared: int = 0
+
+    def enter(self, stage: Stage, reason: str | None = None) -> None:
+        """Change the stage; a new one counts from zero, a return keeps what it was decided on."""
+        self.stage, self.reason = stage, reason
+        if stage != "returned":
+            self.seen = self.failed = self.agreed = self.compared = 0
+
+
+_TYPES = {"digest": str, "stage": str, "reason": str | None}
 
 
 class Rollout:
@@ -31,24 +50,28 @@ class Rollout:
     Args:
         settings: bounds and lengths of the stages.
         slot: where the candidate serves from.
+        record: what the workers share.
     """
 
-    def __init__(self, settings: Candidate, slot: Slot) -> None:
-        self.slot, self._settings = slot, settings
-        self._lock = threading.Lock()
-        self._digest: str | None = None
-        self._stage: Stage = "shadow"
-        self._count = _Count()
-        self._reason: str | None = None
+    def __init__(self, settings: Candidate, slot: Slot, record: Record | None = None) -> None:
+        self.slot, self._settings, self._record = slot, settings, record or Record()
 
     @property
     def stage(self) -> Stage:
-        """Where the candidate stands; a new version of it begins again in shadow."""
+        """Where the candidate stands."""
+        with self._state() as state:
+            return state.stage
+
+    @contextmanager
+    def _state(self) -> Iterator[_State]:
         serving = self.slot.current
-        if serving is not None and serving.digest != self._digest:
-            with self._lock:
-                self._digest, self._stage, self._count, self._reason = serving.digest, "shadow", _Count(), None
-        return self._stage
+        with self._record.change() as kept:
+            state = _State(**_sound(kept))
+            if serving is not None and serving.digest != state.digest:
+                state = _State(digest=serving.digest)
+            yield state
+            kept.clear()
+            kept.update(asdict(state))
 
     def decides(self, sticky: str) -> bool:
         """Whether the candidate decides a request; `sticky` falls on the same side every time."""
@@ -68,44 +91,50 @@ class Rollout:
             ok: it scored in time.
             agreed: it would have chosen what was chosen; None where that was not compared.
         """
-        with self._lock:
-            if self._stage == "returned":
+        with self._state() as state:
+            if state.stage == "returned":
                 return
-            count = self._count
-            count.seen += 1
-            count.failed += not ok
+            state.seen += 1
+            state.failed += not ok
             if agreed is not None:
-                count.compared += 1
-                count.agreed += agreed
-            self._judge(count)
+                state.compared += 1
+                state.agreed += agreed
+            self._judge(state)
 
     def describe(self) -> dict[str, Any]:
         """For status."""
-        stage = self.stage
-        with self._lock:
+        with self._state() as state:
+            share = {"shadow": 0.0, "canary": self._settings.share, "full": 1.0, "returned": 0.0}[state.stage]
             return {
                 "router": self.slot.name,
-                "stage": stage,
-                "share": {"shadow": 0.0, "canary": self._settings.share, "full": 1.0, "returned": 0.0}[stage],
-                "decisions": self._count.seen,
-                "failures": self._count.failed,
-                "agreement": round(self._count.agreed / self._count.compared, 4) if self._count.compared else None,
-                "reason": self._reason,
+                "stage": state.stage,
+                "share": share,
+                "decisions": state.seen,
+                "failures": state.failed,
+                "agreement": round(state.agreed / state.compared, 4) if state.compared else None,
+                "reason": state.reason,
             }
 
-    def _judge(self, count: _Count) -> None:
+    def _judge(self, state: _State) -> None:
         bounds = self._settings
-        if count.failed > bounds.max_failure_share * max(count.seen, bounds.min_decisions):
-            self._return(f"{count.failed} of {count.seen} decisions failed")
-        elif count.compared >= bounds.min_decisions and count.agreed < bounds.min_agreement * count.compared:
-            self._return(f"agreement {count.agreed / count.compared:.2f} is below {bounds.min_agreement}")
-        elif self._stage == "shadow" and count.seen >= bounds.shadow_decisions and bounds.share > 0:
-            self._stage, self._count = "canary", _Count()
-        elif self._stage == "canary" and bounds.canary_decisions and count.seen >= bounds.canary_decisions:
-            self._stage, self._count = "full", _Count()
+        if state.failed > bounds.max_failure_share * max(state.seen, bounds.min_decisions):
+            state.enter("returned", f"{state.failed} of {state.seen} decisions failed")
+        elif state.compared >= bounds.min_decisions and state.agreed < bounds.min_agreement * state.compared:
+            agreement = state.agreed / state.compared
+            state.enter("returned", f"agreement {agreement:.2f} is below {bounds.min_agreement}")
+        elif state.stage == "shadow" and state.seen >= bounds.shadow_decisions and bounds.share > 0:
+            state.enter("canary")
+        elif state.stage == "canary" and bounds.canary_decisions and state.seen >= bounds.canary_decisions:
+            state.enter("full")
 
-    def _return(self, reason: str) -> None:
-        self._stage, self._reason = "returned", reason
+
+def _sound(kept: dict[str, Any]) -> dict[str, Any]:
+    """What was kept, or nothing where another version of the appliance, or a damaged file, left something else."""
+    if set(kept) != {field.name for field in fields(_State)}:
+        return {}
+    if not all(isinstance(value, _TYPES.get(name, int)) for name, value in kept.items()):
+        return {}
+    return kept if kept["stage"] in get_args(Stage) else {}
 
 
 def share_of(sticky: str) -> float:
