@@ -1,17 +1,19 @@
 """Offline installation against its peers, measured side by side in one run.
 
-    python benchmarks/install.py [--wheelhouse DIR] [--out FILE]
+    python benchmarks/install.py [--wheelhouse DIR] [--out FILE] [--profile NAME]
 
-Times, each from the same wheels into a fresh folder on the same file system:
+Each is a command of its own, from the same wheels into a fresh folder on the same file system, timed from its start to
+its end (wall clock, and processor time of it and its children, which a busy machine disturbs less):
 
-- `appliance install`, whole: signature, every digest, environment, second verification, health check, activation
-- of that, what pip does too, and verification: from the media to an environment with every wheel verified and installed
-  (the health check after it imports the proxy cold, which compiles what it imports: pip never tries whether it runs)
-- `pip install --no-index --find-links` (it compiles bytecode), with hashes required
-- `uv pip install` with the same options, cold cache
-- build of the release, verification of the media, the strict reader's rate, and the size of a delta
+- `appliance install`, the whole: signature, every digest, environment, every digest again from the disk, health check
+  (the proxy imported for the first time, which compiles what it imports), activation, and one more look in place
+- `pip install --no-index --find-links` with hashes required: it unpacks the wheels and compiles all of them
+- `uv pip install` with the same options and an empty cache: it unpacks the wheels and compiles nothing
 
-Ratios are what counts; absolute times belong to the machine printed with them.
+pip and uv end where the step `environment` ends: neither knows who made the wheels, tries whether they work, or
+switches anything. So the whole is compared, and beside it that step alone, which is the same job.
+
+Also: build of the release, verification of the media, the strict reader's rate, and a delta's size.
 """
 
 from __future__ import annotations
@@ -20,12 +22,14 @@ import argparse
 import json
 import os
 import platform
+import resource
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -43,12 +47,29 @@ from appliance.trust.signing import open_signer
 GOAL = 0.25  # of pip's time
 TARGET = "cp311-manylinux_x86_64"
 BASE_PYTHON = getattr(sys, "_base_executable", sys.executable)
+APPLIANCE = [sys.executable, "-c", "from appliance.cli.main import main; main()"]
 
 
-def measured(action: Callable[[], object]) -> float:
-    begun = time.perf_counter()
+@dataclass(frozen=True)
+class Took:
+    """Wall-clock and processor seconds."""
+
+    wall: float
+    cpu: float
+
+    def __str__(self) -> str:
+        return f"{self.wall:.1f} ({self.cpu:.1f} cpu)"
+
+
+def measured(action: Callable[[], object]) -> Took:
+    begun, before = time.perf_counter(), _cpu()
     action()
-    return time.perf_counter() - begun
+    return Took(time.perf_counter() - begun, _cpu() - before)
+
+
+def _cpu() -> float:
+    uses = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(use.ru_utime + use.ru_stime for use in uses)
 
 
 def run(*command: str, **variables: str) -> None:
@@ -60,86 +81,100 @@ def run(*command: str, **variables: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--wheelhouse", type=Path, default=Path("vendor/wheelhouse") / TARGET)
+    parser.add_argument("--profile", default="gateway")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/install.json"))
     options = parser.parse_args()
     work = Path(tempfile.mkdtemp(prefix="bench-install-", dir="."))
     try:
-        report = benchmark(work.absolute(), options.wheelhouse)
+        report = benchmark(work.absolute(), options.wheelhouse, options.profile)
     finally:
         shutil.rmtree(work)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(report, indent=2) + "\n")
     for name, value in report.items():
         print(f"{name:34} {value}")
-    for name in ("media to environment / pip", "whole install / pip"):
+    for name in ("whole install / pip", "environment / pip"):
         print(f"goal of {GOAL} for {name}: {'reached' if report[name] <= GOAL else 'MISSED'}")
 
 
-def benchmark(work: Path, wheelhouse: Path) -> dict[str, Any]:
+def benchmark(work: Path, wheelhouse: Path, profile: str) -> dict[str, Any]:
     now = datetime.now(UTC)
     create_authority(work / "ca", read_recipes(Path("ca")), development=True, now=now)
-    recipe = Recipe("gateway", TARGET, work / "ca", now, wheelhouse=wheelhouse)
-    build_s = measured(lambda: build_release(recipe, work / "one"))
-    again = build_release(Recipe("gateway", TARGET, work / "ca", now, wheelhouse=wheelhouse, epoch=2), work / "two")
-    full = work / "one"
     anchor = (work / "ca" / "anchor.json").read_bytes()
-    verify_s = measured(lambda: verify_media([full], anchor, now=datetime.now(UTC)))
+    recipe = Recipe(profile, TARGET, work / "ca", now, wheelhouse=wheelhouse)
+    building = measured(lambda: build_release(recipe, work / "one"))
+    again = build_release(Recipe(profile, TARGET, work / "ca", now, wheelhouse=wheelhouse, epoch=2), work / "two")
+    verifying = measured(lambda: verify_media([work / "one"], anchor, now=datetime.now(UTC)))
+    steps = _steps(work, anchor)
+    payload = work / "steps" / "current" / "payload"
 
-    steps: dict[str, float] = {}
-    begun = time.perf_counter()
-    conduct = Conduct(python=BASE_PYTHON, checkpoint=lambda name: steps.setdefault(name, time.perf_counter() - begun))
-    install_s = measured(lambda: install([full], work / "prefix", anchor, now=datetime.now(UTC), conduct=conduct))
-    prefix = Prefix(work / "prefix")
-    payload = prefix.payload(prefix.active() or "")
-    requirements = str(payload / "requirements.txt")
-
-    def peer(name: str, *command: str, **variables: str) -> float:
+    def peer(name: str, *command: str, **variables: str) -> Took:
         run(BASE_PYTHON, "-m", "venv", str(work / name))
         python = str(work / name / "bin" / "python")
-        options = [
-            "--no-index",
-            "--find-links",
-            str(payload / "wheels"),
-            "--no-deps",
-            "--require-hashes",
-            "-r",
-            requirements,
-        ]
-        return measured(lambda: run(*(part.format(python=python) for part in command), *options, **variables))
+        wheels = ["--no-index", "--find-links", str(payload / "wheels"), "--no-deps", "--require-hashes"]
+        given = [*wheels, "-r", str(payload / "requirements.txt")]
+        return measured(lambda: run(*(part.format(python=python) for part in command), *given, **variables))
 
+    def ours() -> None:
+        trust = ["--trust", str(work / "ca" / "anchor.json")]
+        run(*APPLIANCE, "install", str(work / "one"), "--prefix", str(work / "prefix"), *trust)
+
+    loads = [os.getloadavg()[0]]
+    whole = measured(ours)
     uv = shutil.which("uv", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}") or "uv"
     cache = str(work / "uv-cache")
-    uv_s = peer("uv", uv, "pip", "install", "--quiet", "--python", "{python}", "--offline", UV_CACHE_DIR=cache)
-    pip_s = peer("pip", "{python}", "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
+    with_uv = peer("uv", uv, "pip", "install", "--quiet", "--python", "{python}", "--offline", UV_CACHE_DIR=cache)
+    with_pip = peer("pip", "{python}", "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
+    loads.append(os.getloadavg()[0])
 
-    statement = take_inventory(prefix, now=now)
-    base = Inventory.model_validate(statement)
-    delta = build_delta(
-        [again.built.path], base, open_signer(work / "ca", "release-signer"), work / "delta", anchor=anchor, now=now
-    )
+    base = Inventory.model_validate(take_inventory(Prefix(work / "steps"), now=now))
+    signer = open_signer(work / "ca", "release-signer")
+    delta = build_delta([again.built.path], base, signer, work / "delta", anchor=anchor, now=now)
     payload_mb = again.built.manifest.payload_bytes / 1e6
-    extract_s = steps["extracted"] - steps["staging: manifest written"]
-    environment_s = steps["environment: written down"] - steps["staged: written down"]
+    environment = steps["environment"]
     return {
         "machine": f"{os.cpu_count()} x {platform.machine()}, Python {platform.python_version()}",
+        "load average before and after": [round(load, 1) for load in loads],
+        "profile": profile,
         "wheels": sum(member.path.endswith(".whl") for member in again.built.manifest.members),
         "payload MB": round(payload_mb),
-        "build s": round(build_s, 1),
-        "verify s": round(verify_s, 1),
-        "verify MB/s": round(payload_mb / verify_s),
-        "extract MB/s": round(payload_mb / extract_s),
-        "install s": round(install_s, 1),
-        "  extract s": round(extract_s, 1),
-        "  environment s": round(environment_s, 1),
-        "  health s": round(steps["healthy: written down"] - steps["verified: written down"], 1),
-        "pip s": round(pip_s, 1),
-        "uv s": round(uv_s, 1),
-        "whole install / pip": round(install_s / pip_s, 3),
-        "media to environment / pip": round(steps["verified: written down"] / pip_s, 3),
-        "environment alone / pip": round(environment_s / pip_s, 3),
-        "whole install / uv": round(install_s / uv_s, 2),
+        "build s": str(building),
+        "verify s": str(verifying),
+        "verify MB/s": round(payload_mb / verifying.wall),
+        "extract MB/s": round(payload_mb / steps["extract"].wall),
+        "install s": str(whole),
+        **{f"  {name} s": str(took) for name, took in steps.items()},
+        "pip s": str(with_pip),
+        "uv s": str(with_uv),
+        "whole install / pip": round(whole.wall / with_pip.wall, 3),
+        "whole install / pip, processor": round(whole.cpu / with_pip.cpu, 3),
+        "environment / pip": round(environment.wall / with_pip.wall, 3),
+        "whole install / uv": round(whole.wall / with_uv.wall, 2),
+        "environment / uv": round(environment.wall / with_uv.wall, 2),
         "delta / full": round(delta.size_bytes / again.built.size_bytes, 5),
     }
+
+
+def _steps(work: Path, anchor: bytes) -> dict[str, Took]:
+    """What each step of an installation takes, told by its checkpoints."""
+    at: dict[str, tuple[float, float]] = {"begun": (time.perf_counter(), _cpu())}
+    conduct = Conduct(
+        python=BASE_PYTHON, checkpoint=lambda name: at.setdefault(name, (time.perf_counter(), _cpu())) and None
+    )
+    install([work / "one"], work / "steps", anchor, now=datetime.now(UTC), conduct=conduct)
+    ends = {
+        "authenticate": "staging: manifest written",
+        "extract": "staged: written down",
+        "environment": "environment: written down",
+        "verify again": "verified: written down",
+        "health": "healthy: written down",
+        "activate and look": "confirmed: written down",
+    }
+    found, before = {}, at["begun"]
+    for name, end in ends.items():
+        found[name] = Took(at[end][0] - before[0], at[end][1] - before[1])
+        before = at[end]
+    return found
 
 
 if __name__ == "__main__":
