@@ -28,7 +28,9 @@ def _print_status(out: Console, report: dict[str, Any]) -> None:
         out.print(f"group {name}: {group['routing']}" + (f" by {group['router']}" if group["router"] else ""))
         for deployment in group["deployments"]:
             name_and_model = f"  {deployment['id']:24} {deployment['model']:32}"
-            out.print(f"{name_and_model} weight {deployment['weight']}{_resting(deployment)}", markup=False)
+            out.print(
+                f"{name_and_model} weight {deployment['weight']}{_resting(deployment, len(workers))}", markup=False
+            )
         if group["candidate"]:
             tried = group["candidate"]
             out.print(
@@ -81,11 +83,12 @@ def _live(worker: int, live: dict[str, Any]) -> str:
     return said
 
 
-def _resting(deployment: dict[str, Any]) -> str:
-    """Why a deployment gets no requests now, and until when."""
+def _resting(deployment: dict[str, Any], workers: int) -> str:
+    """Why a deployment gets no requests now, and until when; on how many workers, where not on all."""
     cooling, health = deployment["cooldown"], deployment["health"]
+    where = "" if deployment["out_on"] == workers else f" (on {deployment['out_on']} of {workers} workers)"
     if cooling:
-        return f"  cooling down after status {cooling['status_code']}, {cooling['left_s']} s left"
+        return f"  cooling down after status {cooling['status_code']}, {cooling['left_s']} s left{where}"
     if health and health["state"] != "closed":
-        return f"  {health['state']}: {health['last_reason']}, next try in {health['retry_in_s']} s"
+        return f"  {health['state']}: {health['last_reason']}, next try in {health['retry_in_s']} s{where}"
     return ""

@@ -15,9 +15,9 @@ def collect(settings: Settings) -> dict[str, Any]:
     """Ask every worker and condense.
 
     Returns:
-        `workers` (each in full), `routers` (name -> mode, digests over all workers, problem), `groups`, `converged`
-        (whether all workers serve the same digests), `egress_refused` (attempts to connect
-        elsewhere than configured, over all workers).
+        `workers` (each in full), `routers` (name -> mode, digests over all workers, problem), `groups` (with the
+        worst view of every deployment), `converged` (whether all workers serve the same digests),
+        `egress_refused` (attempts to connect elsewhere than configured, over all workers).
 
     Raises:
         GatewayError: GATEWAY_NOT_RUNNING, GATEWAY_BOOTING.
@@ -62,5 +62,32 @@ def condense(workers: list[dict[str, Any]]) -> dict[str, Any]:
         "converged": all(router["converged"] for router in routers.values()),
         "egress_refused": sum(worker["egress"]["refused"] for worker in workers),
         "routers": routers,
-        "groups": workers[0]["groups"],
+        "groups": {name: _group(name, workers) for name in workers[0]["groups"]},
     }
+
+
+def _group(name: str, workers: list[dict[str, Any]]) -> dict[str, Any]:
+    """A group as all workers see it: each learns for itself which upstream is out, so the worst view is told.
+
+    `out_on` of a deployment counts the workers that keep it out now.
+    """
+    views = [worker["groups"][name] for worker in workers if name in worker["groups"]]
+    seen: dict[str, list[dict[str, Any]]] = {}
+    for view in views:
+        for deployment in view["deployments"]:
+            seen.setdefault(deployment["id"], []).append(deployment)
+    static = [view for view in views if view["routing"] != "ml"]
+    return {
+        **(static or views)[0],
+        "deployments": [
+            {**sorted(each, key=_out)[-1], "out_on": sum(_out(deployment) > 0 for deployment in each)}
+            for each in seen.values()
+        ],
+    }
+
+
+def _out(deployment: dict[str, Any]) -> int:
+    """How far out of service a worker sees a deployment: 0 not at all."""
+    health = deployment["health"]
+    state = {"open": 2, "half-open": 1}.get(health["state"], 0) if health else 0
+    return max(state, 3 if deployment["cooldown"] else 0)

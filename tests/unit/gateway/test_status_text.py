@@ -63,3 +63,14 @@ def test_a_refused_update_and_workers_that_differ_are_seen_at_once():
     assert "workers differ!" in text
     assert "refused TRUST_OMS_FILES: altered\n  next: copy it again" in text
     assert "none; weighted round-robin serves" in screen([worker(0, serving=None, problem=PROBLEM)])
+
+
+def test_an_upstream_that_one_worker_of_two_keeps_out_is_shown_with_how_many_do():
+    recovered = worker(0)
+    for deployment in recovered["groups"]["chat"]["deployments"]:
+        deployment["health"] = deployment["cooldown"] = None
+    workers = [recovered, worker(1)]
+    text = screen(workers)
+    assert "open: unreachable, next try in 2.5 s (on 1 of 2 workers)" in text
+    assert "cooling down after status 500, 3.0 s left (on 1 of 2 workers)" in text
+    assert [d["out_on"] for d in condense(workers)["groups"]["chat"]["deployments"]] == [1, 1, 0]
