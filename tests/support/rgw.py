@@ -99,10 +99,15 @@ def rgw_server(identity: Identity) -> Iterator[S3Server]:
         write_for_service(directory / "rgw.keyring", key)
         rgw = servers.enter_context(ceph.daemon("radosgw", "-n", "client.rgw", "-f"))
         wait_until(lambda: listens(rgw_port), seconds=60, what="radosgw", process=rgw, log=directory / "radosgw.log")
-        said = ceph.run("radosgw-admin", "user", "create", "--uid", "registry", "--display-name", "registry")
-        [pair] = json.loads(said)["keys"]
+
+        def add_user(name: str) -> tuple[str, str]:
+            said = ceph.run("radosgw-admin", "user", "create", "--uid", name, "--display-name", name)
+            [pair] = json.loads(said)["keys"]
+            return pair["access_key"], pair["secret_key"]
+
         endpoint = f"127.0.0.1:{rgw_port}"
-        yield S3Server(endpoint, pair["access_key"], pair["secret_key"], identity.ca_pem, enforces_conditions=True)
+        owner = add_user("registry")
+        yield S3Server(endpoint, *owner, identity.ca_pem, enforces_conditions=True, add_user=add_user)
 
 
 class _Cluster:

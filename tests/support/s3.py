@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -44,6 +44,7 @@ class S3Server:
         access_key, secret_key: of an account that may do everything.
         ca_pem: what its certificate hangs on.
         enforces_conditions: whether `If-None-Match: *` has one winner under a race, and objects can be locked.
+        add_user: name -> access and secret key of a further account that may do nothing by itself.
     """
 
     endpoint: str
@@ -51,6 +52,7 @@ class S3Server:
     secret_key: str
     ca_pem: bytes
     enforces_conditions: bool
+    add_user: Callable[[str], tuple[str, str]] | None = None
 
     def settings(self, directory: Path, *, bucket: str, prefix: str = "", **more: object) -> dict[str, object]:
         """The key `registry` of a settings file that reaches it; CA and credentials are written to `directory`."""

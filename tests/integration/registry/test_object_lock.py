@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -13,8 +14,10 @@ from minio.commonconfig import COMPLIANCE
 from minio.error import S3Error
 from minio.objectlockconfig import DAYS, ObjectLockConfig
 from minio.retention import Retention
+from minio.versioningconfig import ENABLED, VersioningConfig
 
 from appliance.errors import RegistryError
+from appliance.registry.contract import Store
 from appliance.registry.homes import open_store
 from appliance.registry.settings import S3Settings, read_credentials
 from appliance.registry.tls import client_context
@@ -94,3 +97,67 @@ def test_an_absent_bucket_is_named(swift: S3Server, bucket_settings: Callable[..
     with pytest.raises(RegistryError) as info:
         store.list("")
     assert info.value.code == "REGISTRY_NO_BUCKET"
+
+
+POLICIES = Path(__file__).parents[3] / "bundle" / "minio"
+MAY = {  # role -> what it may do; everything else is denied
+    "gateway": {"get"},
+    "sidecar": {"get", "list channels/", "list config/"},
+    "officer": {"get", "list channels/", "list config/", "list routers/", "put", "promote"},
+    "housekeeper": {"get", "list channels/", "list config/", "list routers/", "delete"},
+}
+ACTS: dict[str, Callable[[Store], object]] = {
+    "get": lambda store: store.get("routers/a/1/x", max_bytes=100),
+    "list channels/": lambda store: store.list("channels/"),
+    "list config/": lambda store: store.list("config/"),
+    "list routers/": lambda store: store.list("routers/"),
+    "put": lambda store: store.put("routers/a/2/x", b"new"),
+    "promote": lambda store: store.put("channels/a.json", b"pointer"),
+    "put elsewhere": lambda store: store.put("elsewhere", b"x"),
+    "delete": lambda store: store.delete("routers/a/1/x"),
+    "delete channel": lambda store: store.delete("channels/a.json"),
+}
+
+
+def test_every_role_may_do_what_its_policy_says_and_nothing_else(
+    rgw: S3Server, bucket_settings: Callable[..., S3Settings], tmp_path: Path
+) -> None:
+    """The policies of bundle/minio, as one bucket policy: RGW names the account in it, MinIO attaches it to one."""
+    settings = bucket_settings(rgw, prefix="")
+    owner = open_store(settings)
+    assert rgw.add_user is not None
+    statements, stores = [], {}
+    for role in MAY:
+        access, secret = rgw.add_user(f"{role}-{settings.bucket}")
+        credentials = tmp_path / f"{role}.yaml"
+        credentials.touch(0o600)
+        credentials.write_text(f"access_key: {access}\nsecret_key: {secret}\n")
+        stores[role] = open_store(settings.model_copy(update={"credentials_file": credentials, "attempts": 1}))
+        text = (POLICIES / f"{role}.json").read_text().replace(":::registry", f":::{settings.bucket}")
+        whom = {"Principal": {"AWS": [f"arn:aws:iam:::user/{role}-{settings.bucket}"]}}
+        statements += [{**statement, **whom} for statement in json.loads(text)["Statement"]]
+    policy = json.dumps({"Version": "2012-10-17", "Statement": statements})
+    administrator(settings).set_bucket_policy(settings.bucket, policy)
+    may: dict[str, set[str]] = {role: set() for role in MAY}
+    for role, store in stores.items():
+        for name, act in ACTS.items():
+            owner.put("routers/a/1/x", b"published")
+            try:
+                act(store)
+            except RegistryError as error:
+                assert error.code == "REGISTRY_DENIED", (role, name, error)
+            else:
+                may[role].add(name)
+    assert may == MAY
+
+
+def test_a_bucket_keeps_every_version_of_a_pointer(rgw: S3Server, bucket_settings: Callable[..., S3Settings]) -> None:
+    settings = bucket_settings(rgw)
+    client, name = administrator(settings), f"{settings.prefix}channels/a.json"
+    client.set_bucket_versioning(settings.bucket, VersioningConfig(ENABLED))
+    store = open_store(settings)
+    for epoch in (b"1", b"2", b"3"):
+        store.put("channels/a.json", epoch)
+    kept = list(client.list_objects(settings.bucket, name, include_version=True))
+    read = [client.get_object(settings.bucket, name, version_id=one.version_id).read() for one in kept]
+    assert sorted(read) == [b"1", b"2", b"3"]
