@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from appliance.cli import ca_host, ca_init
+from appliance.cli import ca_host, ca_init, ca_root
 from appliance.cli.ca_report import handed_out, now, parse_time, rows
 from appliance.cli.keyring import (
     DEFAULT_AUTHORITY,
@@ -27,9 +27,9 @@ app = typer.Typer(
 log = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The transparency log: export and audit.")
 app.add_typer(log, name="log")
 log.command("audit")(ca_host.audit)
-for _command in (ca_init.init, ca_init.recipes):
-    app.command()(_command)
-for _command in (ca_host.trust, ca_host.refresh, ca_host.machine, ca_host.redeem):
+app.add_typer(ca_root.app, name="root")
+_COMMANDS = (ca_init.init, ca_init.recipes, ca_host.trust, ca_host.refresh, ca_host.machine, ca_host.redeem)
+for _command in _COMMANDS:
     app.command()(_command)
 
 _MAX_BYTES = 4 * 1024 * 1024
@@ -77,13 +77,16 @@ def renew(
         raise typer.BadParameter("say where the renewed certificate goes", param_hint="--out")
     with refusals(as_json):
         from appliance.trust import ceremony
+        from appliance.trust.report import authority_report
         from appliance.trust.tls import renew_tls
 
         opened = open_authority(authority, passphrase_file, key)
         if name is not None and out is not None:
             _hand_over(renew_tls(opened, name, at=now()), out, name, as_json)
             return
-        report = {"renewed": ceremony.renew(opened, now=now()), **handed_out(authority)}
+        renewed = ceremony.renew(opened, now=now())
+        warnings = authority_report(opened, now=now())["warnings"]
+        report = {"renewed": renewed, **handed_out(authority), "warnings": warnings}
         show(report, as_json, lambda console: rows(console, report))
 
 
@@ -214,6 +217,9 @@ def authorise(
     machine: Annotated[str, typer.Option("--machine", help="What `appliance ca machine` prints on the host.")],
     out: Annotated[Path, typer.Option("--out", help="File to write.")],
     days: Annotated[int, typer.Option("--days", min=1, max=30, help="How long it holds.")] = 7,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Too few root keys will do: their holders add theirs by `ca root sign`.")
+    ] = False,
     authority: AuthorityFolder = DEFAULT_AUTHORITY,
     passphrase_file: PassphraseFile = None,
     key: KeyPlaces = None,
@@ -229,7 +235,9 @@ def authorise(
     with refusals(as_json):
         opened = open_authority(authority, passphrase_file, key)
         lifetime = timedelta(days=days)
-        token = write_token(opened, action, machine=machine, version=version, now=now(), lifetime=lifetime)
+        token = write_token(
+            opened, action, machine=machine, version=version, now=now(), lifetime=lifetime, partial=partial
+        )
         write_atomic(out, token)
         report = {"token": str(out), "action": action, "version": version, "machine": machine, "days": days}
         show(report, as_json, lambda console: rows(console, report))

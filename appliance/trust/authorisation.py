@@ -20,7 +20,7 @@ from appliance import documents
 from appliance.errors import DocumentError, TrustError
 from appliance.trust import keys
 from appliance.trust.authority import Authority
-from appliance.trust.keys import is_canonical
+from appliance.trust.keys import PrivateKey, is_canonical
 from appliance.trust.names import statement_type
 from appliance.trust.repository import Repository
 from appliance.trust.trusted_root import parse_rfc3339, rfc3339
@@ -71,15 +71,29 @@ class Authorisation:
 
 
 def write_token(
-    authority: Authority, action: Action, *, machine: str, version: str, now: datetime, lifetime: timedelta
+    authority: Authority,
+    action: Action,
+    *,
+    machine: str,
+    version: str,
+    now: datetime,
+    lifetime: timedelta,
+    partial: bool = False,
 ) -> bytes:
     """Sign an authorisation with the root keys at hand.
+
+    Args:
+        authority: the authority.
+        action, machine, version, lifetime: what is authorised, where, and for how long.
+        now: the time of signing.
+        partial: too few root keys will do: their holders add what is missing (`add_signature`).
 
     Raises:
         TrustError: TRUST_THRESHOLD (too few root keys are here), TRUST_TOKEN_MALFORMED (not a machine identity).
     """
     repository = Repository(authority)
-    repository.check_root_signers()
+    if not partial:
+        repository.check_root_signers()
     if not _MACHINE.fullmatch(machine):
         raise TrustError("TRUST_TOKEN_MALFORMED", f"{machine[:80]!r} is not a machine identity (64 hex digits)")
     statement = Statement(
@@ -94,8 +108,33 @@ def write_token(
     )
     payload = documents.write_json(statement.model_dump(by_alias=True))
     at_hand = [authority.keys.load(name) for name in repository.root_keys_at_hand()]
-    signers = [(key, CryptoSigner(key)) for key in at_hand]
-    signatures = {signer.public_key.keyid: keys.sign(key, payload).hex() for key, signer in signers}
+    return _token(statement, dict(_signed(key, payload) for key in at_hand))
+
+
+def is_token(data: bytes) -> bool:
+    """Whether bytes look like an authorisation rather than another document."""
+    return data.startswith(b'{"signatures":')
+
+
+def add_signature(token: bytes, key: PrivateKey) -> tuple[bytes, Statement]:
+    """Add a root key holder's signature to an authorisation.
+
+    Returns:
+        The token, and what it authorises.
+
+    Raises:
+        TrustError: TRUST_TOKEN_MALFORMED.
+    """
+    parsed = _parse(token)
+    payload = documents.write_json(parsed.statement.model_dump(by_alias=True))
+    return _token(parsed.statement, {**parsed.signatures, **dict([_signed(key, payload)])}), parsed.statement
+
+
+def _signed(key: PrivateKey, payload: bytes) -> tuple[str, str]:
+    return str(CryptoSigner(key).public_key.keyid), keys.sign(key, payload).hex()
+
+
+def _token(statement: Statement, signatures: dict[str, str]) -> bytes:
     return documents.write_json({"statement": statement.model_dump(by_alias=True), "signatures": signatures})
 
 
@@ -140,8 +179,12 @@ def check_token(
     return Authorisation(statement.action, statement.version, statement.nonce)
 
 
-def _authentic(token: bytes, root: Root) -> Statement:
-    """Parse a token whose every signature is a root key's, enough of them."""
+def _parse(token: bytes) -> _Token:
+    """Parse a token; nothing is said about its signatures.
+
+    Raises:
+        TrustError: TRUST_TOKEN_MALFORMED.
+    """
     try:
         document = documents.read_canonical_json(token, what="authorisation", max_bytes=_MAX_BYTES)
         parsed = documents.validate(_Token, document, what="authorisation")
@@ -150,6 +193,12 @@ def _authentic(token: bytes, root: Root) -> Statement:
         raise TrustError("TRUST_TOKEN_MALFORMED", error.cause, **error.evidence) from None
     except ValueError as error:
         raise TrustError("TRUST_TOKEN_MALFORMED", f"authorisation: {error}") from None
+    return parsed
+
+
+def _authentic(token: bytes, root: Root) -> Statement:
+    """Parse a token whose every signature is a root key's, enough of them."""
+    parsed = _parse(token)
     statement = parsed.statement
     payload = documents.write_json(statement.model_dump(by_alias=True))
     signatures = {key_id: Signature(key_id, value) for key_id, value in parsed.signatures.items()}

@@ -7,7 +7,7 @@ anchor. `docs/key-ceremony.md` puts them in order for people.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,11 +18,12 @@ from appliance.files import translated, write_atomic
 from appliance.trust import peers, tls
 from appliance.trust.anchor import RELEASE_ROLE, write_anchor
 from appliance.trust.authority import Authority, Service
-from appliance.trust.keys import Passphrase, PrivateKey, no_passphrase
+from appliance.trust.keys import Passphrase, PrivateKey, PublicKey, no_passphrase
 from appliance.trust.names import DOMAIN
 from appliance.trust.policy import Denied, LogIndex, Policy, write_policy
 from appliance.trust.profiles import Recipes
-from appliance.trust.repository import POLICY, REVOCATIONS, Repository
+from appliance.trust.proposal import Proposal, combine
+from appliance.trust.repository import POLICY, REVOCATIONS, Repository, role_of
 
 Item = TypeVar("Item")
 
@@ -127,6 +128,51 @@ def rotate_key(authority: Authority, name: str, *, now: datetime) -> str:
     return successor
 
 
+def propose_root(authority: Authority, replaced: Mapping[str, PublicKey | None], *, now: datetime) -> Proposal:
+    """Draft the next root for holders who sign elsewhere; no private root key is needed here.
+
+    Args:
+        authority: the authority.
+        replaced: see `Repository.next_root`; of nothing, the root's life is extended.
+        now: its life is counted from here.
+
+    Raises:
+        TrustError: TRUST_KEY_UNKNOWN; TRUST_PROPOSAL for a root key's successor without a public key.
+    """
+    held_here = sorted(name for name, public in replaced.items() if public is None and role_of(name) == "root")
+    if held_here:
+        raise TrustError("TRUST_PROPOSAL", f"the successor of {held_here[0]} is its holder's: give its public key")
+    repository = Repository(authority)
+    return Proposal(repository.root(), repository.next_root(replaced, now=now))
+
+
+def accept_root(authority: Authority, proposals: Sequence[Proposal], *, now: datetime) -> Proposal:
+    """Put the holders' signatures together and make the draft the root in force.
+
+    Args:
+        authority: the authority.
+        proposals: one signed by all, or a copy from each holder.
+        now: for the metadata that are signed under the new root.
+
+    Returns:
+        The proposal with every signature.
+
+    Raises:
+        TrustError: TRUST_PROPOSAL (several drafts, or not of the root in force), TRUST_THRESHOLD.
+    """
+    repository, combined = Repository(authority), combine(proposals)
+    present = repository.root()
+    if combined.previous.signed_bytes != present.signed_bytes:
+        version = present.signed.version
+        raise TrustError("TRUST_PROPOSAL", f"the draft does not follow this authority's root {version}", root=version)
+    repository.check_online_signers(combined.proposed.signed)
+    revocations = tls.revocation_list(authority, now=now)  # the last that could be refused
+    repository.keep_root(combined.proposed)
+    repository.publish({REVOCATIONS: revocations}, now=now)
+    _announce(authority, now)
+    return combined
+
+
 def enrol_peer(authority: Authority, trusted_root: bytes, *, now: datetime) -> str:
     """Believe another authority under its own domain; what its identities may sign, the policy says.
 
@@ -141,14 +187,19 @@ def enrol_peer(authority: Authority, trusted_root: bytes, *, now: datetime) -> s
 def renew(authority: Authority, *, now: datetime) -> list[str]:
     """Extend what runs out: trust metadata and TLS revocation list always, the TUF root when its time comes.
 
+    A root that is due while its key holders are elsewhere does not keep the rest from being renewed; it waits for
+    `propose_root`, and the report warns until then.
+
     Returns:
         What was renewed.
 
     Raises:
-        TrustError: TRUST_THRESHOLD where the root is due and too few of its keys are here.
+        TrustError: TRUST_THRESHOLD where the root has expired and too few of its keys are here.
     """
     repository, renewed = Repository(authority), ["targets", "snapshot", "timestamp", "tls-crl"]
-    if repository.metadata("root").expires - now <= authority.state.profiles.warn_before.span:
+    root = repository.root().signed
+    here = len(repository.root_keys_at_hand()) >= root.roles["root"].threshold
+    if root.expires <= now or (here and root.expires - now <= authority.state.profiles.warn_before.span):
         repository.renew_root(now=now)
         renewed.insert(0, "root")
     _publish(authority, {}, now)

@@ -25,6 +25,7 @@ _MAX_KEY_BYTES: Final = 16 * 1024
 
 Passphrase = Callable[[str], bytes | None]
 PrivateKey = ec.EllipticCurvePrivateKey
+PublicKey = ec.EllipticCurvePublicKey
 
 
 def no_passphrase(_name: str) -> bytes | None:
@@ -71,6 +72,22 @@ def public_der(key: ec.EllipticCurvePublicKey) -> bytes:
 def key_id(key: ec.EllipticCurvePublicKey) -> bytes:
     """SHA-256 of the SubjectPublicKeyInfo (RFC 6962 section 3.2)."""
     return hashlib.sha256(public_der(key)).digest()
+
+
+def read_public_key(path: Path) -> PublicKey:
+    """Read a public key (PEM) that a key's holder has handed in.
+
+    Raises:
+        FileError: see `files.read_regular`.
+        TrustError: TRUST_KEY_UNUSABLE.
+    """
+    try:
+        key = serialization.load_pem_public_key(read_regular(path, max_bytes=_MAX_KEY_BYTES))
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise TrustError("TRUST_KEY_UNUSABLE", f"{path} is not a public key: {error}", path=str(path)) from None
+    if not isinstance(key, PublicKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise TrustError("TRUST_KEY_UNUSABLE", f"{path} is not an ECDSA key on P-256", path=str(path))
+    return key
 
 
 @dataclass(frozen=True)

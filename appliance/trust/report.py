@@ -39,7 +39,11 @@ def expiries(authority: Authority, *, now: datetime) -> list[Expiry]:
         if each.end > now or each.name == _newest(authority, each.service)
     ]
     repository = Repository(authority)
-    found += [Expiry(f"metadata {r}", repository.metadata(r).expires, "appliance ca renew") for r in TUF_ROLES]
+    apart = len(repository.root_keys_at_hand()) < repository.root().signed.roles["root"].threshold
+    extend = {"root": "appliance ca root propose --out FILE"} if apart else {}
+    found += [
+        Expiry(f"metadata {r}", repository.metadata(r).expires, extend.get(r, "appliance ca renew")) for r in TUF_ROLES
+    ]
     newest: dict[str, datetime] = {}
     for certificate in _valid_tls(authority):
         name = tls.common_name(certificate)

@@ -15,6 +15,7 @@ from appliance.errors import FileError, TrustError
 from appliance.files import read_regular, write_atomic
 from appliance.trust import trusted_root
 from appliance.trust.authority import Authority
+from appliance.trust.keys import PublicKey
 from appliance.trust.peers import all_anchors
 from appliance.trust.policy import Policy, read_policy, write_policy
 from appliance.trust.profiles import TUF_ROLES, MetadataRole
@@ -59,7 +60,7 @@ class Repository:
             for number in range(1, profile.keys + 1):
                 self._add_key(root, role, f"tuf-{role}-{number}")
             root.roles[role].threshold = profile.threshold
-        self._write_root(root)
+        self._sign_and_keep(Metadata(root))
         self.publish({POLICY: write_policy(policy)}, now=now)
 
     def rotate_key(self, name: str, *, now: datetime) -> str:
@@ -75,20 +76,13 @@ class Repository:
         Raises:
             TrustError: TRUST_KEY_UNKNOWN, TRUST_THRESHOLD (too few root keys are here), TRUST_KEY_EXISTS.
         """
-        root = Root.from_dict(self.root().signed.to_dict())
-        named = {str(key.unrecognized_fields[NAME_FIELD]): (key_id, key) for key_id, key in root.keys.items()}
-        if name not in named:
-            raise TrustError("TRUST_KEY_UNKNOWN", f"the root names no key {name}", keys=sorted(named))
-        role = name.split("-")[1]
+        self._key_of(name)
         self.check_root_signers()
-        numbers = [int(each.rsplit("-", 1)[1]) for each in self._names_ever(role)]
-        successor = f"tuf-{role}-{max(numbers) + 1}"
-        root.revoke_key(named[name][0], role)
-        self._add_key(root, role, successor)
-        self._advance(root, now)
-        if role != "root":
+        drafted = self.next_root({name: None}, now=now)
+        self._sign_and_keep(drafted)
+        if role_of(name) != "root":
             self.publish(now=now)
-        return successor
+        return self._newest_key(drafted.signed, role_of(name))
 
     def renew_root(self, *, now: datetime) -> None:
         """Sign a new root with the same keys: extends its life.
@@ -96,7 +90,59 @@ class Repository:
         Raises:
             TrustError: TRUST_THRESHOLD.
         """
-        self._advance(Root.from_dict(self.root().signed.to_dict()), now)
+        self._sign_and_keep(self.next_root({}, now=now))
+
+    def next_root(self, replaced: Mapping[str, PublicKey | None], *, now: datetime) -> Metadata[Root]:
+        """Draft the root that follows the newest one, unsigned.
+
+        Args:
+            replaced: names of keys to retire -> the successor's public key, whose private half is elsewhere; None
+                makes the successor (or finds it) in the key ring. Successors get the role's next number.
+            now: its life is counted from here.
+
+        Raises:
+            TrustError: TRUST_KEY_UNKNOWN.
+        """
+        root = Root.from_dict(self.root().signed.to_dict())
+        for name, public in replaced.items():
+            role, key_id = role_of(name), self._key_of(name)
+            numbers = [int(each.rsplit("-", 1)[1]) for each in self._names_ever(role) | {*_names(root, role)}]
+            root.revoke_key(key_id, role)
+            self._add_key(root, role, f"tuf-{role}-{max(numbers) + 1}", public)
+        root.version += 1
+        root.expires = self._expiry("root", now)
+        return Metadata(root)
+
+    def keep_root(self, metadata: Metadata[Root]) -> None:
+        """Make a signed root the newest one; the threshold of its predecessor and its own must be met.
+
+        Raises:
+            TrustError: TRUST_THRESHOLD.
+        """
+        previous = self.root() if metadata.signed.version > 1 else metadata
+        for delegator in (previous, metadata):
+            verified = delegator.signed.get_verification_result("root", metadata.signed_bytes, metadata.signatures)
+            if not verified:
+                names = sorted(str(key.unrecognized_fields[NAME_FIELD]) for key in verified.signed.values())
+                raise TrustError(
+                    "TRUST_THRESHOLD",
+                    f"root {metadata.signed.version} needs {verified.threshold} signatures of root "
+                    f"{delegator.signed.version}'s keys, it has {len(names)}",
+                    signed=names,
+                    keys=_names(delegator.signed, "root"),
+                )
+        self._write(metadata, f"{metadata.signed.version}.root.json")
+
+    def check_online_signers(self, root: Root) -> None:
+        """Refuse a root before it is kept if the other roles could not sign under it here.
+
+        Raises:
+            TrustError: TRUST_THRESHOLD, TRUST_KEY_LOCKED.
+        """
+        for role in TUF_ROLES[1:]:
+            usable = [self._authority.keys.load(name) for name in self._at_hand(root, role)]
+            if len(usable) < root.roles[role].threshold:
+                raise TrustError("TRUST_THRESHOLD", f"too few keys of the role {role} are here", role=role)
 
     def check_root_signers(self) -> None:
         """Refuse a ceremony before it changes anything if too few root keys are here.
@@ -156,27 +202,12 @@ class Repository:
             history.mkdir(parents=True, exist_ok=True)
             path.replace(history / path.name)
 
-    def _advance(self, root: Root, now: datetime) -> None:
-        root.version += 1
-        root.expires = self._expiry("root", now)
-        self._write_root(root)
-
-    def _write_root(self, root: Root) -> None:
-        """Sign a root with every key at hand that it or its predecessor names; both thresholds must be met."""
-        metadata: Metadata[Root] = Metadata(root)
-        previous = self.root() if root.version > 1 else metadata
-        for name in dict.fromkeys([*self._at_hand(previous.signed, "root"), *self._at_hand(root, "root")]):
+    def _sign_and_keep(self, metadata: Metadata[Root]) -> None:
+        """Sign a root with every key at hand that it or its predecessor names, and keep it."""
+        previous = self.root().signed if metadata.signed.version > 1 else metadata.signed
+        for name in dict.fromkeys([*self._at_hand(previous, "root"), *self._at_hand(metadata.signed, "root")]):
             metadata.sign(CryptoSigner(self._authority.keys.load(name)), append=True)
-        for delegator in (previous, metadata):
-            verified = delegator.signed.get_verification_result("root", metadata.signed_bytes, metadata.signatures)
-            if not verified:
-                raise TrustError(
-                    "TRUST_THRESHOLD",
-                    f"the root needs {delegator.signed.roles['root'].threshold} signatures of its keys, "
-                    f"{len(verified.signed)} are here",
-                    signed=sorted(verified.signed),
-                )
-        self._write(metadata, f"{root.version}.root.json")
+        self.keep_root(metadata)
 
     def root(self) -> Metadata[Root]:
         """The newest root."""
@@ -252,10 +283,25 @@ class Repository:
         roots = [Metadata[Root].from_bytes(self._read(f"{version}.root.json")).signed for version in versions]
         return {name for root in roots for name in _names(root, role)}
 
-    def _add_key(self, root: Root, role: str, name: str) -> None:
+    def _key_of(self, name: str) -> str:
+        """The id of a key that the newest root names.
+
+        Raises:
+            TrustError: TRUST_KEY_UNKNOWN.
+        """
+        named = {str(key.unrecognized_fields[NAME_FIELD]): key_id for key_id, key in self.root().signed.keys.items()}
+        if name not in named:
+            raise TrustError("TRUST_KEY_UNKNOWN", f"the root names no key {name}", keys=sorted(named))
+        return named[name]
+
+    def _newest_key(self, root: Root, role: str) -> str:
+        return max(_names(root, role), key=lambda name: int(name.rsplit("-", 1)[1]))
+
+    def _add_key(self, root: Root, role: str, name: str, public: PublicKey | None = None) -> None:
         ring = self._authority.keys
-        private = ring.load(name) if ring.has(name) else ring.make(name)
-        key = SSlibKey.from_crypto(private.public_key())
+        if public is None:
+            public = (ring.load(name) if ring.has(name) else ring.make(name)).public_key()
+        key = SSlibKey.from_crypto(public)
         key.unrecognized_fields[NAME_FIELD] = name
         root.add_key(key, role)
 
@@ -275,3 +321,8 @@ class Repository:
 
 def _names(root: Root, role: str) -> list[str]:
     return [str(root.keys[key_id].unrecognized_fields[NAME_FIELD]) for key_id in root.roles[role].keyids]
+
+
+def role_of(name: str) -> str:
+    """The metadata role of a key, by its name: `tuf-root-2` is of `root`."""
+    return name.split("-")[1] if name.count("-") == 2 else name

@@ -18,7 +18,7 @@ from pathlib import Path
 from appliance import documents
 from appliance.artifact import from_files
 from appliance.errors import ApplianceError
-from appliance.trust import audit, checkpoint, timestamping, trusted_root
+from appliance.trust import audit, ceremony, checkpoint, proposal, timestamping, trusted_root
 from appliance.trust.anchor import read_anchor
 from appliance.trust.authorisation import check_token, write_token
 from appliance.trust.authority import Authority
@@ -76,6 +76,8 @@ def targets(folder: Path) -> dict[str, Target]:
     signature = zone.signer("import-officer", at=NOW).sign_artifact(FILES)
     root = repository.root().signed
     token = write_token(authority, "downgrade", machine=MACHINE, version="1", now=NOW, lifetime=timedelta(days=7))
+    drafted = proposal.sign(ceremony.propose_root(authority, {}, now=NOW), authority.keys.load("tuf-root-1"))
+    draft = proposal.write(drafted)
     parsed = json.loads(bundle)["verificationMaterial"]
     from base64 import b64decode
 
@@ -128,6 +130,8 @@ def targets(folder: Path) -> dict[str, Target]:
         "time-stamp": Target(stamp, lambda data: verify_token(data, signed, anchors), only_original=True),
         "checkpoint": Target(note, judge_checkpoint, only_original=True),
         "authorisation": Target(token, judge_token, only_original=True),
+        # a draft is compared by its digest; the signatures within are what nobody may alter
+        "root proposal": Target(draft, proposal.read, only_original=False),
         "log export": Target(exported, lambda data: audit.audit(data, material.trusted_root), only_original=False),
         "anchor": Target(zone.anchor, read_anchor, only_original=False),
         "policy": Target(write_policy(material.policy), read_policy, only_original=False),

@@ -246,6 +246,55 @@ def test_a_real_authority_asks_for_passphrases_and_keeps_root_keys_on_media(tmp_
 
 
 @pytest.mark.slow
+def test_root_key_holders_sign_one_after_the_other_on_machines_of_their_own(tmp_path, softhsm):
+    """Each holder makes a key and signs with nothing but that key; the authority puts the signatures together."""
+    (tmp_path / "secret").write_text("online secret\n")
+    at, online = ("--authority", "ca"), ("--passphrase-file", "secret")
+    report("init", "--recipes", RECIPES, "--out", "ca", *online, cwd=tmp_path)
+    places, publics = {"alice": "alice.pem", "bob": softhsm("bob", "root"), "carol": "carol.pem"}, []
+    for number, (holder, place) in enumerate(places.items(), 1):
+        (tmp_path / f"{holder}.secret").write_text(f"secret of {holder}\n")
+        mine = (f"--key={holder}={place}", "--passphrase-file", f"{holder}.secret")
+        made = report("root", "key", *mine, "--out", f"{holder}.pub", cwd=tmp_path)
+        publics.append((f"tuf-root-{number}={holder}.pub", made["fingerprint"]))
+    replace = [f"--replace={public}" for public, _ in publics]
+    draft = report("root", "propose", *replace, "--out", "draft", *at, cwd=tmp_path)
+    assert set(draft["keys_added"].values()) == {fingerprint for _, fingerprint in publics}
+    for number in (1, 3):  # the keys that `init` made in one place hand over, and are destroyed
+        old = f"--key=old=ca/keys/tuf-root-{number}.pem"
+        report("root", "sign", "draft", old, *online, cwd=tmp_path)
+    assert refusal("root", "accept", "draft", *at, *online, cwd=tmp_path) == "TRUST_THRESHOLD"
+    for holder in ("alice", "bob"):
+        (tmp_path / f"draft-{holder}").write_bytes((tmp_path / "draft").read_bytes())
+        mine = (f"--key={holder}={places[holder]}", "--passphrase-file", f"{holder}.secret")
+        wrong = ("root", "sign", f"draft-{holder}", *mine, "--digest", "0" * 64)
+        assert refusal(*wrong, cwd=tmp_path) == "TRUST_PROPOSAL"
+        report("root", "sign", f"draft-{holder}", *mine, "--digest", draft["digest"], cwd=tmp_path)
+    assert "still needed" in ca("root", "show", "draft-alice", cwd=tmp_path).stdout
+    accepted = report("root", "accept", "draft-alice", "draft-bob", *at, *online, cwd=tmp_path)
+    assert accepted["signed_by"] == ["tuf-root-1", "tuf-root-3", "tuf-root-4", "tuf-root-5"]
+    for old in (tmp_path / "ca/keys").glob("tuf-root-*.pem"):
+        old.unlink()
+    state = report("status", *at, cwd=tmp_path)
+    assert (state["keys_not_here"], state["metadata_versions"]["root"]) == (
+        ["tuf-root-4", "tuf-root-5", "tuf-root-6"],
+        2,
+    )
+    assert "appliance ca root propose --out FILE" in {each["remedy"] for each in state["expiries"]}
+    downgrade = ("authorise", "downgrade", "1.0.0", "--machine", "a" * 64, "--out", "token", *at)
+    assert refusal(*downgrade, cwd=tmp_path) == "TRUST_THRESHOLD"
+    report(*downgrade, "--partial", cwd=tmp_path)
+    for holder in ("bob", "carol"):
+        mine = (f"--key={holder}={places[holder]}", "--passphrase-file", f"{holder}.secret")
+        assert report("root", "sign", "token", *mine, cwd=tmp_path)["version"] == "1.0.0"
+    assert len(json.loads((tmp_path / "token").read_bytes())["signatures"]) == 2
+    assert refusal("root", "show", "token", cwd=tmp_path) == "TRUST_PROPOSAL"
+    (tmp_path / "no.pub").write_text("nothing")
+    hopeless = ("root", "propose", "--replace=tuf-root-4=no.pub", "--out", "d", *at)
+    assert refusal(*hopeless, cwd=tmp_path) == "TRUST_KEY_UNUSABLE"
+
+
+@pytest.mark.slow
 def test_on_a_terminal_the_passphrase_is_asked_for_twice_and_never_echoed(tmp_path):
     parent, child = pty.openpty()
     # setsid -c makes the pseudo-terminal the controlling one, which getpass opens

@@ -167,11 +167,17 @@ def test_renewal_extends_the_metadata_and_touches_the_root_only_when_it_is_due(o
     assert repository.version("root") == 2
 
 
-def test_renewing_a_due_root_needs_its_threshold(own, authority, now):
+def test_a_due_root_whose_holders_are_elsewhere_keeps_nothing_else_from_being_renewed(own, authority, now):
+    root = Repository(authority).metadata("root")
     for number in (1, 2):
         (own.path / f"keys/tuf-root-{number}.pem").unlink()
-    late = Repository(authority).metadata("root").expires - 30 * DAY
-    refused("TRUST_THRESHOLD", ceremony.renew, authority, now=late)
+    late = root.expires - 5 * DAY
+    assert ceremony.renew(authority, now=late) == ["targets", "snapshot", "timestamp", "tls-crl"]
+    warnings = authority_report(authority, now=late)["warnings"]
+    assert any("metadata root" in each and "appliance ca root propose" in each for each in warnings)
+    before = contents(own.path)
+    refused("TRUST_THRESHOLD", ceremony.renew, authority, now=root.expires)
+    assert contents(own.path) == before
 
 
 def test_an_expired_service_says_so_and_names_the_command(own, authority, now):
