@@ -12,6 +12,7 @@ from appliance.cli.keyring import DEFAULT_AUTHORITY, AuthorityFolder, KeyPlaces,
 from appliance.cli.output import Json, refusals, show
 
 if TYPE_CHECKING:
+    from appliance.gateway.live_config import Rows
     from appliance.registry.live_database import ConfigDatabase
 
 app = typer.Typer(no_args_is_help=True, help="The zone's configuration in PostgreSQL: tables, check, history, return.")
@@ -38,27 +39,48 @@ def migrate(database: DatabaseAt, as_json: Json = False) -> None:
 
 
 @app.command()
-def check(database: DatabaseAt, as_json: Json = False) -> None:
+def check(
+    database: DatabaseAt,
+    gateway: Annotated[
+        Path | None, typer.Option(help="An appliance.yaml: judge the rows as that gateway does, beside its files.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Read the newest revision as a gateway would; exit 1 if any row is refused."""
     with refusals(as_json):
-        from appliance.registry.live import LiveConfig
+        from appliance.registry.live import NO_HOST, LiveConfig
 
-        config = _database(database).read(LiveConfig())
+        host = NO_HOST if gateway is None else _rows_of(gateway).host
+        config = _database(database).read(LiveConfig(), host)
         report = {
             "revision": config.revision,
             "rows": {table: sorted(rows) for table, rows in config.rows.items()},
-            "problems": [asdict(problem) for problem in config.problems],
+            "problems": [problem.as_dict() for problem in config.problems],
         }
 
         def text(out: Any) -> None:
             counts = ", ".join(f"{len(rows)} {table}" for table, rows in config.rows.items())
             out.print(f"revision {config.revision}: {counts}", markup=False)
             for problem in config.problems:
-                out.print(f"refused {problem.table} {problem.key}: {problem.cause}", markup=False)
+                out.print(f"refused {problem.table} {problem.key}: {problem.error}", markup=False)
 
         show(report, as_json, text)
         if config.problems:
             raise typer.Exit(1)
+        if gateway is not None:
+            _rows_of(gateway).together(config)
+
+
+def _rows_of(path: Path) -> Rows:
+    from appliance import settings
+    from appliance.errors import ConfigError
+    from appliance.gateway import litellm_config
+    from appliance.gateway.live_config import Rows
+
+    found = settings.load(path)
+    if found.live is None:
+        raise ConfigError("CONFIG_INVALID", f"{path} has no section live", path=str(path))
+    return Rows(found, litellm_config.read(found))
 
 
 @app.command()
