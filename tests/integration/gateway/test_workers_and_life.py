@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from tests.support.gateway import deployment, gateway, run, serve
+from tests.support.reloads import Traffic, reload_under_load
 from tests.support.routing import place, prompts, zone
 from tests.support.trust import make_authority
 from tests.support.upstream import upstream
@@ -42,39 +43,6 @@ def pair(tmp_path_factory, authority):
         yield running, here
 
 
-class Traffic:
-    """Requests in a loop on connections of their own; remembers every answer that was not 200."""
-
-    def __init__(self, running, threads: int = 2) -> None:
-        self._running, self._stop = running, threading.Event()
-        self.answers, self.failures = 0, []
-        self._threads = [threading.Thread(target=self._loop, args=(n,)) for n in range(threads)]
-
-    def __enter__(self):
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(30)
-
-    def _loop(self, n: int) -> None:
-        with self._running.new_client() as client:
-            k = 0
-            while not self._stop.is_set():
-                k += 1
-                body = {"model": "chat", "messages": [{"role": "user", "content": f"easy {n} {k}"}]}
-                try:
-                    response = client.post("/v1/chat/completions", json=body)
-                    if response.status_code != 200:
-                        self.failures.append((response.status_code, response.text[:300]))
-                except httpx.HTTPError as error:
-                    self.failures.append((type(error).__name__, str(error)))
-                self.answers += 1
-
-
 def digests(running) -> list[str]:
     return running.status()["routers"]["default"]["digests"]
 
@@ -91,6 +59,18 @@ def test_all_workers_converge_on_every_new_version_under_traffic_without_a_faile
             )
     assert traffic.answers > 10
     assert traffic.failures == []
+
+
+@pytest.mark.slow
+def test_two_hundred_reloads_a_minute_fail_no_request_and_all_workers_end_on_the_last_router(pair):
+    """The whole minute is `python -m benchmarks.reloads`."""
+    running, here = pair
+    done = reload_under_load(running, here, seconds=20, per_minute=200)
+    assert done.count >= 60, "the pace was kept"
+    assert done.failures == []
+    assert done.answers > 20
+    assert len(done.swaps) == 2
+    assert min(done.swaps) >= 10, "every worker has really exchanged its router again and again"
 
 
 def test_sighup_and_the_endpoint_judge_a_refused_router_again(pair):
