@@ -155,12 +155,25 @@ def _candidates(paths: Sequence[str | Path]) -> list[Path]:
     found: dict[Path, None] = {}
     for path in map(Path, paths):
         if path.is_dir():
-            found.update((each, None) for each in sorted(path.iterdir()) if _FILE_NAME.match(each.name))
+            found.update((each, None) for each in sorted(path.iterdir()) if _looks_like_ours(each))
         elif path.exists():
             found[path] = None
         else:
             raise Refused("BUNDLE_NO_MEDIA", f"{path} does not exist", path=str(path))
     return list(found)
+
+
+def _looks_like_ours(path: Path) -> bool:
+    """By its name, or, where a file system has shortened that (`RELEAS~1.V01`), by its first member's."""
+    if _FILE_NAME.match(path.name):
+        return True
+    try:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            return False
+        with path.open("rb") as stream:
+            return stream.read(6) == b"trust/"
+    except OSError:
+        return False
 
 
 def _open_regular(path: Path) -> int:

@@ -70,6 +70,18 @@ def test_volumes_are_read_in_any_order_and_from_any_place(volumes, honest, tmp_p
     )
 
 
+def test_volumes_under_names_that_a_file_system_has_shortened_are_found_in_their_folders(volumes, honest, tmp_path):
+    for number, volume in enumerate(volumes):
+        folder = tmp_path / f"disc-{number}"
+        folder.mkdir()
+        shutil.copy(volume, folder / f"RELEAS~1.V{number:02}")
+        (folder / "README.TXT").write_text("bring it to the zone")
+        (folder / "LINK.V01").symlink_to("/dev/zero")
+    _, repaired = support.unpack([tmp_path / f"disc-{number}" for number in range(len(volumes))], tmp_path / "out")
+    assert support.tree(tmp_path / "out") == honest
+    assert repaired == []
+
+
 def test_any_one_missing_volume_is_rebuilt_and_named(volumes, honest, tmp_path):
     for number, path in enumerate(volumes[:-1]):
         rest = [other for other in volumes if other != path]
