@@ -2239,6 +2239,12 @@ class Authenticated:
         """Paths that the media hold; None means all."""
         return self.delta.carried if self.delta else None
 
+    @property
+    def carried_bytes(self) -> int:
+        """What the media hold of the payload."""
+        carried = set(self.carried if self.carried is not None else (m.path for m in self.manifest.members))
+        return sum(member.size_bytes for member in self.manifest.members if member.path in carried)
+
 
 @dataclass(frozen=True)
 class Conduct:
@@ -2270,7 +2276,7 @@ def prepare(prefix: Prefix, release: Authenticated, region: Region, conduct: Con
     transaction = _begin(prefix, release, conduct)
     folder = prefix.release(transaction.release)
     if not reached(transaction, "staged"):
-        conduct.say(f"extracting {release.manifest.payload_bytes / 1e6:.0f} MB")
+        conduct.say(f"extracting {release.carried_bytes / 1e6:.1f} MB")
         _stage(prefix, release, region, conduct)
         transaction = advance(prefix, transaction, "staged", conduct)
     if not reached(transaction, "environment"):
@@ -2345,6 +2351,7 @@ def _stage(prefix: Prefix, release: Authenticated, region: Region, conduct: Cond
             wanted = [
                 member for member in manifest.members if member.path not in carried and member.path not in present
             ]
+            conduct.say(f"taking {len(wanted)} files from release {release.delta.base[:12]}, each hashed")
             _link_base(prefix, release.delta.base, wanted, descriptor)
             conduct.checkpoint("staging: base linked")
         extract_members(
@@ -2580,7 +2587,8 @@ def rate_text(done: int, total: int, seconds: float) -> str:
     """`  120 of 530 MB, 410 MB/s, 1 s left`."""
     rate = done / seconds if seconds > 0 else 0.0
     left = f", {(total - done) / rate:.0f} s left" if rate and done < total else ""
-    return f"  {done / 1e6:.0f} of {total / 1e6:.0f} MB, {rate / 1e6:.0f} MB/s{left}"
+    digits = 0 if total >= 10e6 else 1
+    return f"  {done / 1e6:.{digits}f} of {total / 1e6:.{digits}f} MB, {rate / 1e6:.{digits}f} MB/s{left}"
 
 
 def _say(text: str) -> None:

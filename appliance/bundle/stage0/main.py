@@ -188,7 +188,8 @@ def rate_text(done: int, total: int, seconds: float) -> str:
     """`  120 of 530 MB, 410 MB/s, 1 s left`."""
     rate = done / seconds if seconds > 0 else 0.0
     left = f", {(total - done) / rate:.0f} s left" if rate and done < total else ""
-    return f"  {done / 1e6:.0f} of {total / 1e6:.0f} MB, {rate / 1e6:.0f} MB/s{left}"
+    digits = 0 if total >= 10e6 else 1
+    return f"  {done / 1e6:.{digits}f} of {total / 1e6:.{digits}f} MB, {rate / 1e6:.{digits}f} MB/s{left}"
 
 
 def _say(text: str) -> None:

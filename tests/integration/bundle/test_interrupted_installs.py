@@ -1,4 +1,7 @@
-"""Kills, full disks and rivals at every step of an installation: the old release or the new one, never neither."""
+"""Kills, full disks and rivals at the turning points of an installation with real wheels, real uv, real health check.
+
+`test_every_step` does the same before every single change of a file, with a tiny release.
+"""
 
 from __future__ import annotations
 
@@ -85,14 +88,14 @@ def steps(host, new, tmp_path_factory) -> list[str]:
     return names
 
 
-def places(steps: list[str]) -> list[tuple[int, str]]:
-    """Number and name of every step; of those that repeat (one for each file) the first."""
-    return [(number, step) for number, step in enumerate(steps) if steps.index(step) == number]
+TURNING_POINTS = ("member", "staged: written down", "verified: written down", "activating: before the switch")
+TURNED = "activated: done, not written down"
 
 
-def test_an_upgrade_killed_at_any_step_leaves_old_or_new_and_is_taken_up_again(host, old, new, steps, tmp_path):
+def test_an_upgrade_killed_at_a_turning_point_leaves_old_or_new_and_is_taken_up_again(host, old, new, steps, tmp_path):
     seen = set()
-    for number, step in places(steps):
+    for step in (*TURNING_POINTS, TURNED):
+        number = steps.index(step)
         prefix = copy_of(host, tmp_path / f"kill-{number}")
         assert children.run(lambda p=prefix, n=number: bring(new, p, children.kill_at(n))) == "killed", step
         left = running(prefix)
@@ -106,23 +109,6 @@ def test_an_upgrade_killed_at_any_step_leaves_old_or_new_and_is_taken_up_again(h
         assert names == {old.built.manifest.release_id, new.built.manifest.release_id}
         shutil.rmtree(prefix)
     assert len(seen) == 2, "the steps reach from the old release to the new one"
-
-
-def test_a_first_installation_killed_at_any_step_is_taken_up_again(new, steps, tmp_path):
-    number = 0
-    while True:
-        prefix = tmp_path / f"first-{number}"
-        outcome = children.run(lambda p=prefix, n=number: bring(new, p, children.kill_at(n)))
-        if outcome == "done":
-            break
-        assert outcome == "killed"
-        home = Prefix(prefix)
-        assert home.active() in (None, new.built.manifest.release_id)
-        assert bring(new, prefix).outcome == "installed"
-        assert running(prefix) == new.built.manifest.release_id
-        shutil.rmtree(prefix)
-        number += 3  # every third step here: the upgrade above walks them all
-    assert number >= len(steps) - 2
 
 
 def test_an_upgrade_killed_again_and_again_still_arrives(host, new, steps, tmp_path):
@@ -180,7 +166,7 @@ def test_another_release_may_follow_an_unfinished_one(host, authority, new, step
         assert running(prefix) == newest.built.manifest.release_id
 
 
-def test_a_full_disk_at_any_step_leaves_old_or_new_and_goes_on_with_space(host, old, new, steps, tmp_path):
+def test_a_full_disk_at_a_turning_point_leaves_old_or_new_and_goes_on_with_space(host, old, new, steps, tmp_path):
     outcomes = {}
 
     def scenario(number: int) -> None:
@@ -205,8 +191,8 @@ def test_a_full_disk_at_any_step_leaves_old_or_new_and_goes_on_with_space(host, 
             assert outcome in ("installed", "already installed")
             assert running(prefix) == new.built.manifest.release_id
 
-    for number, step in places(steps):
-        outcomes[step] = children.run(lambda n=number: scenario(n))
+    for step in (*TURNING_POINTS, TURNED):
+        outcomes[step] = children.run(lambda s=step: scenario(steps.index(s)))
     assert set(outcomes.values()) <= {"done", "INSTALL_NO_SPACE", "FILE_NO_SPACE"}, outcomes
     assert list(outcomes.values()).count("INSTALL_NO_SPACE") > len(outcomes) // 2
 
