@@ -19,7 +19,10 @@ Scores = NDArray[np.float32]
 
 
 def calibrated(predicted: Scores, actual: Scores, rows: Sequence[NDArray[np.intp]]) -> Calibration:
-    """Slope and offset of each model by shrunk least squares, and the advantage below which to abstain.
+    """One slope, an offset for each model, by shrunk least squares; and the advantage below which to abstain.
+
+    The slope is common to all models: slopes of their own would weigh the models' errors differently and so reorder
+    the differences between them, which is what a router is for (on the pair data APGR fell from 0.698 to 0.685).
 
     Args:
         predicted: shape (n, labels), out-of-fold scores.
@@ -27,20 +30,17 @@ def calibrated(predicted: Scores, actual: Scores, rows: Sequence[NDArray[np.intp
         rows: the folds to judge by.
     """
     used = np.concatenate(list(rows))
-    labels = actual.shape[1]
-    slopes, offsets = np.ones(labels), np.zeros(labels)
-    overall = np.nan_to_num(np.nanmean(actual[used], axis=0, dtype=np.float64))
-    for column in range(labels):
-        known = used[~np.isnan(actual[used, column])]
-        if len(known) < 2:
-            continue
-        x, y = predicted[known, column].astype(np.float64), actual[known, column].astype(np.float64)
-        spread = float(x.var())
-        prior = PRIOR_PROMPTS * spread
-        covariance = float(((x - x.mean()) * (y - y.mean())).sum())
-        slope = (covariance + prior) / (len(known) * spread + prior) if spread > 1e-12 else 1.0
-        slopes[column] = np.clip(slope, 0.0, STEEPEST)
-        offsets[column] = y.mean() - slopes[column] * x.mean()
+    known = ~np.isnan(actual[used])
+    count = np.maximum(known.sum(axis=0), 1)
+    x = np.where(known, predicted[used], 0.0).astype(np.float64)
+    y = np.nan_to_num(actual[used]).astype(np.float64)
+    mean, overall = x.sum(axis=0) / count, y.sum(axis=0) / count
+    x, y = np.where(known, x - mean, 0.0), np.where(known, y - overall, 0.0)
+    spread = float((x * x).sum())
+    prior = PRIOR_PROMPTS * spread / max(len(used), 1)
+    slope = (float((x * y).sum()) + prior) / (spread + prior) if spread > 1e-12 else 1.0
+    slopes = np.full(actual.shape[1], np.clip(slope, 0.0, STEEPEST))
+    offsets = overall - slopes * mean
     parts = (slopes.astype(np.float32), offsets.astype(np.float32), overall.astype(np.float32))
     made = [Calibration(*parts, advantage) for advantage in ADVANTAGES]
     worth = [float(np.mean([objective(each(predicted[fold]), actual[fold]) for fold in rows])) for each in made]
