@@ -119,7 +119,9 @@ class Trust(_Section):
     """Whose signatures count."""
 
     store: FilePath = Field(description="Directory of the host's trust state (`PREFIX/state/trust`).")
-    router_role: Name | None = Field(None, description="Only routers signed by this role of the zone's policy.")
+    router_role: Name | None = Field(
+        None, description="Only routers signed by this role of the zone's policy; without it, any but `producer`."
+    )
 
 
 class Canary(_Section):

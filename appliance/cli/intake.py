@@ -155,8 +155,10 @@ def _trial(
             "a router is tried on vectors of the zone's encoder",
             remedy="Name the encoder's folder with --encoder.",
         )
-    say("embedding the recorded prompts")
-    probe = _probe(encoder, prompts, trust) if encoder is not None else None
+    probe = None
+    if encoder is not None:
+        say("embedding the recorded prompts")
+        probe = _probe(encoder, prompts, trust)
     if is_router and probe is not None:
         return RouterTrial(probe, _current(source, registry, trust, channel))
     return EncoderTrial(probe.prompts.texts if probe is not None else _texts(prompts), probe)

@@ -13,6 +13,7 @@ from appliance.artifact import ArtifactFiles
 from appliance.errors import ApplianceError, GatewayError
 from appliance.files import locked, sync_directory, translated, write_atomic
 from appliance.gateway.active import Origin, Serving, utc_now
+from appliance.registry.admitted import verify_admitted
 from appliance.routers.encoder import Encoder, load_encoder
 from appliance.routers.loading import load_router
 from appliance.settings import Router, Settings, Trust
@@ -57,7 +58,12 @@ class Loader:
             ApplianceError: whatever was wrong, with its code.
         """
         material, at = self._material()
-        verdict = verify_artifact(candidate, material=material, at=at, role=self._trust.router_role)
+        role = self._trust.router_role
+        verdict = (
+            verify_admitted(candidate, material=material, at=at)
+            if role is None
+            else verify_artifact(candidate, material=material, at=at, role=role)
+        )
         router = load_router(candidate, formats=material.policy.model_formats)
         encoder = self._encoder(router.metadata.encoder_digest, material, at)
         serving = Serving(name, router, encoder, verdict, origin, utc_now())

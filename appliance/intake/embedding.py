@@ -86,7 +86,7 @@ def readable(report: dict[str, Any]) -> list[str]:
     lines = [
         f"on {report['prompts']} recorded prompts:",
         f"  pairs it does not tell apart {report['same']:6.1%}",
-        f"  a prompt takes {report['ms_a_text']:.1f} ms in the confined worker",
+        f"  a prompt takes {report['ms_a_text']:.2f} ms in the confined worker",
     ]
     if "neighbours_kept" in report:
         lines.append(f"  nearest prompt as the zone's encoder finds it {report['neighbours_kept']:6.1%}")

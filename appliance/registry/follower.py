@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from appliance.artifact import ArtifactFiles
-from appliance.errors import ApplianceError, TrustError
+from appliance.errors import ApplianceError, RegistryError, TrustError
+from appliance.registry.admitted import verify_admitted
 from appliance.registry.cache import Cache
 from appliance.registry.channel import ChannelState, check_fresh, check_successor
 from appliance.registry.registry import Registry
-from appliance.trust.verification import TrustMaterial, Verdict, verify_artifact
+from appliance.trust.verification import TrustMaterial, Verdict
 
 CONTACT_EVERY = timedelta(minutes=1)  # how often a sound answer is written down
 
@@ -161,8 +162,8 @@ class Follower:
         if material == self._judged_by:
             return
         try:
-            verify_artifact(self.served.artifact, material=material, at=self._clock())
-        except TrustError:
+            verify_admitted(self.served.artifact, material=material, at=self._clock())
+        except (TrustError, RegistryError):
             self.served = Served(self.served.state, None, None)
             self._etag = None
             raise
@@ -206,7 +207,7 @@ class Follower:
             return Served(state, None, None)
         artifact = self._cache.artifact(target, self._registry.store)
         material = self._material()
-        verdict = verify_artifact(artifact, material=material, at=self._clock())
+        verdict = verify_admitted(artifact, material=material, at=self._clock())
         self._judged_by = material
         return Served(state, artifact, verdict)
 

@@ -27,6 +27,7 @@ from appliance.artifact import (
     router_metadata,
 )
 from appliance.errors import RegistryError, TrustError
+from appliance.registry.admitted import verify_admitted
 from appliance.registry.channel import (
     DEFAULT_VALIDITY,
     ChannelState,
@@ -51,7 +52,7 @@ from appliance.registry.contract import (
     file_key,
     version_prefix,
 )
-from appliance.trust.verification import TrustMaterial, verify_artifact
+from appliance.trust.verification import TrustMaterial
 
 # a signature that was made in due form, by a key or an identity that the zone has given up since
 DISOWNED = frozenset({"TRUST_ROLE", "TRUST_DENIED", "TRUST_KEY_WINDOW"})
@@ -98,7 +99,7 @@ class Registry:
             TrustError, ArtifactError: the signature or the metadata is refused.
             RegistryError: REGISTRY_IMMUTABLE where other bytes stand there; REGISTRY_NAME; what the home refuses.
         """
-        verify_artifact(artifact, material=self._material(), at=self._clock())
+        verify_admitted(artifact, material=self._material(), at=self._clock())
         _check_identity(artifact, name=name, version=version)
         kind = artifact.kind
         files = {**artifact.files, SIGNATURE_NAME: artifact.require_signature()}
@@ -195,7 +196,7 @@ class Registry:
             RegistryError: REGISTRY_REVOKED, REGISTRY_CHANNEL_RACE; what the home refuses.
         """
         artifact = self.fetch(name, version, kind=kind)
-        verify_artifact(artifact, material=self._material(), at=self._clock())
+        verify_admitted(artifact, material=self._material(), at=self._clock())
         _check_identity(artifact, name=name, version=version)
         target = target_of(artifact, name=name, version=version)
         return self._advance(channel or name, signer, target=lambda _old: target, validity=validity)

@@ -63,7 +63,10 @@ def main() -> int:
 
     with step(4, "A KNN router from real outcomes, measured and signed"):
         key = digest_of(
-            [OUTCOMES, *source("training"), *source("routers"), ENCODER / "encoder.yaml", AUTHORITY / "anchor.json"]
+            [
+                *(OUTCOMES, *source("training"), *source("routers"), *source("registry/admitted.py")),
+                *(ENCODER / "encoder.yaml", AUTHORITY / "anchor.json"),
+            ]
         )
 
         def fit() -> None:
@@ -72,7 +75,7 @@ def main() -> int:
                 *(appliance, "train", "fit", "--data", OUTCOMES, "--strategy", "knn", "--name", "demo"),
                 *("--encoder", ENCODER, "--out", ROUTER, *labels),
             )
-            command(appliance, "artifact", "sign", ROUTER, "--role", "producer")
+            command(appliance, "artifact", "sign", ROUTER, "--role", "import-officer")
 
         made_once(ROUTER, key, fit)
 

@@ -48,7 +48,7 @@ def locked(tmp_path_factory):
 def test_encrypted_keys_sign_promote_and_revoke_with_their_passphrase_alone(locked):
     host = {"APPLIANCE_REGISTRY": "registry", "APPLIANCE_TRUST": "state"}
     acts = (
-        ("artifact", "sign", "router"),
+        ("artifact", "sign", "router", "--role", "import-officer"),
         ("artifact", "promote", "default", "1.0.0"),
         ("artifact", "revoke", "default", "1.0.0"),
     )
@@ -58,7 +58,7 @@ def test_encrypted_keys_sign_promote_and_revoke_with_their_passphrase_alone(lock
         assert appliance(*act, "--passphrase-file", "wrong", cwd=locked, **host) == "TRUST_KEY_LOCKED"
         assert isinstance(appliance(*act, "--passphrase-file", "secret", cwd=locked, **host), dict)
         if act[1] == "sign":
-            assert appliance("artifact", "verify", "router", cwd=locked, **host)["verdict"]["role"] == "producer"
+            assert appliance("artifact", "verify", "router", cwd=locked, **host)["verdict"]["role"] == "import-officer"
             appliance("artifact", "publish", "router", cwd=locked, **host)
 
 

@@ -65,6 +65,16 @@ def test_an_unknown_role_may_sign_routers_only_where_the_configuration_does_not_
     assert refusal.value.code.startswith("TRUST_")
 
 
+def test_a_router_that_only_its_producer_signed_is_refused_unless_the_operator_names_the_role(here):
+    here.put(role="producer")
+    chosen = configured(here)
+    with pytest.raises(ApplianceError) as refusal:
+        Loader(chosen).from_directory("default", here.router_directory)
+    assert refusal.value.code == "REGISTRY_NOT_ADMITTED"
+    named = chosen.model_copy(update={"trust": chosen.trust.model_copy(update={"router_role": "producer"})})
+    assert Loader(named).from_directory("default", here.router_directory)[0].verdict.role == "producer"
+
+
 @pytest.mark.parametrize("days", [-20000, 9000])
 def test_a_clock_of_1970_or_2050_is_refused_by_name(here, days):
     made = watch(here, now=lambda: datetime.now(UTC) + timedelta(days=days))

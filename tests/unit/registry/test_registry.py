@@ -8,8 +8,10 @@ from dataclasses import replace
 
 import pytest
 
+from appliance.artifact import SIGNATURE_NAME
 from appliance.errors import ApplianceError, RegistryError
 from appliance.registry import channel as channels
+from appliance.registry.contract import file_key
 from appliance.registry.registry import Registry
 from tests.support.artifacts import router_files, signed
 from tests.unit.registry.conftest import Zone
@@ -114,6 +116,19 @@ def test_a_version_that_was_tampered_with_is_not_promoted(zone: Zone) -> None:
         zone.promote("1.0.0")
     assert code_of(info).startswith("TRUST_")
     assert zone.registry.channels() == []
+
+
+def test_what_only_its_producer_signed_is_neither_published_nor_promoted(zone: Zone, zone_trust: tuple) -> None:
+    """The border cannot be walked around with write access to the registry."""
+    handed_in = signed(router_files("default", "6.6.6"), zone_trust[1]("producer"))
+    with pytest.raises(RegistryError) as info:
+        zone.registry.publish(handed_in, name="default", version="6.6.6")
+    assert info.value.code == "REGISTRY_NOT_ADMITTED"
+    for name, data in {**handed_in.files, SIGNATURE_NAME: handed_in.require_signature()}.items():
+        zone.registry.store.put(file_key("router", "default", "6.6.6", name), data)
+    with pytest.raises(RegistryError) as info:
+        zone.registry.promote("default", "6.6.6", zone_trust[1]("import-officer"))
+    assert info.value.code == "REGISTRY_NOT_ADMITTED"
 
 
 def test_a_producer_may_not_promote(zone: Zone, zone_trust: tuple) -> None:
