@@ -59,11 +59,14 @@ class Systemd:
         """/opt/appliance of within, seen from here."""
         return self.home / "opt" / "appliance"
 
+    def command(self, *words: str) -> list[str]:
+        """What runs a command in its namespaces, as root."""
+        return ["nsenter", "--target", str(self.pid), "--mount", "--pid", "--net", "--ipc", "--cgroup", *words]
+
     def run(self, *command: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
-        """Run a command in its namespaces, as root."""
+        """Run a command in its namespaces, to its end."""
         return subprocess.run(
-            ["nsenter", "--target", str(self.pid), "--mount", "--pid", "--net", "--ipc", "--cgroup", *command],
-            capture_output=True, text=True, timeout=timeout_s, check=False,
+            self.command(*command), capture_output=True, text=True, timeout=timeout_s, check=False
         )  # fmt: skip
 
     def systemctl(self, *arguments: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:

@@ -67,6 +67,7 @@ class Bench:
     process: subprocess.Popen[bytes]
     chosen: settings.Settings
     answers: list[Answer] = field(default_factory=list)
+    loads: int = 0
 
     def ask(self, prompt: str) -> Answer:
         """One chat completion through the gateway; status 0 where no answer came."""
@@ -112,13 +113,15 @@ class Bench:
 
     @contextlib.contextmanager
     def load(self, *, clients: int = 2, pause_s: float = 0.02) -> Iterator[list[Answer]]:
-        """Traffic while the block runs; the list holds its answers afterwards."""
+        """Traffic while the block runs, every prompt a new one; the list holds its answers afterwards."""
         stop, mine = threading.Event(), list[Answer]()
+        self.loads += 1
+        load = self.loads  # what was asked before would be answered from the cache of decisions
 
         def client(number: int) -> None:
             turn = number
             while not stop.is_set():
-                mine.append(self.ask(f"{PROMPTS[turn % len(PROMPTS)]} ({turn})"))
+                mine.append(self.ask(f"{PROMPTS[turn % len(PROMPTS)]} ({load}, {turn})"))
                 turn += clients
                 stop.wait(pause_s)
 

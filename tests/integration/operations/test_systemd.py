@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -64,8 +65,10 @@ def room():
         with manager.systemd(home) as running:
             for upstream in upstreams:
                 assert running.systemctl("start", f"{upstream.name}.service").returncode == 0, running.log()
+            assert running.systemctl("start", "appliance-gateway.socket").returncode == 0, running.log()
             started = running.systemctl("start", GATEWAY)
             assert started.returncode == 0, f"{running.systemctl('status', GATEWAY).stdout}\n{running.log()}"
+            running.key = key
             running.ask = lambda prompt: ask(running, key, prompt)
             yield running
 
@@ -119,6 +122,41 @@ def test_a_gateway_that_hangs_is_killed_by_the_watchdog_and_comes_back(room):
     room.wait(GATEWAY, "active", limit_s=180)
     assert room.property(GATEWAY, "MainPID") != pid
     assert room.ask("hard prove the theorem")["deployment"] == "large"
+
+
+LOAD = """
+import json, os, sys, urllib.request
+count, failures = 0, []
+while not os.path.exists(sys.argv[1]):
+    body = {{"model": "chat", "messages": [{{"role": "user", "content": f"easy {{count}}"}}]}}
+    request = urllib.request.Request("http://127.0.0.1:8443/v1/chat/completions", json.dumps(body).encode(),
+        {{"content-type": "application/json", "authorization": "Bearer {key}"}})
+    try:
+        with urllib.request.urlopen(request, timeout=150) as answer:
+            answer.read()
+    except OSError as error:
+        failures.append(repr(error))
+    count += 1
+print(json.dumps([count, failures]))
+"""
+
+
+def test_while_the_gateway_is_restarted_its_listener_waits_and_no_request_fails(room):
+    assert room.property("appliance-gateway.socket", "ActiveState") == "active"
+    pid = room.property(GATEWAY, "MainPID")
+    stop = room.home / "stop-load"
+    command = room.command(sys.executable, "-c", LOAD.format(key=room.key), str(stop))
+    clients = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    try:
+        time.sleep(1)
+        assert room.systemctl("restart", GATEWAY).returncode == 0, room.log()
+        time.sleep(1)
+    finally:
+        stop.touch()
+        told = [json.loads(client.communicate(timeout=200)[0]) for client in clients]
+    assert room.property(GATEWAY, "MainPID") != pid
+    assert [failures for _, failures in told] == [[], []]
+    assert sum(count for count, _ in told) > 10
 
 
 def test_it_stops_within_its_drain_and_not_by_force(room):

@@ -16,7 +16,9 @@ from appliance.cli.main import app
 from appliance.errors import catalogue
 
 ROOT = Path(__file__).parents[3]
-OURS = ["index", "getting-started", "operator", "runbook", "controls", "upgrade-notes"]
+GUIDES = sorted(
+    path.stem for path in (ROOT / "docs").glob("*.md") if path.stem not in {"commands", "errors", "configuration"}
+)
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
@@ -64,32 +66,69 @@ def commands() -> dict[tuple[str, ...], set[str]]:
             for name in command.list_commands(context):
                 yield from walk(command.get_command(context, name), (*path, name))
         else:
-            yield path, {option for each in command.params for option in each.opts} | {"--help"}
+            yield (
+                path,
+                {option for each in command.params for option in (*each.opts, *each.secondary_opts)} | {"--help"},
+            )
 
     return dict(walk(typer.main.get_command(app), ()))
 
 
 def typed(page: str) -> list[str]:
-    """Commands in the page: whole lines of console blocks, and whatever stands in back quotes."""
+    """Commands in the page: lines of fenced blocks that begin with a prompt or our name, and what is in back quotes."""
     page = page.replace("\\\n", " ")
-    blocks = re.findall(r"```console\n(.*?)```", page, re.DOTALL)
-    lines = [line[2:] for block in blocks for line in block.splitlines() if line.startswith("$ ")]
-    return lines + re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", page, flags=re.DOTALL))
+    blocks = re.findall(r"^ *```\w*\n(.*?)^ *```", page, re.DOTALL | re.MULTILINE)
+    lines = [line.strip().removeprefix("$ ") for block in blocks for line in block.splitlines()]
+    inline = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", page, flags=re.DOTALL))
+    each = [part for line in lines + inline for part in re.split(r"\s+# ", line)[0].split(" && ")]
+    return [line for line in each if re.match(r"(\S*/)?appliance \w", line)]
 
 
 def known(line: str) -> None:
-    words = shlex.split(line)[1:]
+    words = shlex.split(line.replace(" ...", ""))[1:]
     match = next((words[:n] for n in (3, 2, 1) if tuple(words[:n]) in commands()), None)
     assert match, f"no such command: {line}"
     for option in (word.split("=")[0] for word in words[len(match) :] if word.startswith("--")):
         assert option in commands()[tuple(match)], f"{option} is no option of: {line}"
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", GUIDES)
 def test_every_command_and_option_in_the_page_exists(name):
     for line in typed(text(name)):
-        if line.startswith("appliance ") and line.split()[1] not in {"explain", "CODE"}:
-            known(line)
+        known(line)
+
+
+def test_an_option_that_does_not_exist_would_be_seen():
+    with pytest.raises(AssertionError, match="--no-such is no option"):
+        known(typed("```\nappliance doctor --no-such  # a comment\n```")[0])
+    with pytest.raises(AssertionError, match="no such command"):
+        known(typed("`appliance dance`")[0])
+
+
+# real commands that no test types, and why: they need what a test cannot have
+NOT_RUN: dict[str, str] = {}
+
+
+def run_by_a_test(verbs: tuple[str, ...], texts: list[str]) -> bool:
+    """Whether a test or a runbook types it: whole, or by a helper of that file which puts the group's name in front."""
+    whole, rest = (r",\s*".join(f'"{verb}"' for verb in part) for part in (verbs, verbs[1:] or verbs))
+    typed = re.compile(rf"{whole}|\bappliance {' '.join(verbs)}\b")
+    return any(typed.search(each) or (re.search(rf'"{verbs[0]}"', each) and re.search(rest, each)) for each in texts)
+
+
+def test_every_command_of_the_guides_is_run_by_a_test_or_a_runbook():
+    here = Path(__file__)
+    files = [path for path in (ROOT / "tests").rglob("*.py") if path != here]
+    files += [path for path in (ROOT / "scripts").rglob("*") if path.is_file()]
+    texts = [path.read_text() for path in files]
+    missing = set()
+    for name in GUIDES:
+        for line in typed(text(name)):
+            words = shlex.split(line.replace(" ...", ""))[1:]
+            verbs = next(tuple(words[:n]) for n in (3, 2, 1) if tuple(words[:n]) in commands())
+            if not run_by_a_test(verbs, texts):
+                missing.add(" ".join(verbs))
+    assert missing == set(NOT_RUN), sorted(missing)
 
 
 def test_every_command_in_the_catalogue_exists():
@@ -104,15 +143,60 @@ def test_every_command_in_the_catalogue_exists():
     assert not ours
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", GUIDES)
 def test_every_runbook_file_and_code_that_is_named_exists(name):
     page = text(name)
     for script in re.findall(r"scripts/([a-z][a-z-]+)", page):
         assert (ROOT / "scripts" / script).exists(), script
+    made = ("vendor/models/", "vendor/wheelhouse", "ca/authority")  # by commands, not in the source
     for path in re.findall(r"`((?:bundle|docs|vendor|scripts|ca)/[A-Za-z0-9./_-]+)`", page):
-        assert (ROOT / path).exists(), path
-    for code in re.findall(r"`([A-Z]+_[A-Z_]+)`", page):
-        assert code in catalogue(), code
+        assert path.startswith(made) or (ROOT / path).exists(), path
+    areas = {code.split("_")[0] for code in catalogue()}
+    for code in re.findall(r"\b([A-Z]+_[A-Z_]+)\b", page):
+        assert code.split("_")[0] not in areas or code in catalogue(), code
+
+
+def test_pictures_are_current_and_every_flow_has_one():
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "draw-flows"), "--check"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    shown = set(re.findall(r"\(pictures/(\w+)\.svg\)", text("architecture")))
+    assert shown == {path.stem for path in (ROOT / "docs" / "pictures").glob("*.svg")}
+
+
+def reported_checks() -> dict[str, set[str]]:
+    """Names under which the doctor and the acceptance report."""
+    here = ROOT / "appliance" / "operations"
+    doctor = "".join(path.read_text() for path in (here / "doctor" / "checks").glob("*.py"))
+    acceptance = (here / "acceptance" / "checks.py").read_text()
+    return {
+        "doctor": set(re.findall(r'"([a-z][a-z-]+)"', doctor)),
+        "validate": set(re.findall(r'(?:Result\(|return Result\(\n)\s*"([^"]+)"', acceptance)),
+    }
+
+
+def test_every_control_that_is_met_names_a_test_and_checks_that_exist():
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text("controls").splitlines()
+        if re.match(r"\| [A-Z]{2}-\d", line)
+    ]
+    assert len(rows) >= 20
+    checks = reported_checks()
+    for control, state, _, evidence, test in rows:
+        assert state in {"met", "helps"}, control
+        if state == "met":
+            assert evidence, control
+            assert (ROOT / test.strip("`")).is_file(), (control, test)
+        for command, named in re.findall(r"`appliance (doctor|validate)[^`]*` \(([^)]*)\)", evidence):
+            assert {name.strip() for name in named.split(",")} <= checks[command], (control, named)
+
+
+def test_a_control_that_names_a_check_nobody_reports_would_be_seen():
+    assert "permissions" in reported_checks()["doctor"]
+    assert "degraded mode" in reported_checks()["validate"]
+    assert "phases of the moon" not in reported_checks()["doctor"] | reported_checks()["validate"]
 
 
 def test_every_runbook_of_the_table_runs():
