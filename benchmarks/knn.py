@@ -1,6 +1,6 @@
 """Exact KNN of the appliance against scikit-learn's brute force, at several sizes; ratios from one run.
 
-python benchmarks/knn.py [--rows 5000,50000] [--seconds 2]
+python benchmarks/knn.py [--rows 5000,50000,500000] [--seconds 2]
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def p50(work: Callable[[], object], seconds: float) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", default="5000,50000")
+    parser.add_argument("--rows", default="5000,50000,500000")
     parser.add_argument("--seconds", type=float, default=2.0)
     options = parser.parse_args()
     print(f"{os.cpu_count()} cores; one prompt, p50 in ms")
