@@ -1,6 +1,6 @@
 """Compiled modules of an environment: made ahead of the health check by a second process, cleared before it.
 
-    python -I -S bytecode.py SITE_PACKAGES MODULE...
+    python -I -S bytecode.py SITE_PACKAGES BYTES_TO_PASS_OVER MODULE...
 
 The health check imports what serving imports, and most of its time went into compiling. This helper walks the sources
 in the order in which Python will ask for them and compiles them on another core. It only reads text: nothing of the
@@ -22,7 +22,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-LEFT_TO_THE_IMPORT = 7  # every n-th module: compiling one takes about 1.4 times as long as running it
+# The import itself compiles the beginning, and the helper what comes then: compiling takes about 1.4 times as long as
+# running, so that the import, which does both at first, catches up with the helper only near the end.
+LEFT_TO_THE_IMPORT = 6_000_000  # bytes of source
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -30,20 +32,26 @@ def main(arguments: Sequence[str]) -> int:
     site = Path(arguments[0])
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # by way of what removes a half-written file
     with contextlib.suppress(OSError):  # a full disk ends the help, not the installation
-        for number, path in enumerate(import_order(site, arguments[1:])):
-            if number % LEFT_TO_THE_IMPORT != LEFT_TO_THE_IMPORT - 1:
+        left = int(arguments[1])
+        for path in import_order(site, arguments[2:]):
+            if left > 0:
+                left -= path.stat().st_size
+            else:
                 compile_one(path)
     return 0
 
 
 @contextlib.contextmanager
-def compiling_ahead(environment: Path, modules: Sequence[str], *, python: str) -> Iterator[None]:
+def compiling_ahead(
+    environment: Path, modules: Sequence[str], *, python: str, pass_over_bytes: int = LEFT_TO_THE_IMPORT
+) -> Iterator[None]:
     """Run the helper meanwhile, as long as the block takes and no longer.
 
     Args:
         environment: a release's.
         modules: what its health check will import.
         python: the interpreter that the environment was made with.
+        pass_over_bytes: so much of what comes first is left to whoever imports.
     """
     from appliance.bundle.stage0.environment import die_with_parent  # the helper itself has no appliance at hand
 
@@ -51,7 +59,7 @@ def compiling_ahead(environment: Path, modules: Sequence[str], *, python: str) -
     if not modules or len(sites) != 1:
         yield
         return
-    command = [python, "-I", "-S", __file__, str(sites[0]), *modules]
+    command = [python, "-I", "-S", __file__, str(sites[0]), str(pass_over_bytes), *modules]
     silent = subprocess.DEVNULL
     helper = subprocess.Popen(command, stdin=silent, stdout=silent, stderr=silent, preexec_fn=die_with_parent)  # noqa: PLW1509 (one system call)
     try:

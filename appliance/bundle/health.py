@@ -13,8 +13,10 @@ import importlib
 import importlib.metadata
 import json
 import os
+import re
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,11 +64,27 @@ def _versions(payload: Path, _profile: str) -> str:
     for line in (payload / "requirements.txt").read_text("utf-8").splitlines():
         name, _, rest = line.partition("==")
         wanted[name] = rest.split(" ", 1)[0]
+    present = _installed()
     for name, version in wanted.items():
-        found = importlib.metadata.version(name)
+        if present.get(_normal(name)) == version:
+            continue
+        found = importlib.metadata.version(name)  # spelt otherwise in its folder's name, or not what was signed
         if found != version:
             raise InstallError("INSTALL_UNHEALTHY", f"{name} is {found}, the release has {version}")
     return f"{len(wanted)} distributions as signed"
+
+
+def _installed() -> dict[str, str]:
+    """Name -> version of every distribution here, told by its folder's name (PyPA, recording installed projects)."""
+    folders = Path(sysconfig.get_path("purelib")).glob("*.dist-info")
+    pairs = (
+        folder.name.removesuffix(".dist-info").split("-", 1) for folder in folders if (folder / "METADATA").is_file()
+    )
+    return {_normal(name): version for name, version in pairs}
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _imports(_payload: Path, profile: str) -> str:
