@@ -164,6 +164,7 @@ def write_config(
     port: int | None = None,
     tls: bool = True,
     litellm: dict[str, Any] | None = None,
+    secret_files: dict[str, Path] | None = None,
     **sections: Any,
 ) -> tuple[Path, str]:
     """An appliance.yaml with everything it needs; returns it and the master key.
@@ -174,6 +175,7 @@ def write_config(
         port: of the listener.
         tls: whether it speaks TLS.
         litellm: further sections of LiteLLM's configuration.
+        secret_files: name -> file of what LiteLLM's configuration names as `os.environ/NAME`.
         sections: further sections of appliance.yaml; `listen` is merged.
     """
     directory.mkdir(parents=True, exist_ok=True)
@@ -198,7 +200,11 @@ def write_config(
         "schema_version": 1,
         "state_dir": "state",
         "listen": listen,
-        "litellm": {"config": "litellm.yaml", "master_key_file": "master.key"},
+        "litellm": {
+            "config": "litellm.yaml",
+            "master_key_file": "master.key",
+            "secrets": {name: str(file) for name, file in (secret_files or {}).items()},
+        },
         "drain": {"readiness_s": 0.1, "streams_s": 10},
         **sections,
     }
