@@ -32,12 +32,16 @@ def rows(console: Any, report: dict[str, Any]) -> None:
 def cell(value: Any) -> str:
     """One value as text."""
     if isinstance(value, list | tuple | dict):
-        return ", ".join(map(str, value)) or "none"
+        return ", ".join(_words(each) if isinstance(each, dict) else str(each) for each in value) or "none"
     if value is None:
         return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
     return str(value)
+
+
+def _words(value: dict[str, Any]) -> str:
+    return " ".join(f"{name} {inner}" for name, inner in value.items())
 
 
 def parse_time(text: str, hint: str) -> datetime:

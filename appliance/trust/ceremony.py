@@ -13,7 +13,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TypeVar
 
-from appliance.errors import TrustError
+from appliance import documents
+from appliance.errors import DocumentError, TrustError
 from appliance.files import translated, write_atomic
 from appliance.trust import peers, tls
 from appliance.trust.anchor import RELEASE_ROLE, write_anchor
@@ -219,15 +220,7 @@ def revoke(authority: Authority, revocation: Revocation, *, now: datetime) -> Po
     known = {each.identity for role in policy.roles.values() for each in role.identities}
     if set(revocation.identities) - known:
         raise TrustError("TRUST_REVOCATION", "the policy names no such identity", identities=sorted(known))
-    log = _current_log(authority, now)
-    denied = policy.denied
-    added = Denied(
-        certificate_serials=_joined(
-            denied.certificate_serials, [s.lower().lstrip("0") for s in revocation.certificate_serials]
-        ),
-        log_indices=_joined(denied.log_indices, [LogIndex(log=log, index=index) for index in revocation.log_indices]),
-        digests=_joined(denied.digests, [digest.lower() for digest in revocation.digests]),
-    )
+    denied = _denied(authority, policy.denied, revocation, now)
     roles = {
         name: role.model_copy(
             update={"identities": tuple(i for i in role.identities if i.identity not in revocation.identities)}
@@ -235,12 +228,37 @@ def revoke(authority: Authority, revocation: Revocation, *, now: datetime) -> Po
         for name, role in policy.roles.items()
         if name not in revocation.roles
     }
-    changed = policy.model_copy(update={"denied": added, "roles": roles})
+    changed = policy.model_copy(update={"denied": denied, "roles": roles})
     _check_release_signer(authority, changed)
-    for serial in revocation.tls_serials:
-        tls.revoke_tls(authority, serial.lower().lstrip("0"), now=now)
+    tls.revoke_tls(authority, [_serial(each) for each in revocation.tls_serials], now=now)
     _publish(authority, {POLICY: write_policy(changed)}, now)
     return changed
+
+
+def _denied(authority: Authority, present: Denied, revocation: Revocation, now: datetime) -> Denied:
+    """The deny-list with what a revocation adds."""
+    log = authority.log("log", at=now)
+    size = len(log.entries())
+    beyond = [index for index in revocation.log_indices if not 0 <= index < size]
+    if beyond:
+        raise TrustError("TRUST_REVOCATION", f"the log in use has {size} entries, none of index {beyond[0]}", size=size)
+    key = next(key_id for key_id, each in authority.anchors().logs.items() if each.url == log.origin).hex()
+    added = {
+        "certificate_serials": _joined(
+            present.certificate_serials, [_serial(each) for each in revocation.certificate_serials]
+        ),
+        "log_indices": _joined(present.log_indices, [LogIndex(log=key, index=each) for each in revocation.log_indices]),
+        "digests": _joined(present.digests, [digest.lower() for digest in revocation.digests]),
+    }
+    try:
+        return documents.validate(Denied, added, what="revocation")
+    except DocumentError as error:
+        raise TrustError("TRUST_REVOCATION", error.cause) from None
+
+
+def _serial(text: str) -> str:
+    """A serial number as the deny-list has it, from how tools print it: `0A:BC`, `0x0abc`, `ABC`."""
+    return text.strip().lower().removeprefix("0x").replace(":", "").lstrip("0") or "0"
 
 
 def set_policy(authority: Authority, policy: Policy, *, now: datetime) -> None:
@@ -287,11 +305,6 @@ def _check_keys(authority: Authority, service: Service | None, now: datetime) ->
     """Refuse before anything changes if the issuing key is not here."""
     if service is not None:
         authority.keys.load(authority.current(service, now).name)
-
-
-def _current_log(authority: Authority, now: datetime) -> str:
-    url = authority.log("log", at=now).origin
-    return next(key_id for key_id, log in authority.anchors().logs.items() if log.url == url).hex()
 
 
 def _joined(present: tuple[Item, ...], added: list[Item]) -> tuple[Item, ...]:

@@ -138,17 +138,19 @@ def revoked_tls(authority: Authority) -> list[Revoked]:
         raise TrustError("TRUST_AUTHORITY_DAMAGED", f"revoked.json: {error}", path=str(authority.path)) from None
 
 
-def revoke_tls(authority: Authority, serial: str, *, now: datetime) -> None:
-    """Put an issued TLS certificate on the revocation list; a second time changes nothing.
+def revoke_tls(authority: Authority, serials: Sequence[str], *, now: datetime) -> None:
+    """Put issued TLS certificates on the revocation list, all or none; a second time changes nothing.
 
     Raises:
         TrustError: TRUST_TLS_UNKNOWN.
     """
-    if serial not in {f"{each.serial_number:x}" for each in issued_tls(authority)}:
-        raise TrustError("TRUST_TLS_UNKNOWN", f"no TLS certificate with serial {serial} was issued", serial=serial)
+    issued = {f"{each.serial_number:x}" for each in issued_tls(authority)}
+    for serial in serials:
+        if serial not in issued:
+            raise TrustError("TRUST_TLS_UNKNOWN", f"no TLS certificate with serial {serial} was issued", serial=serial)
     present = revoked_tls(authority)
-    if all(each.serial != serial for each in present):
-        present.append(Revoked(serial=serial, at=now))
+    known = {each.serial for each in present}
+    present += [Revoked(serial=serial, at=now) for serial in dict.fromkeys(serials) if serial not in known]
     data = documents.write_json([each.model_dump(mode="json") for each in present])
     write_atomic(authority.path / "revoked.json", data)
 

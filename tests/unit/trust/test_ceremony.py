@@ -136,6 +136,38 @@ def test_a_role_other_than_the_release_signers_can_be_retired_whole(own, authori
     refused("TRUST_ROLE_UNKNOWN", open_signer, own.path, "producer")
 
 
+MISTYPED = {
+    "a serial that is no number": Revocation(certificate_serials=("zz",)),
+    "a serial beyond every certificate's": Revocation(certificate_serials=("1" * 65,)),
+    "a digest that was cut": Revocation(digests=("abc",)),
+    "an entry that the log does not have": Revocation(log_indices=(5,)),
+    "an entry before the first": Revocation(log_indices=(-1,)),
+}
+
+
+@pytest.mark.parametrize("name", MISTYPED)
+def test_a_revocation_of(name, own, authority, now):
+    own.signer("release-signer", at=now).sign_statement(PAYLOAD)
+    before = contents(own.path)
+    refused("TRUST_REVOCATION", ceremony.revoke, authority, MISTYPED[name], now=now)
+    assert contents(own.path) == before
+
+
+@pytest.mark.parametrize("written", ["00ABcd", "0xabcd", "AB:CD", " abcd "])
+def test_a_serial_is_taken_as_tools_print_it(written, authority, now):
+    policy = ceremony.revoke(authority, Revocation(certificate_serials=(written,)), now=now)
+    assert policy.denied.certificate_serials == ("abcd",)
+
+
+def test_of_several_tls_certificates_all_are_revoked_or_none(own, authority, now):
+    serial = f"{tls.issue_tls(authority, 'tls-client', 'app', at=now).certificate.serial_number:X}"
+    before = contents(own.path)
+    refused("TRUST_TLS_UNKNOWN", ceremony.revoke, authority, Revocation(tls_serials=(serial, "ab")), now=now)
+    assert contents(own.path) == before
+    ceremony.revoke(authority, Revocation(tls_serials=(serial, serial)), now=now)
+    assert [each.serial for each in tls.revoked_tls(authority)] == [serial.lower()]
+
+
 def test_what_does_not_exist_cannot_be_revoked(authority, now):
     refused("TRUST_ROLE_UNKNOWN", ceremony.revoke, authority, Revocation(roles=("pope",)), now=now)
     refused("TRUST_REVOCATION", ceremony.revoke, authority, Revocation(identities=("x@y",)), now=now)
