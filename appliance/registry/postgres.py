@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import psycopg
 
 
+_NO_TABLES = {"42P01", "3F000"}  # undefined table, undefined schema
+_MIGRATE = "Make the tables with `appliance config migrate --database FILE`, as the database's owner."
 _ABSENT = "/nonexistent"  # libpq then looks into nobody's home folder
 
 
@@ -117,6 +119,7 @@ def connected(settings: PostgresSettings, *, autocommit: bool = False) -> Iterat
         raise RegistryError(
             "REGISTRY_DATABASE",
             " ".join(str(error).split())[:300] or type(error).__name__,
+            remedy=_MIGRATE if error.sqlstate in _NO_TABLES else None,
             host=settings.host,
             port=settings.port,
             database=settings.database,
