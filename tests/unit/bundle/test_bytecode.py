@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ import pytest
 
 from appliance.bundle import bytecode
 from appliance.bundle.bytecode import clear_bytecode, compile_one, compiling_ahead, import_order
+from tests.support import children
 
 SOURCES = {
     "app/__init__.py": "from .first import thing\nimport app.second as second, os\n",
@@ -93,3 +95,22 @@ def test_clearing_leaves_sources_alone(environment):
     clear_bytecode(environment)
     assert not compiled(environment)
     assert {str(path.relative_to(site_of(environment))) for path in environment.rglob("*.py")} == set(SOURCES)
+
+
+def test_a_killed_installer_leaves_nobody_behind_who_goes_on_writing(environment, tmp_path):
+    pid, helper = tmp_path / "pid", tmp_path / "helper"
+    helper.write_text(f"#!/bin/sh\necho $$ > {pid}.new && mv {pid}.new {pid}\nexec sleep 60\n")
+    helper.chmod(0o755)
+
+    def installer() -> None:
+        with compiling_ahead(environment, ["app"], python=str(helper)):
+            while not pid.exists():
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert children.run(installer) == "killed"
+    left = Path("/proc") / pid.read_text().strip()
+    deadline = time.monotonic() + 10
+    while left.exists() and "Z" not in (left / "stat").read_text().split()[2] and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not left.exists() or (left / "stat").read_text().split()[2] == "Z"
