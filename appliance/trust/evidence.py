@@ -103,8 +103,8 @@ def examine(raw: bytes, *, trusted_root_document: bytes, statement: bytes | None
                 valid_until=window.end,
             )
     _check_domain(leaf, log, stamper)
-    leaf.check_valid_at(signed_at)
-    leaf.check_valid_at(integrated_at)
+    for time in (signed_at, integrated_at, leaf.sct_time):  # each by another key: none of them alone can backdate
+        leaf.check_valid_at(time)
     _check_signature(leaf, bundle, signed)
     _check_body(bundle, leaf, signed)
     _second_opinion(raw, prepared.verifier, leaf, statement)

@@ -49,13 +49,14 @@ class Media:
         root = self.load("root").signed
         return tuple(root.keys[each].unrecognized_fields["x-appliance-name"] for each in root.roles[role].keyids)
 
-    def tie(self) -> None:
-        """New snapshot and timestamp over whatever is newest: everything below is consistent again."""
-        self.tie_to_targets(self.load("targets").signed.version)
+    def tie(self, **delegated: int) -> None:
+        """New snapshot and timestamp over whatever is newest (and a version of delegated roles): consistent again."""
+        self.tie_to_targets(self.load("targets").signed.version, **delegated)
 
-    def tie_to_targets(self, version: int) -> None:
+    def tie_to_targets(self, version: int, **delegated: int) -> None:
         """New snapshot and timestamp that name a version of the targets."""
-        self.sign("snapshot", lambda s: s.meta.update({"targets.json": MetaFile(version=version)}))
+        versions = {f"{role}.json": MetaFile(version=number) for role, number in delegated.items()}
+        self.sign("snapshot", lambda s: s.meta.update({"targets.json": MetaFile(version=version), **versions}))
         snapshot = self.load("snapshot").signed.version
         self.sign("timestamp", lambda t: setattr(t, "snapshot_meta", MetaFile(version=snapshot)))
 

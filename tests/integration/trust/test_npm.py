@@ -61,21 +61,43 @@ def turn_proof(document):
 
 
 ATTACKS = {
-    "a changed payload": lambda f: (f.statement(PAYLOAD), PAYLOAD + b" "),
-    "another key's signature": lambda f: (f.statement(PAYLOAD, sign_with=keys.generate()), PAYLOAD),
-    "an SCT of an unknown log": lambda f: (f.statement(PAYLOAD, leaf=LeafPlan(sct_key=keys.generate())), PAYLOAD),
-    "an unknown transparency log": lambda f: (f.statement(PAYLOAD, log_key=keys.generate()), PAYLOAD),
-    "a proof with a bit turned": lambda f: (edit(f.statement(PAYLOAD), turn_proof), PAYLOAD),
-    "a time-stamp of another signature": lambda f: (f.statement(PAYLOAD, stamped=flipped), PAYLOAD),
-    "a checkpoint of another origin": lambda f: (f.statement(PAYLOAD, log_url="https://log.example.com"), PAYLOAD),
-    "another identity": lambda f: (f.statement(PAYLOAD, leaf=LeafPlan(identity=OFFICER)), PAYLOAD),
+    "a changed payload": ("SIGNATURE_ERROR", lambda f: (f.statement(PAYLOAD), PAYLOAD + b" ")),
+    "another key's signature": (
+        "SIGNATURE_ERROR",
+        lambda f: (f.statement(PAYLOAD, sign_with=keys.generate()), PAYLOAD),
+    ),
+    "an SCT of an unknown log": (
+        "CERTIFICATE_ERROR",
+        lambda f: (f.statement(PAYLOAD, leaf=LeafPlan(sct_key=keys.generate())), PAYLOAD),
+    ),
+    "an unknown transparency log": (
+        "TLOG_INCLUSION_PROMISE_ERROR",
+        lambda f: (f.statement(PAYLOAD, log_key=keys.generate()), PAYLOAD),
+    ),
+    "a proof with a bit turned": (
+        "TLOG_INCLUSION_PROOF_ERROR",
+        lambda f: (edit(f.statement(PAYLOAD), turn_proof), PAYLOAD),
+    ),
+    "a time-stamp of another signature": (
+        "TIMESTAMP_ERROR",
+        lambda f: (f.statement(PAYLOAD, stamped=flipped), PAYLOAD),
+    ),
+    "a checkpoint of another origin": (
+        "TLOG_INCLUSION_PROOF_ERROR",
+        lambda f: (f.statement(PAYLOAD, log_url="https://log.example.com"), PAYLOAD),
+    ),
+    "another identity": (
+        "UNTRUSTED_SIGNER_ERROR",
+        lambda f: (f.statement(PAYLOAD, leaf=LeafPlan(identity=OFFICER)), PAYLOAD),
+    ),
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ATTACKS)
 def test_npm_refuses(name, node, forger):
-    bundle, payload = ATTACKS[name](forger)
-    result = judge(node, bundle, payload)
-    assert result.returncode != 0
-    assert "accepted" not in result.stdout
+    code, make = ATTACKS[name]
+    result = judge(node, *make(forger))
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert f"code: '{code}'" in result.stderr

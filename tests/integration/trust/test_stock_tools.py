@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ def sealed(*command, cwd):
         capture_output=True,
         text=True,
         timeout=120,
-        env={"PATH": "/usr/bin:/bin", "HOME": str(cwd), "LC_ALL": "C.UTF-8"},
+        env={"PATH": "/usr/bin:/bin", "HOME": str(cwd), "LC_ALL": "C.UTF-8", "COLUMNS": "400"},
         check=False,
     )
 
@@ -91,23 +92,32 @@ def test_sigstore_accepts_a_release_signature(sigstore, zone, forger):
 
 
 TAMPERED = {
-    "a changed payload": lambda f, s: (PAYLOAD.replace(b"1.2.3", b"6.6.6"), f.statement(PAYLOAD)),
-    "a changed signature": lambda f, s: (PAYLOAD, f.statement(PAYLOAD, signature=flipped)),
-    "a stranger's authority": lambda f, s: (PAYLOAD, s.statement(PAYLOAD)),
-    "a wrong SCT": lambda f, s: (PAYLOAD, f.statement(PAYLOAD, leaf=LeafPlan(sct_key=keys.generate()))),
-    "another log's key": lambda f, s: (PAYLOAD, f.statement(PAYLOAD, log_key=keys.generate())),
-    "a time outside of the certificate": lambda f, s: (
-        PAYLOAD,
-        f.statement(PAYLOAD, leaf=LeafPlan(starts=-forger_hours(2))),
+    "a changed payload": (
+        "Bundle message digest mismatch",
+        lambda f, s: (PAYLOAD.replace(b"1.2.3", b"6.6.6"), f.statement(PAYLOAD)),
     ),
-    "a proof with a bit turned": lambda f, s: (PAYLOAD, edit(f.statement(PAYLOAD), _turn_root)),
+    "a changed signature": (
+        "Signature is invalid for input",
+        lambda f, s: (PAYLOAD, f.statement(PAYLOAD, signature=flipped)),
+    ),
+    "a stranger's authority": ("signature does not match", lambda f, s: (PAYLOAD, s.statement(PAYLOAD))),
+    "a wrong SCT": (
+        "SCT verify failed",
+        lambda f, s: (PAYLOAD, f.statement(PAYLOAD, leaf=LeafPlan(sct_key=keys.generate()))),
+    ),
+    "another log's key": (
+        "checkpoint: invalid signature",
+        lambda f, s: (PAYLOAD, f.statement(PAYLOAD, log_key=keys.generate())),
+    ),
+    "a time outside of the certificate": (
+        "cert is not valid at validation time",
+        lambda f, s: (PAYLOAD, f.statement(PAYLOAD, leaf=LeafPlan(starts=-timedelta(hours=2)))),
+    ),
+    "a proof with a bit turned": (
+        "inclusion proof",
+        lambda f, s: (PAYLOAD, edit(f.statement(PAYLOAD), _turn_root)),
+    ),
 }
-
-
-def forger_hours(count):
-    from datetime import timedelta
-
-    return timedelta(hours=count)
 
 
 def _turn_root(document):
@@ -120,15 +130,18 @@ def _turn_root(document):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TAMPERED)
 def test_sigstore_refuses(name, sigstore, forger, stranger):
-    payload, bundle = TAMPERED[name](forger, stranger)
-    assert sigstore(payload, bundle).returncode != 0
+    reason, make = TAMPERED[name]
+    result = sigstore(*make(forger, stranger))
+    assert result.returncode == 1
+    assert "FAIL: payload" in result.stderr
+    assert reason in result.stderr
 
 
 @pytest.mark.slow
 def test_sigstore_refuses_another_identity_or_issuer(sigstore, forger):
     bundle = forger.statement(PAYLOAD)
-    assert sigstore(PAYLOAD, bundle, identity="mallory@appliance.internal").returncode != 0
-    assert sigstore(PAYLOAD, bundle, issuer="https://accounts.example.com").returncode != 0
+    assert "SANs do not match" in sigstore(PAYLOAD, bundle, identity="mallory@appliance.internal").stderr
+    assert "does not match" in sigstore(PAYLOAD, bundle, issuer="https://accounts.example.com").stderr
 
 
 @pytest.mark.slow
@@ -138,16 +151,25 @@ def test_model_signing_accepts_a_router(model_signing, zone, forger):
 
 
 MODELS = {
-    "a changed file": lambda f, s: ({**FILES, "router.safetensors": b"weightz"}, f.artifact(FILES)),
-    "a missing file": lambda f, s: ({"router.yaml": FILES["router.yaml"]}, f.artifact(FILES)),
-    "an added file": lambda f, s: ({**FILES, "run.json": b"{}"}, f.artifact(FILES)),
-    "a stranger's authority": lambda f, s: (FILES, s.artifact(FILES)),
-    "another key's signature": lambda f, s: (FILES, f.artifact(FILES, sign_with=keys.generate())),
+    "a changed file": (
+        "Hash mismatch for 'router.safetensors'",
+        lambda f, s: ({**FILES, "router.safetensors": b"weightz"}, f.artifact(FILES)),
+    ),
+    "a missing file": ("Missing files", lambda f, s: ({"router.yaml": FILES["router.yaml"]}, f.artifact(FILES))),
+    "an added file": ("Extra files", lambda f, s: ({**FILES, "run.json": b"{}"}, f.artifact(FILES))),
+    "a stranger's authority": ("signature does not match", lambda f, s: (FILES, s.artifact(FILES))),
+    "another key's signature": (
+        "DSSE: invalid signature",
+        lambda f, s: (FILES, f.artifact(FILES, sign_with=keys.generate())),
+    ),
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_model_signing_refuses(name, model_signing, forger, stranger):
-    files, bundle = MODELS[name](forger, stranger)
-    assert model_signing(files, bundle).returncode != 0
+    reason, make = MODELS[name]
+    result = model_signing(*make(forger, stranger))
+    assert result.returncode == 1
+    assert result.stderr.startswith("Verification failed with error:")
+    assert reason in result.stderr

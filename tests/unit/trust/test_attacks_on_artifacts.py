@@ -42,6 +42,14 @@ def moved(listed):
     return [first, second, *rest]
 
 
+def with_signatures(change):
+    def apply(document):
+        document["dsseEnvelope"]["signatures"] = change(document["dsseEnvelope"]["signatures"])
+        return document
+
+    return {"bundle": apply}
+
+
 def shards(listed):
     return [{**each, "name": f"{each['name']}:0:7"} for each in listed]
 
@@ -95,6 +103,18 @@ STATEMENTS = {
         "TRUST_BUNDLE_MALFORMED",
         {"raw": lambda r: r.replace(b"application/vnd.in-toto+json", b"\\ud800")},
     ),
+    "two signatures in the envelope": (
+        "TRUST_BUNDLE_MALFORMED",
+        with_signatures(lambda each: each * 2),
+    ),
+    "no signature in the envelope": (
+        "TRUST_BUNDLE_MALFORMED",
+        with_signatures(lambda _: []),
+    ),
+    "a key hint beside the signature": (
+        "TRUST_BUNDLE_MALFORMED",
+        with_signatures(lambda each: [{**each[0], "keyid": "release-signer"}]),
+    ),
     "no payload type": ("TRUST_PAYLOAD_TYPE", {"envelope_type": ""}),
 }
 
@@ -122,6 +142,9 @@ ALTERATIONS = {
         **f,
         "router.safetensors": f["extra/vocabulary.json"],
         "extra/vocabulary.json": f["router.safetensors"],
+    },
+    "a file renamed to what looks the same": lambda f: {
+        k.replace("vocabulary", "voc\u0430bulary"): v for k, v in f.items()
     },
     "the metadata altered": lambda f: {**f, "router.yaml": b"name: s\n"},
 }

@@ -92,6 +92,14 @@ ATTACKS = {
     ),
     # missing and surplus parts
     "no log entry": ("TRUST_BUNDLE_MALFORMED", in_bundle(ENTRIES, lambda _: [])),
+    "a second log entry, of another signature": (
+        "TRUST_BUNDLE_MALFORMED",
+        in_bundle(ENTRIES, lambda e: [*e, {**e[0], "logIndex": "0", "canonicalizedBody": "e30="}]),
+    ),
+    "a promise instead of a proof": (
+        "TRUST_BUNDLE_MALFORMED",
+        in_bundle((*ENTRY, "inclusionProof"), lambda _: None),
+    ),
     "the log entry twice": ("TRUST_BUNDLE_MALFORMED", in_bundle(ENTRIES, lambda e: e * 2)),
     "no inclusion proof": ("TRUST_BUNDLE_MALFORMED", without(*ENTRY, "inclusionProof")),
     "no checkpoint": ("TRUST_BUNDLE_MALFORMED", without(*ENTRY, "inclusionProof", "checkpoint")),
@@ -143,6 +151,19 @@ ATTACKS = {
     "base64 with loose last bits": (
         "TRUST_BUNDLE_MALFORMED",
         in_bundle(("messageSignature", "messageDigest", "digest"), lambda s: s[:-2] + chr(ord(s[-2]) + 1) + "="),
+    ),
+    "base64 in the other alphabet": (
+        "TRUST_BUNDLE_MALFORMED",
+        in_bundle(CERTIFICATE, lambda s: s.replace("+", "-").replace("/", "_")),
+    ),
+    "base64 without its padding": (
+        "TRUST_BUNDLE_MALFORMED",
+        in_bundle(("messageSignature", "messageDigest", "digest"), lambda s: s.rstrip("=")),
+    ),
+    "an index beyond 64 bits": ("TRUST_BUNDLE_MALFORMED", in_bundle((*ENTRY, "logIndex"), lambda _: str(2**63))),
+    "a weaker hash named beside the digest": (
+        "TRUST_BUNDLE_MALFORMED",
+        in_bundle(("messageSignature", "messageDigest", "algorithm"), lambda _: "HASH_ALGORITHM_UNSPECIFIED"),
     ),
     "base64 with a line break": ("TRUST_BUNDLE_MALFORMED", in_bundle(CERTIFICATE, lambda s: s[:64] + "\n" + s[64:])),
     "a number with a leading zero": ("TRUST_BUNDLE_MALFORMED", in_bundle((*ENTRY, "logIndex"), lambda s: "0" + s)),

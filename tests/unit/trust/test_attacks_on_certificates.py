@@ -1,5 +1,6 @@
 """Attacks on the signing certificate, its SCT, and the time at which everything was valid."""
 
+import ipaddress
 from dataclasses import replace
 from datetime import timedelta
 
@@ -97,6 +98,15 @@ ATTACKS = {
         leaf(names=[EMAIL, x509.RFC822Name("import-officer@appliance.internal")]),
     ),
     "a host name as identity": ("TRUST_CERTIFICATE_PROFILE", leaf(names=[x509.DNSName("appliance.internal")])),
+    "an identity and an address": (
+        "TRUST_CERTIFICATE_PROFILE",
+        leaf(names=[EMAIL, x509.IPAddress(ipaddress.ip_address("10.0.0.1"))]),
+    ),
+    "a user principal name as identity": (
+        "TRUST_CERTIFICATE_PROFILE",
+        leaf(names=[x509.OtherName(ObjectIdentifier("1.3.6.1.4.1.311.20.2.3"), b"\x0c\x06signer")]),
+    ),
+    "no identity": ("TRUST_CERTIFICATE_PROFILE", leaf(names=[])),
     "an identity that may be overlooked": ("TRUST_CERTIFICATE_PROFILE", leaf(san_critical=False)),
     "a subject beside the identity": ("TRUST_CERTIFICATE_PROFILE", leaf(subject=certificates.name("release-signer"))),
     "two issuers that disagree": ("TRUST_CERTIFICATE_PROFILE", leaf(issuer_v2=b"\x0c\x05other")),
@@ -116,6 +126,9 @@ ATTACKS = {
     "an SCT by the transparency log's key": ("TRUST_SCT", lambda forger: leaf(sct_key=forger.key("log"))),
     "an SCT of another certificate": ("TRUST_SCT", leaf(sct_over=lambda tbs: flipped(tbs, 30))),
     # the minutes in which it is valid
+    "an SCT from before the certificate": ("TRUST_CERTIFICATE_TIME", lambda f: leaf(sct_at=f.at - 2 * MINUTE)),
+    "an SCT from after the certificate": ("TRUST_CERTIFICATE_TIME", lambda f: leaf(sct_at=f.at + 11 * MINUTE)),
+    "an SCT from before its log": ("TRUST_KEY_WINDOW", lambda f: leaf(sct_at=f.at - timedelta(days=300))),
     "signed before the certificate": ("TRUST_CERTIFICATE_TIME", leaf(starts=MINUTE)),
     "signed after the certificate": ("TRUST_CERTIFICATE_TIME", leaf(starts=-20 * MINUTE)),
     "time-stamped after the certificate": ("TRUST_CERTIFICATE_TIME", {"stamp_at": 11 * MINUTE}),

@@ -5,9 +5,11 @@ import shutil
 from datetime import timedelta
 
 import pytest
-from tuf.api.metadata import MetaFile, TargetFile
+from securesystemslib.signer import CryptoSigner
+from tuf.api.metadata import DelegatedRole, Delegations, Metadata, MetaFile, TargetFile, Targets
 
 from appliance.errors import ApplianceError
+from appliance.trust import keys
 from appliance.trust.authority import Authority
 from appliance.trust.keys import KeyRing
 from appliance.trust.repository import Repository
@@ -153,6 +155,22 @@ def swapped_targets(media):
     media.tie()
 
 
+def delegated_target(media):
+    """policy.json moved to a delegated role, whose key is the attacker's."""
+    attacker, moved = CryptoSigner(keys.generate()), {}
+
+    def delegate(targets):
+        moved["policy.json"] = targets.targets.pop("policy.json")
+        role = DelegatedRole("helper", [attacker.public_key.keyid], 1, True, paths=["*"])
+        targets.delegations = Delegations({attacker.public_key.keyid: attacker.public_key}, {"helper": role})
+
+    media.sign("targets", delegate)
+    helper = Metadata(Targets(expires=media.load("targets").signed.expires, targets=moved))
+    helper.sign(attacker)
+    (media.path / "metadata/1.helper.json").write_bytes(helper.to_bytes())
+    media.tie(helper=1)
+
+
 def text(role, change):
     def apply(media):
         path = media.newest(role)
@@ -270,6 +288,7 @@ ATTACKS = {
         fresh_targets(lambda m: target_file(m, "policy.json").unlink()),
     ),
     "no policy": ("TRUST_TARGET_MISSING", without_target("policy.json")),
+    "a policy by a delegated role": ("TRUST_TARGET_MISSING", delegated_target),
     "no trusted root": ("TRUST_TARGET_MISSING", without_target("trusted_root.json")),
     # form
     "no timestamp": ("TRUST_REPOSITORY_INCOMPLETE", drop("metadata/timestamp.json")),
