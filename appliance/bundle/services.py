@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from appliance.errors import InstallError
+from appliance.errors import ApplianceError, InstallError
 
 UNIT = "appliance-gateway.service"
 TIMEOUT_S = 300  # above the unit's own limits for stopping and starting
@@ -57,7 +57,11 @@ def restart_or_return(prefix: Path, go_back: Callable[[], object] | None, *, sys
     except InstallError as error:
         if go_back is None:
             raise
-        go_back()
+        try:
+            go_back()
+        except ApplianceError as refusal:  # e.g. the state is of the new layout already
+            cause = f"{error.cause}; the release before cannot return: {refusal.code}, {refusal.cause}"
+            raise InstallError(error.code, cause, **error.evidence) from error
         status, _ = _ask(_command(systemctl), "restart", UNIT)
         returned = "the release before runs again" if status == 0 else "the release before does not come up either"
         raise InstallError(error.code, f"{error.cause}; {returned}", **error.evidence) from error

@@ -77,7 +77,8 @@ def install(
             before, home = report.previous, installed.require_prefix(prefix)
 
             def go_back() -> object:
-                return installed.rollback(home, to=before, now=datetime.now(UTC), inherited_lock=kept)
+                with appliance_errors():
+                    return installed.rollback(home, to=before, now=datetime.now(UTC), inherited_lock=kept)
 
             restarted = restart_or_return(home.root, go_back if before else None)
         manifest = report.verdict.release.manifest

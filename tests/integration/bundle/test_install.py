@@ -286,6 +286,27 @@ def test_the_commands_tell_what_runs(prefix, releases, tmp_path):
     assert json.loads(result.stdout)["error"]["code"] == "INSTALL_PREFIX"
 
 
+def test_an_upgrade_whose_gateway_does_not_come_up_takes_the_host_back(prefix, releases, tmp_path):
+    manager, asked = tmp_path / "systemctl", tmp_path / "asked"
+    manager.write_text(
+        f'#!/bin/sh\necho "$@" >> {asked}\ncase $1 in\nis-active) echo active ;;\n'
+        f"show) echo 'ExecStart={{ path={prefix}/current/env/bin/appliance ; }}' ;;\n"
+        f"restart) readlink {prefix}/current | grep -q {name(releases[0])} ;;\nesac\n"
+    )
+    manager.chmod(0o755)
+    command = ["install", str(releases[1].media), "--prefix", str(prefix), "--json"]
+    result = CliRunner().invoke(app, command, env={"SYSTEMCTL": str(manager)})
+    assert result.exit_code == 1
+    error = json.loads(result.stdout)["error"]
+    assert error["code"] == "INSTALL_SERVICE"
+    assert "the release before runs again" in error["cause"]
+    assert Prefix(prefix).active() == name(releases[0])
+    assert asked.read_text().splitlines().count("restart appliance-gateway.service") == 2
+    result = CliRunner().invoke(app, [*command, "--no-restart"], env={"SYSTEMCTL": str(manager)})
+    assert json.loads(result.stdout)["restarted"] is False
+    assert Prefix(prefix).active() == name(releases[1])
+
+
 def test_the_commands_inspect_and_verify(releases, authority, tmp_path):
     runner = CliRunner()
     media = str(releases[0].media)

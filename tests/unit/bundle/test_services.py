@@ -70,6 +70,17 @@ def test_a_gateway_that_does_not_come_up_takes_the_host_back_to_the_release_befo
     assert manager.restarts == 2
 
 
+def test_a_release_before_that_cannot_return_is_said_with_its_reason(manager):
+    def refused() -> None:
+        raise InstallError("INSTALL_STATE_NEWER", "state and configuration were written by a newer release (layout 2)")
+
+    with pytest.raises(InstallError) as caught:
+        restart_or_return(PREFIX, refused, systemctl=manager.answers(comes_up="false"))
+    assert caught.value.code == "INSTALL_SERVICE"
+    assert "cannot return: INSTALL_STATE_NEWER" in caught.value.cause
+    assert manager.restarts == 1
+
+
 def test_where_neither_comes_up_that_is_said_and_where_there_is_no_other_nothing_is_undone(manager):
     broken = manager.answers(comes_up="false")
     with pytest.raises(InstallError) as caught:
