@@ -29,7 +29,7 @@ from appliance.training.examples import Examples
 from appliance.training.fit import fit
 from appliance.training.outcomes import load_dataset
 from appliance.training.preparing import prepare
-from appliance.training.selection import objective
+from appliance.training.selection import figure_of, objective
 from appliance.training.splits import folds
 
 Rows = NDArray[np.intp]
@@ -60,7 +60,11 @@ def main() -> None:
         scores = np.full(examples.scores.shape, np.nan, np.float32)
         for number, (seen, aside) in enumerate(splits):
             if options.only in (None, number):
-                scores[aside] = _scores(examples, strategy, seen, aside, number, options.keep)
+                kept = None
+                if options.keep is not None:  # named after everything that decides what stands in it
+                    split = f"{options.data.stem}-{options.folds}-{options.test_share}-{options.seed}-{number}"
+                    kept = options.keep / f"{strategy}-{split}.npy"
+                scores[aside] = _scores(examples, strategy, (seen, aside), number, kept)
         if options.only is not None:
             continue
         predicted[strategy] = scores[unseen]
@@ -71,7 +75,7 @@ def main() -> None:
         gain = f"over best single {report['gain_over_best_single']:+} {report['intervals']['gain_over_best_single']}"
         print(f"{strategy:12} {values}; {gain}; calibration error {report['calibration_error']}", flush=True)
         if pair and len(splits) > 1:
-            each = [objective(scores[aside], examples.actual[aside]) for _, aside in splits]
+            each = [objective(scores[aside], examples.actual[aside], "apgr") for _, aside in splits]
             print(f"{'':12} apgr by fold {np.round(each, 4).tolist()}, mean {np.mean(each):.4f}", flush=True)
 
     for strategy, scores in predicted.items():
@@ -90,9 +94,9 @@ def _splits(examples: Examples, count: int, share: float | None, seed: int) -> I
 
 
 def _scores(
-    examples: Examples, strategy: str, seen: Rows, aside: Rows, number: int, keep: Path | None
+    examples: Examples, strategy: str, split: tuple[Rows, Rows], number: int, kept: Path | None
 ) -> NDArray[np.float32]:
-    kept = None if keep is None else keep / f"{strategy}-{number}.npy"
+    seen, aside = split
     if kept is not None and kept.exists():
         return np.asarray(np.load(kept), np.float32)
     started = time.perf_counter()
@@ -111,9 +115,11 @@ def _scores(
 def _compare(
     strategy: str, scores: NDArray[np.float32], baseline: str, base: NDArray[np.float32], examples: Examples
 ) -> None:
+    figure = figure_of(examples.actual)
+
     def difference(rows: Rows) -> dict[str, float]:
         actual = examples.actual[rows]
-        return {"gain": objective(scores[rows], actual) - objective(base[rows], actual)}
+        return {"gain": objective(scores[rows], actual, figure) - objective(base[rows], actual, figure)}
 
     value = difference(np.arange(len(examples)))["gain"]
     low, high = intervals(difference, examples.groups)["gain"]

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from appliance.training.selection import objective
+from appliance.training.selection import figure_of, objective
 
 SHARES = (0.0, 0.25, 0.5, 1.0)
 
@@ -24,13 +24,13 @@ def shares(predictions: Predictions, actual: NDArray[np.float32], rows: Sequence
         actual: shape (n, labels).
         rows: the folds to judge by.
     """
-    names = sorted(predictions)
+    names, figure = sorted(predictions), figure_of(actual)
     best, worth = dict.fromkeys(names, 1.0), -np.inf
     for combination in itertools.product(SHARES, repeat=len(names)):
         if max(combination) < 1.0:  # the same blend stands there with a greater share
             continue
         blend = dict(zip(names, combination, strict=True))
-        value = float(np.mean([objective(mix(predictions, blend, r), actual[r]) for r in rows]))
+        value = float(np.mean([objective(mix(predictions, blend, r), actual[r], figure) for r in rows]))
         if value > worth + 1e-9:
             best, worth = blend, value
     return {name: share for name, share in best.items() if share > 0}

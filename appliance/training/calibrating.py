@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from appliance.routers.families.ensemble import Calibration
-from appliance.training.selection import objective
+from appliance.training.selection import figure_of, objective
 
 ADVANTAGES = (0.0, 0.01, 0.02, 0.04, 0.08)
 STEEPEST = 3.0
@@ -43,7 +43,8 @@ def calibrated(predicted: Scores, actual: Scores, rows: Sequence[NDArray[np.intp
     offsets = overall - slopes * mean
     parts = (slopes.astype(np.float32), offsets.astype(np.float32), overall.astype(np.float32))
     made = [Calibration(*parts, advantage) for advantage in ADVANTAGES]
-    worth = [float(np.mean([objective(each(predicted[fold]), actual[fold]) for fold in rows])) for each in made]
+    figure = figure_of(actual)
+    worth = [float(np.mean([objective(each(predicted[fold]), actual[fold], figure) for fold in rows])) for each in made]
     return made[int(np.argmax(worth))]
 
 

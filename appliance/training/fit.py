@@ -23,7 +23,7 @@ from appliance.training.calibrating import calibrated, crossed_calibration
 from appliance.training.evaluate import evaluate_scores
 from appliance.training.examples import Examples, Fitter
 from appliance.training.progress import Progress, silent
-from appliance.training.selection import objective
+from appliance.training.selection import figure_of, objective
 from appliance.training.splits import folds
 from appliance.training.writing import yaml_bytes
 
@@ -102,8 +102,9 @@ def fit(examples: Examples, *, strategy: str = "auto", seed: int = 0, progress: 
     candidates = dict(unseen)
     if len(names) > 1:
         candidates[ENSEMBLE] = crossed(unseen, examples.actual, rows)
+    figure = figure_of(examples.actual)
     compared = {
-        name: round(float(np.mean([objective(p[fold], examples.actual[fold]) for fold in rows])), 6)
+        name: round(float(np.mean([objective(p[fold], examples.actual[fold], figure) for fold in rows])), 6)
         for name, p in candidates.items()
     }
     best = ENSEMBLE if strategy == ENSEMBLE else max(candidates, key=lambda name: compared[name])

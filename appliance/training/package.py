@@ -14,7 +14,7 @@ from appliance.artifact import METADATA_NAMES, ArtifactFiles, from_files
 from appliance.errors import TrainingError
 from appliance.routers.loading import load_router
 from appliance.training.bootstrap import intervals
-from appliance.training.selection import objective
+from appliance.training.selection import figure_of, objective
 from appliance.training.writing import yaml_bytes
 
 MINIMUM_CONFIDENCE = 0.5
@@ -67,8 +67,8 @@ def judge(
 ) -> Verdict:
     """Compare a candidate with what serves now, on the same resampled prompts.
 
-    For two models the figure is APGR: a fixed choice is a point of the curve, and the chord between weak and strong
-    (0.5) is what any coin reaches, so that the baseline of a pair without a current router is 0.5.
+    The figure is that of `figure_of`. Under APGR a fixed choice is a point of the curve, and the chord between
+    weak and strong (0.5) is what any coin reaches, so that the baseline of a pair without a current router is 0.5.
 
     Args:
         candidate: shape (n, labels), scores.
@@ -84,20 +84,19 @@ def judge(
     """
     if not MINIMUM_CONFIDENCE <= confidence < 1:
         raise TrainingError("TRAINING_ARGUMENT", f"confidence {confidence} is not within {MINIMUM_CONFIDENCE} to 1")
-    pair = actual.shape[1] == 2
+    figure = figure_of(actual)
     fixed = np.zeros(actual.shape)
     fixed[:, int(np.argmax(np.nanmean(actual, axis=0)))] = 1.0
 
     def gain(rows: NDArray[np.intp]) -> Mapping[str, float]:
         if baseline is not None:
-            other = objective(baseline[rows], actual[rows])
+            other = objective(baseline[rows], actual[rows], figure)
         else:
-            other = 0.5 if pair else objective(fixed[rows], actual[rows])
-        return {"gain": objective(candidate[rows], actual[rows]) - other}
+            other = 0.5 if figure == "apgr" else objective(fixed[rows], actual[rows], figure)
+        return {"gain": objective(candidate[rows], actual[rows], figure) - other}
 
     value = gain(np.arange(len(actual)))["gain"]
     low, high = intervals(gain, groups, seed=seed, level=confidence)["gain"]
-    figure = "apgr" if pair else "accuracy"
     return Verdict(low > 0, against, figure, value, (low, high), confidence, len(actual))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,21 +15,40 @@ from appliance.training.metrics import chosen_scores, pair_metrics
 from appliance.training.splits import folds
 
 INNER_FOLDS = 3
+CLEARLY = 3.0  # standard errors
+
+Figure = Literal["apgr", "accuracy"]
 
 Setting = TypeVar("Setting")
 
 
-def objective(predicted: NDArray[np.floating], actual: NDArray[np.floating]) -> float:
-    """The figure by which routers are compared while fitting.
+def figure_of(actual: NDArray[np.floating]) -> Figure:
+    """The figure by which routers of this data are compared.
 
-    For two models: APGR, the whole trade-off curve, since the share of strong calls is the operator's to set. For
-    more: the mean score of the chosen model.
+    Of two models, one clearly better than the other: APGR, the whole trade-off curve, since the share of strong calls
+    is the operator's to set. Of more models, or of two whose means are within chance of each other (where there is no
+    gap to recover): the mean score of the chosen model.
+
+    Args:
+        actual: shape (n, m), columns best model first.
+    """
+    if actual.shape[1] != 2:
+        return "accuracy"
+    gap = (actual[:, 0] - actual[:, 1]).astype(np.float64)
+    gap = gap[~np.isnan(gap)]
+    clear = len(gap) > 1 and gap.mean() > CLEARLY * gap.std(ddof=1) / np.sqrt(len(gap))
+    return "apgr" if clear else "accuracy"
+
+
+def objective(predicted: NDArray[np.floating], actual: NDArray[np.floating], figure: Figure) -> float:
+    """What fitting maximises and the gate compares.
 
     Args:
         predicted: shape (n, m), columns best model first.
         actual: shape (n, m).
+        figure: of all the data (`figure_of`), so that no fold or resample is judged by another one.
     """
-    if actual.shape[1] == 2:
+    if figure == "apgr":
         known = ~np.isnan(actual).any(axis=1)
         strong, weak = actual[known, 0].astype(float), actual[known, 1].astype(float)
         value = pair_metrics(np.asarray(predicted[known, 0] - predicted[known, 1], float), weak, strong)["apgr"]
@@ -58,13 +77,14 @@ def best_by_folds(
     """
     if len(grid) == 1:
         return grid[0]
+    figure = figure_of(examples.actual)
     examples = sample(examples, at_most, seed=seed)
     worth = np.zeros(len(grid))
     count = min(INNER_FOLDS, len(np.unique(examples.groups)))
     for fit_rows, predict_rows in itertools.islice(folds(examples.groups, count, seed=seed + 1), rounds):
         seen, unseen = examples.take(fit_rows), examples.take(predict_rows)
         for index, setting in enumerate(grid):
-            worth[index] += objective(build(seen, setting).scores(unseen.prompts), unseen.actual)
+            worth[index] += objective(build(seen, setting).scores(unseen.prompts), unseen.actual, figure)
     return grid[int(np.argmax(worth))]
 
 

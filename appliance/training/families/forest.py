@@ -19,6 +19,7 @@ from appliance.training.selection import best_by_folds
 TREES = 300
 LEAVES = (8, 16, 32)  # prompts a leaf
 SEARCH_TREES = 60
+SEARCH_PROMPTS = 4000
 FEATURE_SHARE = 0.3  # of the features, tried at each split
 TOPICS = 64
 DIRECTIONS = 64
@@ -50,7 +51,7 @@ class ForestFitter:
             fitted = _grown(projection.features(some.prompts), some, SEARCH_TREES, leaf, seed)
             return Forest(some.labels, projection, _table(fitted, len(some.labels)))
 
-        leaf = best_by_folds(examples, grid, rough, seed=seed, rounds=1)
+        leaf = best_by_folds(examples, grid, rough, seed=seed, rounds=1, at_most=SEARCH_PROMPTS)
         projection = _projection(examples, seed)
         features = projection.features(examples.prompts)
         fitted = _grown(features, examples, self._trees, leaf, seed)

@@ -10,7 +10,7 @@ import numpy as np
 from appliance.routers.families.knn import Knn, KnnParameters
 from appliance.routers.strategies import Strategy
 from appliance.training.examples import Examples
-from appliance.training.selection import INNER_FOLDS, objective
+from appliance.training.selection import INNER_FOLDS, figure_of, objective
 from appliance.training.splits import folds
 
 NEIGHBOURS = (10, 20, 40, 80, 160)
@@ -30,7 +30,7 @@ class KnnFitter:
 def _best_k(examples: Examples, seed: int) -> int:
     """One ranking of the neighbours serves every k."""
     sizes = [k for k in NEIGHBOURS if k <= len(examples) // 3] or [max(1, len(examples) // 3)]
-    worth = np.zeros(len(sizes))
+    worth, figure = np.zeros(len(sizes)), figure_of(examples.actual)
     outcomes = examples.filled()
     vectors = examples.prompts.embeddings
     count = min(INNER_FOLDS, len(np.unique(examples.groups)))
@@ -40,5 +40,5 @@ def _best_k(examples: Examples, seed: int) -> int:
         order = np.argsort(-np.take_along_axis(similarity, near, axis=1), axis=1, kind="stable")
         ranked = outcomes[seen][np.take_along_axis(near, order, axis=1)].cumsum(axis=1)
         for index, k in enumerate(sizes):
-            worth[index] += objective(ranked[:, k - 1] / k, examples.actual[unseen])
+            worth[index] += objective(ranked[:, k - 1] / k, examples.actual[unseen], figure)
     return sizes[int(np.argmax(worth))]

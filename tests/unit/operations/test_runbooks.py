@@ -27,7 +27,7 @@ def test_every_case_of_the_year_has_its_runbook():
     assert set(NAMES) == {
         "install-from-media", "roll-back", "install-units", "promote-model", "withdraw-model", "sync-now", "rotate-tls",
         "rotate-signing-roots", "renew-trust", "refresh-trust", "back-up", "restore", "replace-disk", "new-admin-key",
-        "move-registry", "evacuate-signer", "collect-support", "drill",
+        "move-registry", "evacuate-signer", "collect-support", "drill", "train-router",
     }  # fmt: skip
 
 
