@@ -110,15 +110,16 @@ class Application:
         if principal is None:
             raise Refused(401, "invalid_api_key", "no valid key was given")
         document: dict[str, Any] = {}
+        headers = self._keys.as_master(scope["headers"])
         if with_body:
             body = await edge.read_body(receive, self.max_body_bytes)
             document = edge.checked(body, principal)
-            receive = edge.replay(body, receive)
+            receive, headers = edge.replay(body, receive), edge.as_json(headers)
         elif not principal.is_master:
             await _json(send, 200, edge.models(path, principal))
             return
         request = context.RequestContext(principal, *edge.wishes(scope["headers"], document, principal))
-        await self._forward({**scope, "headers": self._keys.as_master(scope["headers"])}, receive, send, request)
+        await self._forward({**scope, "headers": headers}, receive, send, request)
 
     async def _forward(self, scope: Scope, receive: Receive, send: Send, request: context.RequestContext) -> None:
         token = context.current.set(request)

@@ -7,7 +7,6 @@ share its memory, and a worker that died is back in the time of a fork.
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 import os
 import shutil
@@ -20,7 +19,7 @@ from pathlib import Path
 from appliance import documents
 from appliance.errors import ApplianceError, FileError, GatewayError
 from appliance.files import locked, translated, write_atomic
-from appliance.gateway import litellm_config, live, lockdown, proxy, secrets, server
+from appliance.gateway import litellm_config, live, lockdown, logs, proxy, secrets, server
 from appliance.gateway.supervisor import Supervisor
 from appliance.registry.live import LiveConfig
 from appliance.settings import Settings
@@ -106,7 +105,6 @@ def boot(settings: Settings) -> int:
             _serve(prepared, 0, listener)
             return 0
         proxy.application()
-        gc.freeze()  # what is shared stays shared: the collector does not touch it in the workers
         return Supervisor(settings.listen.workers, lambda number, shared: _serve(prepared, number, shared), _say).run(
             listener
         )
@@ -142,7 +140,8 @@ def _own_temporary_folder(folder: Path) -> None:
 def _serve(prepared: Prepared, number: int, listener: socket.socket) -> None:
     from appliance.gateway.worker import Worker
 
-    Worker(prepared, number=number).run(listener)
+    with contextlib.redirect_stdout(logs.Unsaid()):
+        Worker(prepared, number=number).run(listener)
 
 
 def _say(error: ApplianceError) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from types import UnionType
 from typing import Any
 
@@ -108,6 +108,15 @@ def replay(body: bytes, receive: Receive) -> Receive:
         return {"type": "http.request", "body": body, "more_body": False}
 
     return again
+
+
+def as_json(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """The headers of a request whose body was checked as JSON, so that LiteLLM cannot read it as anything else.
+
+    LiteLLM goes by the content type: the same bytes, called a form, would carry other fields than those checked here.
+    """
+    kept = [(name, value) for name, value in headers if name not in {b"content-type", b"content-encoding"}]
+    return [*kept, (b"content-type", b"application/json")]
 
 
 def wishes(headers: Any, document: Any, principal: Principal) -> tuple[str, float | None]:

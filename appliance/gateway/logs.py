@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import re
@@ -47,6 +48,18 @@ class JsonFormatter(logging.Formatter):
 def _short(record: logging.LogRecord) -> str:
     """A library's message up to where it begins to quote somebody: a request, an answer, an upstream's words."""
     return _QUOTING.split(record.getMessage(), maxsplit=1)[0].rstrip(" -:")[:200]
+
+
+class Unsaid(io.TextIOBase):
+    """Standard output of a worker: libraries print to it what is no log line, and might be a prompt."""
+
+    def writable(self) -> bool:
+        """Yes."""
+        return True
+
+    def write(self, text: str, /) -> int:
+        """Nobody hears it."""
+        return len(text)
 
 
 def configure(level: int = logging.INFO) -> None:

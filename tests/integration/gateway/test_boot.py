@@ -118,6 +118,19 @@ def test_a_malformed_body_is_the_clients_error(running, body):
     assert response.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    "kind", ["application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "text/plain", "application/json"]
+)
+def test_a_body_is_the_json_that_was_checked_whatever_the_client_calls_it(running, kind):
+    """`curl -d` says form; and a form would carry what follows the first &, which nobody has checked."""
+    message = {"role": "user", "content": "x"}
+    smuggled = "&model=chat&mock_response=SMUGGLED&api_base=http://192.0.2.1&b="
+    body = json.dumps({"model": "chat", "messages": [message], "user": smuggled})
+    response = running.client.post("/v1/chat/completions", content=body, headers={"content-type": kind})
+    assert response.status_code == 200
+    assert response.json()["choices"][0]["message"]["content"].startswith("answer-of-")
+
+
 def test_status_is_one_screen_and_one_document(running):
     report = json.loads(running.command("status", "--config", str(running.config), "--json").stdout)
     assert report["ready"] is True
