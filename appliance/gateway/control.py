@@ -106,10 +106,22 @@ def ask_all(run_dir: Path, verb: str, **arguments: Any) -> list[Any]:
     Raises:
         GatewayError: GATEWAY_NOT_RUNNING where none does.
     """
-    answers = []
-    for path in sockets(run_dir):
-        with contextlib.suppress(GatewayError):
-            answers.append(ask(path, verb, **arguments))
+    answers = ask_others(run_dir, None, verb, **arguments)
     if not answers:
         raise GatewayError("GATEWAY_NOT_RUNNING", f"no gateway answers below {run_dir}", run_dir=str(run_dir))
     return answers
+
+
+def ask_others(run_dir: Path, own: Path | None, verb: str, **arguments: Any) -> list[Any]:
+    """Ask every worker but the one with this socket; none may answer."""
+    answers = []
+    for path in sockets(run_dir):
+        if path != own:
+            with contextlib.suppress(GatewayError):
+                answers.append(ask(path, verb, **arguments))
+    return answers
+
+
+def socket_of(run_dir: Path, number: int) -> Path:
+    """Where a worker listens."""
+    return run_dir / f"worker-{number}.sock"

@@ -62,7 +62,7 @@ class Worker:
         self._started_at = utc_now()
         self._live: LiveFollower | None = None
         self._server: server.Server | None = None
-        self._control = control.ControlServer(self.run_dir / f"worker-{number}.sock", reports.verbs(self))
+        self._control = control.ControlServer(control.socket_of(self.run_dir, number), reports.verbs(self))
 
     @property
     def run_dir(self) -> Path:

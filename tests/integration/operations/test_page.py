@@ -1,5 +1,6 @@
 """The status page in a real browser, over a real gateway."""
 
+import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -147,6 +148,44 @@ def test_every_text_has_enough_contrast(browser, served, dark):
     browser.until("document.querySelector('td button')")
     poor = browser.evaluate(CONTRAST)
     assert poor == []
+
+
+@pytest.fixture(scope="module")
+def axe(tmp_path_factory):
+    """Deque's rules for accessibility, a test's tool alone: the package is in no release."""
+    folder = tmp_path_factory.mktemp("axe")
+    (folder / "package.json").write_text('{"private": true}')
+    subprocess.run(
+        ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "axe-core@4.14.1"],
+        cwd=folder, check=True, capture_output=True, timeout=120,
+    )  # fmt: skip
+    return (folder / "node_modules" / "axe-core" / "axe.min.js").read_text()
+
+
+def violations(browser, axe) -> list[str]:
+    browser.evaluate(f"{axe}; 0")
+    found = browser.evaluate("axe.run(document, {resultTypes: ['violations']})")
+    return [f"{each['id']}: {[node['html'] for node in each['nodes']][:3]}" for each in found["violations"]]
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_axe_has_no_violation_to_report(browser, served, axe, dark):
+    running, _ = served
+    browser.look(dark=dark)
+    unlock(browser, running)
+    browser.until("document.querySelector('td button')")
+    browser.evaluate("document.querySelector('td button').click()")
+    browser.until("document.querySelector('tr.detail')")
+    assert violations(browser, axe) == []
+
+
+def test_axe_would_report_one(browser, served, axe):
+    running, _ = served
+    unlock(browser, running)
+    browser.evaluate(
+        "(() => { const i = document.createElement('input'); document.querySelector('main').append(i); })()"
+    )
+    assert any(each.startswith("label:") for each in violations(browser, axe))
 
 
 def test_it_fits_a_narrow_screen_without_sideways_scrolling(browser, served):
