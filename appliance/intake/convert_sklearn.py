@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from appliance.errors import IntakeError
 from appliance.intake.pickles import SKLEARN, restricted_load
 from appliance.intake.taken import Taken
+from appliance.routers import skops_file
 from appliance.routers.loading import read_tensors
 
 Floats = NDArray[np.float32]
@@ -24,6 +25,7 @@ Floats = NDArray[np.float32]
 
 def warm_up() -> None:
     """Import all that conversion will need, by converting estimators of our own."""
+    import skops.io
     from sklearn.linear_model import LogisticRegression, Ridge
     from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
     from sklearn.neural_network import MLPClassifier
@@ -31,6 +33,8 @@ def warm_up() -> None:
 
     warnings.simplefilter("ignore")
     points = np.random.default_rng(0).normal(size=(24, 4)).astype(np.float32)
+    small = KNeighborsClassifier(2).fit(points, np.array(["a", "b"] * 12))
+    skops_file.load(skops.io.dumps(small), what="own")
     three = np.array(["a", "b", "c"] * 8)
     own = [
         KNeighborsClassifier(2),
@@ -53,7 +57,10 @@ def warm_up() -> None:
 def work(asked: Mapping[str, Any], parts: list[bytes]) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """Do a conversion job; see `worker`."""
     model, probe = parts
-    return take_apart(model, tuple(asked["labels"]), asked["hyperparameters"], read_tensors(probe)["probe"]).answer()
+    labels, points = tuple(asked["labels"]), read_tensors(probe)["probe"]
+    if asked["kind"] == "skops":
+        return express(skops_file.build(model, what="the model"), labels, points).answer()
+    return take_apart(model, labels, asked["hyperparameters"], points).answer()
 
 
 def take_apart(data: bytes, labels: tuple[str, ...], hyperparameters: dict[str, Any], probe: Floats) -> Taken:
@@ -69,7 +76,15 @@ def take_apart(data: bytes, labels: tuple[str, ...], hyperparameters: dict[str, 
         IntakeError: INTAKE_PICKLE_IMPORT, INTAKE_CONVERSION.
     """
     del hyperparameters
-    estimator = restricted_load(data, allowed=SKLEARN)
+    return express(restricted_load(data, allowed=SKLEARN), labels, probe)
+
+
+def express(estimator: Any, labels: tuple[str, ...], probe: Floats) -> Taken:
+    """Ask an estimator, and express it as one of our families.
+
+    Raises:
+        IntakeError: INTAKE_CONVERSION.
+    """
     kind = type(estimator).__name__
     take = _TAKERS.get(kind)
     if take is None:

@@ -21,7 +21,7 @@ from appliance.registry.contract import checked_name
 from appliance.routers.loading import LoadedRouter
 from appliance.trust.verification import TrustMaterial, Verdict, verify_artifact
 
-_LEGACY_FORMATS = ("pickle", "torch")  # may be in a producer's hand-in, never in what the zone signs
+_LEGACY_FORMATS = ("pickle", "skops", "torch")  # may be in a producer's hand-in, never in what the zone signs
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def examine(
     if isinstance(trial, EncoderTrial):
         return _encoder(handed_in, legacy, trial, limits=limits)
     write_private(quarantine, {name: handed_in.files[name] for name in legacy})
-    said = scanners.scan(quarantine, legacy)  # the tripwires
+    said = scanners.scan(quarantine, legacy)  # the tripwires, for what holds a pickle
     artifact, conversion = convert(handed_in, legacy, trial.probe, limits=limits)  # confined, and shown to agree
     metadata, prompts = router_metadata(artifact), trial.probe.prompts
     after = choices(score(artifact, prompts, limits=limits), metadata)  # what it does, confined too

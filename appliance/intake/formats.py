@@ -13,7 +13,7 @@ from appliance.intake import pickles, tensors, torch_archives
 MAX_TEXT_BYTES = 256 * 1024
 MAX_JSON_BYTES = 64 * 1024 * 1024
 
-Legacy = Literal["sklearn", "torch"]
+Legacy = Literal["sklearn", "skops", "torch"]
 
 
 def _yaml(data: bytes, name: str) -> None:
@@ -47,6 +47,12 @@ def _pickle(data: bytes, name: str) -> None:
     pickles.scan(data, allowed=pickles.SKLEARN, what=name)
 
 
+def _skops(data: bytes, name: str) -> None:
+    from appliance.routers import skops_file
+
+    skops_file.check(data, what=name)
+
+
 def _torch(data: bytes, name: str) -> None:
     torch_archives.check(data, what=name)
 
@@ -59,9 +65,10 @@ CHECKS: Mapping[str, Callable[[bytes, str], None]] = {
     ".safetensors": _tensors,
     ".onnx": _onnx,
     ".pkl": _pickle,
+    ".skops": _skops,
     ".pt": _torch,
 }
-LEGACY: Mapping[str, Legacy] = {".pkl": "sklearn", ".pt": "torch"}
+LEGACY: Mapping[str, Legacy] = {".pkl": "sklearn", ".skops": "skops", ".pt": "torch"}
 
 
 def check_formats(files: Mapping[str, bytes]) -> dict[str, Legacy]:

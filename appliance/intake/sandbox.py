@@ -29,7 +29,9 @@ WORKER_CODES: dict[str, type[ApplianceError]] = {
     **dict.fromkeys(("INTAKE_SANDBOX",), IntakeError),
     **dict.fromkeys(("ARTIFACT_METADATA", "ARTIFACT_MISSING", "ARTIFACT_VERSION"), ArtifactError),
     **dict.fromkeys(("ROUTER_NETWORK", "ROUTER_PARAMETERS", "ROUTER_SCORES", "ROUTER_STRATEGY"), RouterError),
-    **dict.fromkeys(("ROUTER_WEIGHTS", "ROUTER_INPUT", "ROUTER_ENCODER"), RouterError),
+    **dict.fromkeys(
+        ("ROUTER_WEIGHTS", "ROUTER_INPUT", "ROUTER_ENCODER", "ROUTER_MODEL", "ROUTER_MODEL_IMPORT"), RouterError
+    ),
 }
 
 

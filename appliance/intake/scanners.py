@@ -50,6 +50,8 @@ def scan(folder: Path, legacy: Mapping[str, Legacy]) -> dict[str, str]:
     """
     said: dict[str, str] = {}
     for name, kind in legacy.items():
+        if kind == "skops":
+            continue  # there is no pickle in it: its schema was read, by a list, with the formats
         with ThreadPoolExecutor(3) as looking:  # each is a process of its own and starts slowly
             answers = {
                 "picklescan": looking.submit(_command, "picklescan", folder / name, name),

@@ -4,11 +4,11 @@ Run by `sandbox` as its own process, bytes in on standard input, bytes out on st
 imported, and tried once on a model of our own (libraries import more at first use), before it confines itself; the
 producer's bytes are touched only after that.
 
-Two kinds of job. Conversion (`sklearn`, `torch`): frames in are JSON `{kind, labels, hyperparameters}`, the model, the
-probe set (safetensors, tensor `probe`); out come JSON `{family, parameters, original, walls}` and safetensors with the
-family's tensors, the original's scores on the probe set as `probe_scores` beside them. Trial (`router`): in go JSON
-`{kind, names, texts}`, the probe set and the router's files in the order of `names`; out come JSON and `scores`. Trial
-(`encoder`): the same without a probe set; out come JSON `{ms_a_text}` and `vectors`.
+Two kinds of job. Conversion (`sklearn`, `skops`, `torch`): frames in are JSON `{kind, labels, hyperparameters}`, the
+model, the probe set (safetensors, tensor `probe`); out come JSON `{family, parameters, original, walls}` and
+safetensors with the family's tensors, the original's scores on the probe set as `probe_scores` beside them. Trial
+(`router`): in go JSON `{kind, names, texts}`, the probe set and the router's files in the order of `names`; out come
+JSON and `scores`. Trial (`encoder`): the same without a probe set; out come JSON `{ms_a_text}` and `vectors`.
 A refusal is JSON `{refused, cause}`.
 """
 
@@ -27,6 +27,7 @@ from appliance.intake.confine import confine
 
 MODULES = {
     "sklearn": "appliance.intake.convert_sklearn",
+    "skops": "appliance.intake.convert_sklearn",
     "torch": "appliance.intake.convert_torch",
     "router": "appliance.intake.trial",
     "encoder": "appliance.intake.encoder_trial",

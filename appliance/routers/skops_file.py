@@ -58,7 +58,16 @@ def load(data: bytes, *, what: str) -> Any:
         RouterError: ROUTER_BACKEND where skops is missing or too old; ROUTER_MODEL_IMPORT for a node outside the list;
             ROUTER_MODEL for anything malformed.
     """
-    _require_skops()
+    require_skops()
+    return build(data, what=what)
+
+
+def build(data: bytes, *, what: str) -> Any:
+    """As `load`, where the version was looked at before: a confined process can open no file to do so.
+
+    Raises:
+        RouterError: ROUTER_MODEL_IMPORT, ROUTER_MODEL.
+    """
     try:
         _check(data, what)
         import skops.io
@@ -70,7 +79,12 @@ def load(data: bytes, *, what: str) -> Any:
         raise RouterError("ROUTER_MODEL", f"{what} is no well-formed skops file: {str(error)[:200]}") from None
 
 
-def _require_skops() -> None:
+def require_skops() -> None:
+    """Look whether skops is there and new enough.
+
+    Raises:
+        RouterError: ROUTER_BACKEND.
+    """
     try:
         found = version("skops")
     except PackageNotFoundError:
@@ -80,6 +94,20 @@ def _require_skops() -> None:
     if tuple(int(part) for part in found.split(".")[:2]) < FLOOR:
         floor = ".".join(map(str, FLOOR))
         raise RouterError("ROUTER_BACKEND", f"skops {found} is older than {floor}", package="skops", floor=floor)
+
+
+def check(data: bytes, *, what: str) -> None:
+    """Look into a file without building anything.
+
+    Raises:
+        RouterError: ROUTER_MODEL_IMPORT for a node outside the list; ROUTER_MODEL for anything malformed.
+    """
+    try:
+        _check(data, what)
+    except RouterError:
+        raise
+    except Exception as error:  # noqa: BLE001 (zip and JSON raise their own)
+        raise RouterError("ROUTER_MODEL", f"{what} is no well-formed skops file: {str(error)[:200]}") from None
 
 
 def _check(data: bytes, what: str) -> None:

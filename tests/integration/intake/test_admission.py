@@ -199,6 +199,18 @@ def test_a_conversion_that_decides_otherwise_is_refused(desk: Desk) -> None:
     assert info.value.evidence["agreement"] < info.value.evidence["required"]
 
 
+@pytest.mark.slow
+def test_a_skops_file_becomes_tensors_too(desk: Desk) -> None:
+    import skops.io
+
+    estimator = estimators()["knn"].fit(*intake.training_set())
+    case = desk.border.examine(
+        desk.hand_in(intake.router({"model.skops": skops.io.dumps(estimator)})), RouterTrial(intake.probe())
+    )
+    assert case.report["conversion"]["agreement"] == 1.0
+    assert sorted(case.artifact.files) == ["router.yaml", "strategy.json", "weights.safetensors"]
+
+
 def test_a_case_that_nobody_could_approve_is_not_begun(desk: Desk) -> None:
     """The policy of an authority that is older than approvals."""
     policy = desk.material.policy

@@ -6,11 +6,13 @@ import bz2
 import gzip
 import io
 import json
+import lzma
 import os
 import pickle
 import struct
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -144,6 +146,9 @@ PICKLES: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "gzip": (lambda: gzip.compress(pickle.dumps(system())), "INTAKE_PICKLE_FORM"),
     "bzip2": (lambda: bz2.compress(pickle.dumps(system())), "INTAKE_PICKLE_FORM"),
+    "xz": (lambda: lzma.compress(pickle.dumps(system())), "INTAKE_PICKLE_FORM"),
+    "zlib": (lambda: zlib.compress(pickle.dumps(system())), "INTAKE_PICKLE_FORM"),
+    "zip-around-it": (lambda: archive(("model.pkl", pickle.dumps(system()))), "INTAKE_PICKLE_FORM"),
     "joblib": (joblib_dump, "INTAKE_PICKLE_FORM"),
     "second-stream": (
         lambda: pickle.dumps(honest(), protocol=4) + pickle.dumps(system(), protocol=4),
@@ -265,6 +270,46 @@ ARCHIVES: dict[str, tuple[Callable[[], bytes], str]] = {
 def test_a_hostile_torch_file_is_refused_unopened(desk: Desk, name: str) -> None:
     make, code = ARCHIVES[name]
     assert outcome(desk, desk.hand_in(intake.router({"model.pt": make()}, hyperparameters={}))) == code
+
+
+def skops_with(change: Callable[[dict[str, Any]], None] | None = None, *more: tuple[str, bytes]) -> bytes:
+    """An honest skops file, its schema changed."""
+    import skops.io
+
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(skops.io.dumps(honest()))) as old, zipfile.ZipFile(buffer, "w") as new:
+        for info in old.infolist():
+            data = old.read(info)
+            if info.filename == "schema.json" and change is not None:
+                schema = json.loads(data)
+                change(schema)
+                data = json.dumps(schema).encode()
+            new.writestr(info.filename, data)
+        for name, data in more:
+            new.writestr(name, data)
+    return buffer.getvalue()
+
+
+def node(module: str, name: str, loader: str) -> Callable[[dict[str, Any]], None]:
+    return lambda schema: schema.update({"__module__": module, "__class__": name, "__loader__": loader})
+
+
+SKOPS: dict[str, Callable[[], bytes]] = {
+    "function": lambda: skops_with(node("os", "system", "FunctionNode")),
+    "type-of-another-module": lambda: skops_with(node("subprocess", "Popen", "ObjectNode")),
+    "method": lambda: skops_with(node("builtins", "getattr", "MethodNode")),
+    "class-through-another-loader": lambda: skops_with(node("sklearn.neighbors", "KNeighborsClassifier", "TypeNode")),
+    "old-protocol": lambda: skops_with(lambda schema: schema.update({"protocol": 0})),
+    "member-twice": lambda: skops_with(None, ("schema.json", b"{}")),
+    "no-archive": lambda: b"PK\x03\x04 and no more",
+    "a-pickle-by-another-name": lambda: pickle.dumps(system(), protocol=4),
+}
+
+
+@pytest.mark.parametrize("name", SKOPS)
+@pytest.mark.filterwarnings("ignore")
+def test_a_hostile_skops_file_is_refused_unopened(desk: Desk, name: str) -> None:
+    assert outcome(desk, desk.hand_in(intake.router({"model.skops": SKOPS[name]()}))) == "INTAKE_FORMAT"
 
 
 def tensors(header: dict[str, Any] | bytes, body: bytes, length: int | None = None) -> bytes:
@@ -524,5 +569,5 @@ WORDED = [f"{word} {n}" for n, word in enumerate(("easy", "hard", "what", "prove
 
 
 def test_the_suite_is_as_large_as_promised() -> None:
-    named = len(PICKLES) + len(ARCHIVES) + len(TENSORS) + len(BEHAVIOURS) + len(YAMLS) + len(ENCODERS)
-    assert named >= 65
+    named = len(PICKLES) + len(ARCHIVES) + len(TENSORS) + len(BEHAVIOURS) + len(YAMLS) + len(ENCODERS) + len(SKOPS)
+    assert named >= 75
