@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs
 
+from appliance.errors import ApplianceError
 from appliance.gateway import context, edge, pages
 from appliance.gateway.access import KeyRing
 from appliance.gateway.edge import Message, Receive, Refused, Scope, Send
@@ -164,7 +165,10 @@ class Application:
             except ValueError:
                 await _refuse(send, 400, "query", "too many parameters")
                 return
-            status, answer = await report.answer(query)
+            try:
+                status, answer = await report.answer(query)
+            except ApplianceError as error:  # a file or a worker that does not answer now
+                status, answer = 503, error.as_dict()
             await (_text if isinstance(answer, str) else _json)(send, status, answer)
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
