@@ -20,6 +20,7 @@ from appliance import documents
 from appliance.errors import ApplianceError, FileError, GatewayError
 from appliance.files import locked, translated, write_atomic
 from appliance.gateway import litellm_config, live, lockdown, logs, proxy, secrets, server
+from appliance.gateway.prepared import Prepared
 from appliance.gateway.supervisor import Supervisor
 from appliance.registry.live import LiveConfig
 from appliance.settings import Settings
@@ -41,23 +42,6 @@ class Checked:
     config: litellm_config.LiteLLMConfig
     master_key: str
     secrets: dict[str, str]
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What all workers of a gateway share.
-
-    Attributes:
-        settings, config, master_key: as checked: of the files.
-        live: what the live configuration was at boot; empty where there is none.
-        locks: taken already.
-    """
-
-    settings: Settings
-    config: litellm_config.LiteLLMConfig
-    master_key: str
-    live: LiveConfig
-    locks: lockdown.Lockdown
 
 
 def check(settings: Settings) -> Checked:

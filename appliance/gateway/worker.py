@@ -29,13 +29,13 @@ from appliance.gateway import (
 from appliance.gateway.access import KeyRing
 from appliance.gateway.active import Slot, utc_now
 from appliance.gateway.application import Application
-from appliance.gateway.boot import Prepared
 from appliance.gateway.callback import RoutingCallback
 from appliance.gateway.decider import Decider
 from appliance.gateway.decision import MAX_REMEMBERED, DecisionLog
 from appliance.gateway.live import LiveFollower
 from appliance.gateway.live_config import Rows, Whole
 from appliance.gateway.metrics import Metrics
+from appliance.gateway.prepared import Prepared
 from appliance.gateway.running import Running
 from appliance.settings import Settings
 
