@@ -18,6 +18,7 @@ from appliance.training.curves import aiq, by_task, cost_quality, disturbed, fli
 from appliance.training.embedding import embed, find_encoder, open_encoder
 from appliance.training.evaluate import evaluate_scores, for_router, predict
 from appliance.training.examples import Examples
+from appliance.training.latency import answer_latency, decision_latency
 from appliance.training.metrics import best_single, strong_curve
 from appliance.training.outcomes import Dataset, load_dataset
 from appliance.training.preparing import prepare
@@ -78,7 +79,7 @@ def measure(
         RouterError: where the router cannot be built.
     """
     router = load_router(artifact)
-    dataset = for_router(load_dataset(data), router)
+    dataset = for_router(load_dataset(data), router).with_text()
     digest = router.metadata.encoder_digest
     encoder = open_encoder(find_encoder(directory=encoder_directory, cache=cache, digest=digest, progress=progress))
     examples = prepare(dataset, encoder, cache=cache, progress=progress)
@@ -95,6 +96,8 @@ def measure(
         "chosen": _chosen(predicted, examples),
         "tasks": by_task(predicted, examples.actual, examples.tasks, best_single(examples.actual)),
     }
+    report |= answer_latency(predicted, dataset.latencies_ms, best_single(examples.actual))
+    report |= decision_latency(router, encoder, examples.prompts)
     if curve:
         report["aiq"] = round(aiq(list(curve)), 4)
     if robustness:

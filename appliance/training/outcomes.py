@@ -94,6 +94,10 @@ class Dataset:
             timestamps=self.timestamps[rows],
         )
 
+    def with_text(self) -> Dataset:
+        """Without the prompts of which cleaning left nothing."""
+        return self.take(np.array([row for row, query in enumerate(self.queries) if query], np.intp))
+
     def columns(self, models: tuple[str, ...]) -> Dataset:
         """The same prompts with these models only, in this order.
 

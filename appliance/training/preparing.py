@@ -6,8 +6,6 @@ import re
 from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
-
 from appliance.errors import TrainingError
 from appliance.routers.encoder import Encoder
 from appliance.training.embedding import embed
@@ -30,10 +28,9 @@ def prepare(dataset: Dataset, encoder: Encoder, *, cache: Path | None, progress:
     Raises:
         TrainingError: TRAINING_DATA_EMPTY.
     """
-    rows = np.array([row for row, query in enumerate(dataset.queries) if query], np.intp)
-    if len(rows) < MINIMUM_PROMPTS:
-        raise TrainingError("TRAINING_DATA_EMPTY", f"only {len(rows)} prompts hold text")
-    dataset = dataset.take(rows)
+    dataset = dataset.with_text()
+    if len(dataset) < MINIMUM_PROMPTS:
+        raise TrainingError("TRAINING_DATA_EMPTY", f"only {len(dataset)} prompts hold text")
     prompts = embed(encoder, dataset.queries, cache=cache, progress=progress)
     groups, estimated = near_groups(prompts), None
     if is_logged(dataset.scores):

@@ -1,0 +1,50 @@
+"""What a router's choices cost in time: the chosen models' answers, and the decision itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from appliance.routers.encoder import Encoder
+from appliance.routers.loading import LoadedRouter
+from appliance.routers.strategies import Prompts
+
+DECISIONS = 100  # prompts that are decided one at a time, as the gateway does
+WARM_UP = 5
+
+
+def answer_latency(predicted: NDArray[np.floating], latencies_ms: NDArray[np.floating], fixed: int) -> dict[str, float]:
+    """Latency of the models chosen, and of the best single one, where the data tells latencies.
+
+    A model that did not answer a prompt is taken to need its median.
+
+    Args:
+        predicted: shape (n, m), scores; the favourite answers.
+        latencies_ms: shape (n, m), NaN where unknown.
+        fixed: column of the best single model.
+
+    Returns:
+        Milliseconds, empty where some model's latency is nowhere known.
+    """
+    if np.isnan(latencies_ms).all(axis=0).any():
+        return {}
+    whole = np.where(np.isnan(latencies_ms), np.nanmedian(latencies_ms, axis=0), latencies_ms)
+    chosen = whole[np.arange(len(whole)), np.argmax(predicted, axis=1)]
+    found = {"latency": chosen, "best_single_latency": whole[:, fixed]}
+    return {f"{name}_p{q}_ms": round(float(np.percentile(v, q)), 2) for name, v in found.items() for q in (50, 95)}
+
+
+def decision_latency(
+    router: LoadedRouter, encoder: Encoder, prompts: Prompts, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, float]:
+    """Time to embed and to score one prompt after another, in this process; milliseconds."""
+    taken = []
+    for text in prompts.texts[: DECISIONS + WARM_UP]:
+        started = clock()
+        router.scores(Prompts((text,), encoder.encode([text])))
+        taken.append((clock() - started) * 1e3)
+    measured = taken[WARM_UP:] or taken
+    return {f"decision_p{q}_ms": round(float(np.percentile(measured, q)), 2) for q in (50, 99)}
