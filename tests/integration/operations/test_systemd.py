@@ -156,7 +156,7 @@ def test_while_the_gateway_is_restarted_its_listener_waits_and_no_request_fails(
         told = [json.loads(client.communicate(timeout=200)[0]) for client in clients]
     assert room.property(GATEWAY, "MainPID") != pid
     assert [failures for _, failures in told] == [[], []]
-    assert sum(count for count, _ in told) > 10
+    assert sum(count for count, _ in told) >= 4  # before, during and after, however busy the machine is
 
 
 def test_it_stops_within_its_drain_and_not_by_force(room):
