@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,14 +14,15 @@ from appliance.routers.families.linear import MatrixFactorization
 from appliance.routers.families.mlp import Mlp
 from appliance.routers.strategies import Strategy
 from appliance.training.examples import Examples
+from appliance.training.selection import best_by_folds
 
-EPOCHS = 12
+SETTINGS = ((12, 0.05), (12, 0.3), (24, 0.05))  # epochs, weight decay
+SEARCH_PROMPTS = 2000
 BATCH = 128
 HIDDEN = 128
 RANK = 32
 DROPOUT = 0.4
 LEARNING_RATE = 2e-3
-WEIGHT_DECAY = 0.05
 SCALE = 8.0  # unit-length vectors have entries near 0.05: the network sees them near 0.4
 AGREEMENT = 1e-4  # largest difference of a score, torch against the exported form
 
@@ -32,22 +33,13 @@ class MlpFitter:
     name = "mlp"
 
     def fit(self, examples: Examples, *, seed: int) -> tuple[Strategy, Mapping[str, Any]]:
-        """Train and export.
+        """Choose epochs and weight decay by validation on some of the prompts, train and export.
 
         Raises:
             TrainingError: TRAINING_PACKAGE, TRAINING_AGREEMENT.
         """
-        torch = _torch()
-        with _deterministic(torch, seed):
-            hidden = torch.nn.Linear(examples.prompts.embeddings.shape[1], HIDDEN)
-            drop = torch.nn.Dropout(DROPOUT)
-            trunk = torch.nn.Sequential(torch.nn.Dropout(DROPOUT / 2), hidden, torch.nn.ReLU(), drop)
-            head = torch.nn.Linear(HIDDEN, len(examples.labels))
-            expected = _train(torch, examples, trunk, head, HIDDEN)
-        layers = [(_array(hidden.weight).T * SCALE, _array(hidden.bias)), (_array(head.weight).T, _array(head.bias))]
-        model = Mlp(examples.labels, [(np.ascontiguousarray(w, np.float32), b) for w, b in layers])
-        _agree(model, examples, expected)
-        return model, {"hidden": HIDDEN, "epochs": EPOCHS, "dropout": DROPOUT, "weight_decay": WEIGHT_DECAY}
+        model, (epochs, weight_decay) = _searched(examples, _mlp, seed)
+        return model, {"hidden": HIDDEN, "epochs": epochs, "dropout": DROPOUT, "weight_decay": weight_decay}
 
 
 class MatrixFactorizationFitter:
@@ -56,26 +48,57 @@ class MatrixFactorizationFitter:
     name = "matrix_factorization"
 
     def fit(self, examples: Examples, *, seed: int) -> tuple[Strategy, Mapping[str, Any]]:
-        """Train and export.
+        """Choose epochs and weight decay by validation on some of the prompts, train and export.
 
         Raises:
             TrainingError: TRAINING_PACKAGE, TRAINING_AGREEMENT.
         """
-        torch = _torch()
-        with _deterministic(torch, seed):
-            projection = torch.nn.Linear(examples.prompts.embeddings.shape[1], RANK, bias=False)
-            head = torch.nn.Linear(RANK, len(examples.labels))
-            expected = _train(
-                torch, examples, torch.nn.Sequential(torch.nn.Dropout(DROPOUT / 2), projection), head, RANK
-            )
-        parts = (_array(projection.weight).T * np.float32(SCALE), _array(head.weight).T, _array(head.bias))
-        model = MatrixFactorization(examples.labels, *(np.ascontiguousarray(part, np.float32) for part in parts))
-        _agree(model, examples, expected)
-        return model, {"rank": RANK, "epochs": EPOCHS, "weight_decay": WEIGHT_DECAY}
+        model, (epochs, weight_decay) = _searched(examples, _factors, seed)
+        return model, {"rank": RANK, "epochs": epochs, "weight_decay": weight_decay}
 
 
-def _train(torch: Any, examples: Examples, trunk: Any, head: Any, width: int) -> NDArray[np.float32]:
+Setting = tuple[int, float]
+Network = Callable[[Examples, Setting, int], tuple[Strategy, NDArray[np.float32]]]
+
+
+def _searched(examples: Examples, network: Network, seed: int) -> tuple[Strategy, Setting]:
+    chosen = best_by_folds(
+        examples, SETTINGS, lambda some, setting: network(some, setting, seed)[0], seed=seed,
+        rounds=1, at_most=SEARCH_PROMPTS,
+    )  # fmt: skip
+    model, expected = network(examples, chosen, seed)
+    _agree(model, examples, expected)
+    return model, chosen
+
+
+def _mlp(examples: Examples, setting: Setting, seed: int) -> tuple[Strategy, NDArray[np.float32]]:
+    """The network as it serves, and what torch makes of the examples, shape (n, labels)."""
+    torch = _torch()
+    with _deterministic(torch, seed):
+        hidden = torch.nn.Linear(examples.prompts.embeddings.shape[1], HIDDEN)
+        drop = torch.nn.Dropout(DROPOUT)
+        trunk = torch.nn.Sequential(torch.nn.Dropout(DROPOUT / 2), hidden, torch.nn.ReLU(), drop)
+        head = torch.nn.Linear(HIDDEN, len(examples.labels))
+        expected = _train(torch, examples, trunk, head, HIDDEN, setting)
+    layers = [(_array(hidden.weight).T * SCALE, _array(hidden.bias)), (_array(head.weight).T, _array(head.bias))]
+    return Mlp(examples.labels, [(np.ascontiguousarray(w, np.float32), b) for w, b in layers]), expected
+
+
+def _factors(examples: Examples, setting: Setting, seed: int) -> tuple[Strategy, NDArray[np.float32]]:
+    """As `_mlp`."""
+    torch = _torch()
+    with _deterministic(torch, seed):
+        projection = torch.nn.Linear(examples.prompts.embeddings.shape[1], RANK, bias=False)
+        head = torch.nn.Linear(RANK, len(examples.labels))
+        trunk = torch.nn.Sequential(torch.nn.Dropout(DROPOUT / 2), projection)
+        expected = _train(torch, examples, trunk, head, RANK, setting)
+    parts = (_array(projection.weight).T * np.float32(SCALE), _array(head.weight).T, _array(head.bias))
+    return MatrixFactorization(examples.labels, *(np.ascontiguousarray(part, np.float32) for part in parts)), expected
+
+
+def _train(torch: Any, examples: Examples, trunk: Any, head: Any, width: int, setting: Setting) -> NDArray[np.float32]:
     """Minimise the cross-entropy of the scores (and of the tasks); return the trained scores, shape (n, labels)."""
+    epochs, weight_decay = setting
     inputs = torch.from_numpy(np.ascontiguousarray(examples.prompts.embeddings)) * SCALE
     known = torch.from_numpy(~np.isnan(examples.scores))
     target = torch.from_numpy(np.nan_to_num(examples.scores))
@@ -83,9 +106,9 @@ def _train(torch: Any, examples: Examples, trunk: Any, head: Any, width: int) ->
     task = torch.tensor([tasks.index(name) for name in examples.tasks])
     task_head = torch.nn.Linear(width, len(tasks))
     parameters = [*trunk.parameters(), *head.parameters(), *task_head.parameters()]
-    optimiser = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, EPOCHS * (-(-len(inputs) // BATCH)))
-    for _ in range(EPOCHS):
+    optimiser = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=weight_decay)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs * (-(-len(inputs) // BATCH)))
+    for _ in range(epochs):
         trunk.train()
         for rows in torch.randperm(len(inputs)).split(BATCH):
             hidden = trunk(inputs[rows])
