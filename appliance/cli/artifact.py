@@ -14,6 +14,7 @@ from appliance.cli.keyring import DEFAULT_AUTHORITY, AuthorityFolder, KeyPlaces,
 from appliance.cli.output import Json, Steps, refusals, show
 
 if TYPE_CHECKING:
+    from appliance.artifact import Kind
     from appliance.registry.channel import ChannelState
     from appliance.registry.registry import Registry
     from appliance.trust.verification import Verdict
@@ -197,7 +198,8 @@ def promote(
         if version is None:
             state = home.renew(channel or name, signer, validity=validity)
         else:
-            state = home.promote(name, version, signer, channel=channel, validity=validity)
+            kind = _kind(home, name, version)
+            state = home.promote(name, version, signer, channel=channel, kind=kind, validity=validity)
         show(channel_dict(state), as_json, lambda console: console.print(_say_channel(state), markup=False))
 
 
@@ -300,7 +302,8 @@ def show_(
     trust: TrustAt,
     version: Annotated[str | None, typer.Argument(help="A version; without it the channel NAME is shown.")] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Write the channel's statement and its Sigstore bundle here.")
+        Path | None,
+        typer.Option("--out", help="Write the channel's statement and bundle, or the version's folder, here."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -310,30 +313,44 @@ def show_(
         if version is None:
             _show_channel(home, name, out, as_json)
             return
-        from appliance.artifact import router_metadata
+        from appliance.artifact import encoder_metadata, router_metadata
+        from appliance.intake.packing import write_folder
+        from appliance.registry.admitted import verify_admitted
         from appliance.registry.trust_source import TrustSource
-        from appliance.trust.verification import verify_artifact
 
         source = TrustSource(trust)
-        artifact = home.fetch(name, version)
-        verdict = verify_artifact(artifact, material=source.material(), at=source.now())
-        metadata = router_metadata(artifact)
+        artifact = home.fetch(name, version, kind=_kind(home, name, version))
+        verdict = verify_admitted(artifact, material=source.material(), at=source.now())
+        router = router_metadata(artifact) if artifact.kind == "router" else None
+        described = router or encoder_metadata(artifact)
+        if out is not None:
+            write_folder(artifact, out)
         report = {
             "digest": artifact.digest,
             "files": {file: len(data) for file, data in artifact.files.items()},
-            "router": metadata.model_dump(mode="json"),
+            artifact.kind: described.model_dump(mode="json"),
             "signed_by": verdict_dict(verdict),
+            "out": None if out is None else str(out),
         }
 
         def text(console: Any) -> None:
-            console.print(f"{metadata.name} {metadata.version} ({metadata.strategy}), {artifact.digest}", markup=False)
+            kind = router.strategy if router is not None else "encoder"
+            console.print(f"{described.name} {version} ({kind}), {artifact.digest}", markup=False)
             console.print(f"signed by {verdict.identity} ({verdict.role}) at {verdict.signed_at:%Y-%m-%d %H:%M} UTC")
-            for label, model in metadata.labels.items():
+            for label, model in (router.labels if router is not None else {}).items():
                 console.print(f"  {label} -> {model}", markup=False)
-            for key, value in metadata.evaluation.items():
+            for key, value in (router.evaluation if router is not None else {}).items():
                 console.print(f"  {key}: {value}", markup=False)
+            if out is not None:
+                console.print(f"written to {out}, signature included", markup=False)
 
         show(report, as_json, text)
+
+
+def _kind(home: Registry, name: str, version: str) -> Kind:
+    """Whether a name and version are an encoder's; what is neither is looked for, and missed, among the routers."""
+    encoders = {(one.name, one.version) for one in home.versions("encoder")}
+    return "encoder" if (name, version) in encoders else "router"
 
 
 def _show_channel(home: Registry, name: str, out: Path | None, as_json: bool) -> None:

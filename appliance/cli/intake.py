@@ -167,13 +167,13 @@ def _trial(
 def _probe(encoder: Path, prompts: Path, trust: Path) -> Probe:
     from appliance.artifact import read
     from appliance.intake.behaviour import make_probe
+    from appliance.registry.admitted import verify_admitted
     from appliance.registry.trust_source import TrustSource
     from appliance.routers.encoder import load_encoder
-    from appliance.trust.verification import verify_artifact
 
     source = TrustSource(trust)
     artifact = read(encoder)
-    verify_artifact(artifact, material=source.material(), at=source.now())
+    verify_admitted(artifact, material=source.material(), at=source.now())
     loaded = load_encoder(artifact)
     return make_probe(_texts(prompts), loaded.encode, artifact.digest)
 

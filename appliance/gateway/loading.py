@@ -94,7 +94,7 @@ class Loader:
                 continue
             seen[str(directory)] = files.digest
             if files.digest == digest:
-                verify_artifact(files, material=material, at=at)
+                verify_admitted(files, material=material, at=at)
                 self._encoders[digest] = load_encoder(files, threads=1)
                 return self._encoders[digest]
         raise GatewayError(

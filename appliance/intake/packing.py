@@ -10,7 +10,15 @@ from typing import Any
 import yaml
 
 from appliance import documents
-from appliance.artifact import METADATA_NAMES, ArtifactFiles, encoder_metadata, from_files, read, router_metadata
+from appliance.artifact import (
+    METADATA_NAMES,
+    SIGNATURE_NAME,
+    ArtifactFiles,
+    encoder_metadata,
+    from_files,
+    read,
+    router_metadata,
+)
 from appliance.errors import IntakeError
 from appliance.files import sha256_hex, sync_directory, translated, write_atomic
 
@@ -41,7 +49,7 @@ def pack(folder: Path, out: Path, *, name: str | None = None, version: str | Non
         router_metadata(packed)
     else:
         encoder_metadata(packed)
-    _write(packed, out)
+    write_folder(packed, out)
     return packed
 
 
@@ -58,12 +66,21 @@ def _described(files: dict[str, bytes], *, name: str | None, version: str | None
     return yaml.safe_dump(value, sort_keys=False, allow_unicode=True).encode("utf-8")
 
 
-def _write(artifact: ArtifactFiles, out: Path) -> None:
+def write_folder(artifact: ArtifactFiles, out: Path) -> None:
+    """Write an artifact's folder, with its signature where it has one; it appears whole or not at all.
+
+    Raises:
+        IntakeError: INTAKE_PACK where `out` exists.
+        FileError: as `translated`.
+    """
+    if out.exists():
+        raise IntakeError("INTAKE_PACK", f"{out} exists already", path=str(out), remedy="Choose another --out.")
+    signature = {} if artifact.signature is None else {SIGNATURE_NAME: artifact.signature}
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     with translated(out):
         try:
             temporary.mkdir(parents=True)
-            for name, data in artifact.files.items():
+            for name, data in {**artifact.files, **signature}.items():
                 path = temporary / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_atomic(path, data)

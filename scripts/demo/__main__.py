@@ -52,12 +52,15 @@ def main() -> int:
 
     with step(3, "The encoder: all-MiniLM-L6-v2 to int8 ONNX, compared with the original"):
         key = digest_of(
-            [ROOT / "vendor" / "models.yaml", *source("training/encoder_export.py"), AUTHORITY / "anchor.json"]
+            [
+                *(ROOT / "vendor" / "models.yaml", AUTHORITY / "anchor.json"),
+                *(*source("training/encoder_export.py"), *source("registry/admitted.py")),
+            ]
         )
 
         def export() -> None:
             command(appliance, "train", "export-encoder", "--out", ENCODER)
-            command(appliance, "artifact", "sign", ENCODER, "--role", "producer")
+            command(appliance, "artifact", "sign", ENCODER, "--role", "release-signer")
 
         made_once(ENCODER, key, export)
 

@@ -8,7 +8,11 @@ from datetime import timedelta
 import pytest
 
 from appliance.errors import ApplianceError, RegistryError
+from appliance.registry.cache import Cache
+from appliance.registry.follower import Follower
 from appliance.registry.mirror import mirror
+from tests.support import routing
+from tests.support.artifacts import signed
 from tests.unit.registry.conftest import Zone
 
 
@@ -290,3 +294,14 @@ def test_a_clock_that_the_trust_refuses_stops_news_and_not_serving(served: Zone)
     assert health.problem is not None
     assert health.problem.code == "TRUST_CLOCK_BEHIND"
     assert health.contact_age_s is None
+
+
+def test_an_encoder_is_published_promoted_and_followed_like_a_router(zone: Zone) -> None:
+    encoder = signed(routing.encoder_files(), zone.officer)
+    zone.registry.publish(encoder, name="tiny", version="1")
+    zone.registry.promote("tiny", "1", zone.officer, kind="encoder")
+    follower = Follower(zone.registry, Cache(zone.root / "e"), "tiny", material=lambda: zone.material, clock=zone.clock)
+    served = follower.poll()
+    assert served is not None
+    assert served.artifact is not None
+    assert (served.artifact.kind, served.artifact.digest) == ("encoder", encoder.digest)
