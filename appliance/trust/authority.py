@@ -109,15 +109,11 @@ class Authority:
         Raises:
             TrustError: TRUST_AUTHORITY_MISSING, TRUST_AUTHORITY_DAMAGED.
         """
-        try:
-            data = read_regular(path / "authority.json", max_bytes=documents.MAX_BYTES)
-            document = documents.read_json(data, what="authority.json")
-            state = documents.validate(AuthorityState, document, what="authority.json")
-        except FileError as error:
-            raise TrustError("TRUST_AUTHORITY_MISSING", f"no authority in {path} ({error.cause})") from None
-        except DocumentError as error:
-            raise TrustError("TRUST_AUTHORITY_DAMAGED", error.cause, path=str(path)) from None
-        return cls(path, KeyRing(path / "keys", passphrase, elsewhere or {}), state)
+        return cls(path, KeyRing(path / "keys", passphrase, elsewhere or {}), _read_state(path))
+
+    def reload(self) -> None:
+        """Take over what another process has changed since this one opened the authority."""
+        self.state = _read_state(self.path)
 
     def add_instance(self, service: Service, *, now: datetime) -> Instance:
         """Make the next generation of a service: its key, and its certificate where it has one."""
@@ -260,6 +256,17 @@ class Authority:
         if not isinstance(key, ec.EllipticCurvePublicKey):
             raise TrustError("TRUST_AUTHORITY_DAMAGED", f"public key {name} is not ECDSA", path=str(self.path))
         return key
+
+
+def _read_state(path: Path) -> AuthorityState:
+    try:
+        data = read_regular(path / "authority.json", max_bytes=documents.MAX_BYTES)
+        document = documents.read_json(data, what="authority.json")
+        return documents.validate(AuthorityState, document, what="authority.json")
+    except FileError as error:
+        raise TrustError("TRUST_AUTHORITY_MISSING", f"no authority in {path} ({error.cause})") from None
+    except DocumentError as error:
+        raise TrustError("TRUST_AUTHORITY_DAMAGED", error.cause, path=str(path)) from None
 
 
 def _public_pem(key: ec.EllipticCurvePublicKey) -> bytes:

@@ -7,7 +7,6 @@ looked at. So the bytes of an accepted bundle cannot be changed at all without i
 
 from __future__ import annotations
 
-import base64
 import binascii
 from typing import Annotated, Any, Literal
 
@@ -16,6 +15,7 @@ from pydantic.alias_generators import to_camel
 
 from appliance import documents
 from appliance.errors import DocumentError, TrustError
+from appliance.trust.encoding import b64
 from appliance.trust.names import BUNDLE_MEDIA_TYPE
 
 MAX_BYTES = 256 * 1024  # bytes of a bundle
@@ -26,10 +26,10 @@ def _exact_base64(value: Any) -> bytes:
     if not isinstance(value, str):
         raise ValueError("base64 text is expected")  # noqa: TRY004 (pydantic turns ValueError into a refusal)
     try:
-        data = base64.b64decode(value, validate=True)
-    except (binascii.Error, ValueError):
+        data = binascii.a2b_base64(value, strict_mode=True)
+    except ValueError:
         raise ValueError("not base64") from None
-    if base64.b64encode(data).decode() != value:
+    if b64(data) != value:
         raise ValueError("not canonical base64")
     return data
 

@@ -6,16 +6,17 @@ anchor. `docs/key-ceremony.md` puts them in order for people.
 
 from __future__ import annotations
 
+import functools
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 from appliance import documents
 from appliance.errors import DocumentError, TrustError
-from appliance.files import translated, write_atomic
+from appliance.files import locked, translated, write_atomic
 from appliance.trust import peers, tls
 from appliance.trust.anchor import RELEASE_ROLE, write_anchor
 from appliance.trust.authority import Authority, Service
@@ -27,10 +28,27 @@ from appliance.trust.proposal import Proposal, combine
 from appliance.trust.repository import POLICY, REVOCATIONS, Repository, role_of
 
 Item = TypeVar("Item")
+Rest = ParamSpec("Rest")
+Result = TypeVar("Result")
+_LOCK = "lock"  # in the authority's folder
 
 SERVICES: tuple[Service, ...] = ("root", "signing", "tls", "tsa", "log", "ct")
 _SECOND = timedelta(seconds=1)  # both ends of a window count, so an empty one ends a second before its start
 _UNDER_ROOT: tuple[Service, ...] = ("signing", "tls", "tsa")
+
+
+def _one_at_a_time(
+    act: Callable[Concatenate[Authority, Rest], Result],
+) -> Callable[Concatenate[Authority, Rest], Result]:
+    """Let no act begin before another has ended: of two revocations at once, one would be lost."""
+
+    @functools.wraps(act)
+    def alone(authority: Authority, /, *args: Rest.args, **kwargs: Rest.kwargs) -> Result:
+        with locked(authority.path / _LOCK):
+            authority.reload()
+            return act(authority, *args, **kwargs)
+
+    return alone
 
 
 @dataclass(frozen=True)
@@ -80,6 +98,7 @@ def create_authority(
         )
         Repository(authority).create(recipes.policy, now=now)
         _announce(authority, now)
+        (draft / _LOCK).touch(mode=0o600)
         with translated(path):
             draft.rename(path)  # over an empty folder too
     except BaseException:
@@ -88,6 +107,7 @@ def create_authority(
     return Authority.open(path, passphrase=passphrase, elsewhere=elsewhere)
 
 
+@_one_at_a_time
 def rotate_service(
     authority: Authority, service: Service, *, now: datetime, compromised_since: datetime | None = None
 ) -> list[str]:
@@ -118,6 +138,7 @@ def rotate_service(
     return added
 
 
+@_one_at_a_time
 def rotate_key(authority: Authority, name: str, *, now: datetime) -> str:
     """Replace a key of the trust repository (lost, stolen, its holder gone) by a new one.
 
@@ -129,6 +150,7 @@ def rotate_key(authority: Authority, name: str, *, now: datetime) -> str:
     return successor
 
 
+@_one_at_a_time
 def propose_root(authority: Authority, replaced: Mapping[str, PublicKey | None], *, now: datetime) -> Proposal:
     """Draft the next root for holders who sign elsewhere; no private root key is needed here.
 
@@ -147,6 +169,7 @@ def propose_root(authority: Authority, replaced: Mapping[str, PublicKey | None],
     return Proposal(repository.root(), repository.next_root(replaced, now=now))
 
 
+@_one_at_a_time
 def accept_root(authority: Authority, proposals: Sequence[Proposal], *, now: datetime) -> Proposal:
     """Put the holders' signatures together and make the draft the root in force.
 
@@ -174,6 +197,7 @@ def accept_root(authority: Authority, proposals: Sequence[Proposal], *, now: dat
     return combined
 
 
+@_one_at_a_time
 def enrol_peer(authority: Authority, trusted_root: bytes, *, now: datetime) -> str:
     """Believe another authority under its own domain; what its identities may sign, the policy says.
 
@@ -185,6 +209,7 @@ def enrol_peer(authority: Authority, trusted_root: bytes, *, now: datetime) -> s
     return domain
 
 
+@_one_at_a_time
 def renew(authority: Authority, *, now: datetime) -> list[str]:
     """Extend what runs out: trust metadata and TLS revocation list always, the TUF root when its time comes.
 
@@ -207,6 +232,7 @@ def renew(authority: Authority, *, now: datetime) -> list[str]:
     return renewed
 
 
+@_one_at_a_time
 def revoke(authority: Authority, revocation: Revocation, *, now: datetime) -> Policy:
     """Deny signatures, retire roles, revoke TLS certificates; all in one new version of the trust metadata.
 
@@ -261,6 +287,7 @@ def _serial(text: str) -> str:
     return text.strip().lower().removeprefix("0x").replace(":", "").lstrip("0") or "0"
 
 
+@_one_at_a_time
 def set_policy(authority: Authority, policy: Policy, *, now: datetime) -> None:
     """Publish another policy.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import base64
+import binascii
 from typing import Any
 
 from appliance import documents
@@ -10,7 +10,7 @@ from appliance import documents
 
 def b64(data: bytes) -> str:
     """Base64 with padding, as text."""
-    return base64.b64encode(data).decode()
+    return binascii.b2a_base64(data, newline=False).decode()
 
 
 def canonical_json(value: Any) -> bytes:

@@ -18,6 +18,7 @@ from appliance.trust.report import authority_report, expiries
 from appliance.trust.repository import REVOCATIONS, Repository
 from appliance.trust.signing import open_signer
 from appliance.trust.verification import verify_statement
+from tests.support import children
 from tests.support.media import contents
 from tests.support.trust import RECIPES, DevelopmentAuthority
 
@@ -157,6 +158,19 @@ def test_a_revocation_of(name, own, authority, now):
 def test_a_serial_is_taken_as_tools_print_it(written, authority, now):
     policy = ceremony.revoke(authority, Revocation(certificate_serials=(written,)), now=now)
     assert policy.denied.certificate_serials == ("abcd",)
+
+
+def test_of_many_acts_at_once_none_is_lost(own, now):
+    serials = [f"{number:x}" for number in range(0xA0, 0xA6)]
+
+    def act(serial):
+        return lambda: ceremony.revoke(Authority.open(own.path), Revocation(certificate_serials=(serial,)), now=now)
+
+    rotate = [lambda: ceremony.rotate_service(Authority.open(own.path), "ct", now=now + DAY)] * 2
+    assert set(children.run_together([*map(act, serials), *rotate])) == {"done"}
+    assert sorted(own.material.policy.denied.certificate_serials) == serials
+    names = {each.name for each in Authority.open(own.path).state.instances}
+    assert {"ct-1", "ct-2", "ct-3"} <= names
 
 
 def test_of_several_tls_certificates_all_are_revoked_or_none(own, authority, now):
