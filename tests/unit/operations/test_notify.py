@@ -72,3 +72,38 @@ def test_a_socket_that_is_meant_for_another_process_is_left_alone():
     assert handed_sockets({}) == []
     assert handed_sockets({"LISTEN_PID": "7", "LISTEN_FDS": "1"}, pid=8) == []
     assert handed_sockets({"LISTEN_PID": "7", "LISTEN_FDS": "many"}, pid=7) == []
+
+
+LISTEN = """
+import os, sys
+from appliance.errors import GatewayError
+from appliance.gateway import server
+from appliance.settings import Listen
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
+try:
+    found = server.listen(Listen(port=int(sys.argv[1])))
+    print(found.getsockname()[1])
+except GatewayError as error:
+    print(error.code, error.remedy)
+"""
+
+
+def listen_on(port: int) -> str:
+    """What the gateway does with a handed listener on a free port, when it is configured for `port` (0: that one)."""
+    with socket.create_server(("127.0.0.1", 0)) as manager:
+        own = manager.getsockname()[1]
+        done = subprocess.run(
+            ["bash", "-c", f'exec "$@" 3<&{manager.fileno()}', "bash", sys.executable, "-c", LISTEN, str(port or own)],
+            pass_fds=[manager.fileno()], capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        return done.stdout.replace(str(own), "its own")
+
+
+def test_the_gateway_serves_on_the_listener_that_the_manager_holds():
+    assert listen_on(0) == "its own\n"
+
+
+def test_a_listener_on_another_address_than_the_configured_one_is_refused():
+    said = listen_on(9)
+    assert said.startswith("GATEWAY_ADDRESS")
+    assert "scripts/install-units" in said

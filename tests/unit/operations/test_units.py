@@ -33,8 +33,9 @@ def test_the_rating_is_not_always_good(tmp_path):
 
 
 def test_systemd_understands_every_line_of_the_units():
+    units = [*SERVICES, *UNITS.glob("*.timer"), *UNITS.glob("*.socket")]
     done = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", *map(str, [*SERVICES, *UNITS.glob("*.timer")])],
+        ["systemd-analyze", "verify", "--man=no", *map(str, units)],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     complaints = [line for line in done.stderr.splitlines() if "is not executable" not in line and line.strip()]
@@ -58,3 +59,13 @@ def test_the_gateway_has_more_time_to_stop_than_its_default_drain_takes():
     stop = re.search(r"^TimeoutStopSec=(\d+)$", (UNITS / "appliance-gateway.service").read_text(), re.MULTILINE)
     assert stop
     assert int(stop[1]) > drain["readiness_s"] + drain["streams_s"]
+
+
+def test_the_listeners_address_is_the_one_of_the_default_configuration():
+    """The gateway refuses a socket that is configured otherwise; `install-units` writes the operator's."""
+    import yaml
+
+    listen = yaml.safe_load((UNITS.parent / "defaults" / "appliance.yaml").read_text())["listen"]
+    unit = (UNITS / "appliance-gateway.socket").read_text()
+    assert f"ListenStream={listen['host']}:{listen['port']}\n" in unit
+    assert "IPAddressDeny=any" in unit
