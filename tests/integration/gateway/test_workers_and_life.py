@@ -57,7 +57,7 @@ def test_all_workers_converge_on_every_new_version_under_traffic_without_a_faile
                     (found := running.status())["converged"] and found["routers"]["default"]["digests"] == [made.digest]
                 )
             )
-    assert traffic.answers > 10
+        running.wait_until(lambda: traffic.answers > 10, limit_s=60, what="traffic")
     assert traffic.failures == []
 
 
