@@ -124,11 +124,14 @@ def artifact_cost(zone: DevelopmentAuthority, count: int = 400) -> dict[str, Any
             runs[name].append(timed(act)[0] * 1000)
     cuts = {name: statistics.quantiles(times, n=100) for name, times in runs.items()}
     medians = {name: each[49] for name, each in cuts.items()}
+    # a shared core's caches are not ours: the best hundredth is what the work costs where nobody disturbs it
+    best = {f"{name}_p1_ms": round(each[0], 2) for name, each in cuts.items()}
     return {
         "ratio_to_stock_sigstore": round(medians["artifact"] / medians["stock"], 2),
         "first_ms": round(first, 2),
         **{f"{name}_p50_ms": round(median, 2) for name, median in medians.items()},
         "artifact_p99_ms": round(cuts["artifact"][98], 2),
+        **best,
         "goal_ms": ROUTER_GOAL_MS,
     }
 
