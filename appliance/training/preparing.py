@@ -6,6 +6,8 @@ import re
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
+
 from appliance.errors import TrainingError
 from appliance.routers.encoder import Encoder
 from appliance.training.embedding import embed
@@ -14,6 +16,9 @@ from appliance.training.outcomes import MINIMUM_PROMPTS, Dataset
 from appliance.training.progress import Progress, silent
 from appliance.training.reward_model import is_logged, predicted_rewards, pseudo_outcomes
 from appliance.training.splits import near_groups
+
+
+MINIMUM_DIFFERENT = 5  # groups of near copies; each fold needs one
 
 
 def prepare(dataset: Dataset, encoder: Encoder, *, cache: Path | None, progress: Progress = silent) -> Examples:
@@ -33,6 +38,11 @@ def prepare(dataset: Dataset, encoder: Encoder, *, cache: Path | None, progress:
         raise TrainingError("TRAINING_DATA_EMPTY", f"only {len(dataset)} prompts hold text")
     prompts = embed(encoder, dataset.queries, cache=cache, progress=progress)
     groups, estimated = near_groups(prompts), None
+    different = len(np.unique(groups))
+    if different < MINIMUM_DIFFERENT:
+        raise TrainingError(
+            "TRAINING_DATA_EMPTY", f"of {len(dataset)} prompts only {different} are no copies of another"
+        )
     if is_logged(dataset.scores):
         expected = predicted_rewards(prompts.embeddings, dataset.scores, groups)
         estimated = pseudo_outcomes(dataset.scores, dataset.propensities, expected)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from appliance.errors import RouterError
+from appliance.routers.families.knn import remembered
 from appliance.routers.strategies import Floats, Prompts, Strategy, StrategyFiles, parameters
 
 ITERATIONS = 30  # of the minorisation-maximisation; it converges in far fewer
@@ -65,11 +65,7 @@ class Elo(Strategy):
     @classmethod
     def load(cls, files: StrategyFiles, labels: tuple[str, ...]) -> Self:
         """Build it from `embeddings`, `outcomes` and its parameters."""
-        embeddings = files.tensor("embeddings", dtype="float32", shape=(None, None))
-        outcomes = files.tensor("outcomes", dtype="float32", shape=(len(embeddings), len(labels)))
-        if not embeddings.size:
-            raise RouterError("ROUTER_WEIGHTS", "the router remembers no prompt", tensor="embeddings")
-        return cls(labels, embeddings, outcomes, parameters(EloParameters, files, cls.name))
+        return cls(labels, *remembered(files, labels), parameters(EloParameters, files, cls.name))
 
     def dump(self) -> StrategyFiles:
         """Tensors `embeddings`, `outcomes`; parameters."""

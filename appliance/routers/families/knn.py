@@ -67,15 +67,24 @@ class Knn(Strategy):
     @classmethod
     def load(cls, files: StrategyFiles, labels: tuple[str, ...]) -> Self:
         """Build it from `embeddings`, `outcomes` and its parameters."""
-        embeddings = files.tensor("embeddings", dtype="float32", shape=(None, None))
-        outcomes = files.tensor("outcomes", dtype="float32", shape=(len(embeddings), len(labels)))
-        if not embeddings.size:
-            raise RouterError("ROUTER_WEIGHTS", "the router remembers no prompt", tensor="embeddings")
-        return cls(labels, embeddings, outcomes, parameters(KnnParameters, files, cls.name))
+        return cls(labels, *remembered(files, labels), parameters(KnnParameters, files, cls.name))
 
     def dump(self) -> StrategyFiles:
         """Tensors `embeddings`, `outcomes`; parameters."""
         return StrategyFiles(self.parameters.model_dump(), {"embeddings": self.embeddings, "outcomes": self.outcomes})
+
+
+def remembered(files: StrategyFiles, labels: tuple[str, ...]) -> tuple[Floats, Floats]:
+    """Prompts and what each model scored on them: tensors `embeddings` and `outcomes`.
+
+    Raises:
+        RouterError: ROUTER_WEIGHTS.
+    """
+    embeddings = files.tensor("embeddings", dtype="float32", shape=(None, None))
+    outcomes = files.tensor("outcomes", dtype="float32", shape=(len(embeddings), len(labels)))
+    if not embeddings.size:
+        raise RouterError("ROUTER_WEIGHTS", "the router remembers no prompt", tensor="embeddings")
+    return embeddings, outcomes
 
 
 def _unit(rows: Floats) -> Floats:

@@ -157,7 +157,8 @@ def call_of(span: Span, lineage: str) -> Call | None:
         model_at=started if model else 0.0,
         prompt=prompt,
         started=0.0 if verdict else started,
-        latency_ms=max(0.0, (span.end_ns - span.start_ns) / 1e6) if span.end_ns and not verdict else None,
+        # a span that ends before it began tells of a clock that was set, not of a latency
+        latency_ms=(span.end_ns - span.start_ns) / 1e6 if span.end_ns >= span.start_ns and not verdict else None,
         first_token_ms=None if first_token_s is None else first_token_s * 1e3,
         cost_usd=None if verdict else number(first(values, COST)),
         judge=judge,

@@ -167,7 +167,8 @@ class JoinStore:
 
 
 def _joined(known: Entry, entry: Entry) -> Entry:
-    if known[0].lineage == entry[0].lineage:  # the same span once more, after a restart of its exporter
+    place, _, span = entry[0].lineage.rpartition("#")
+    if place and f"#{span}" in known[0].lineage:  # the same span once more, after a restart of its exporter
         return known
     return known[0].merged(entry[0]), known[1] or entry[1], known[2] or entry[2]
 

@@ -127,6 +127,15 @@ def test_a_call_reads_alike_in_whatever_order_its_spans_arrive(tmp_path, order):
     assert made[0].timestamp.timestamp() == 10**9
 
 
+def test_a_span_that_came_twice_counts_once_and_a_clock_that_was_set_back_is_no_latency(tmp_path):
+    document = call(1, judge__score=1.0)
+    document["resourceSpans"][0]["scopeSpans"][0]["spans"][0]["endTimeUnixNano"] = str(10**18 - 10**12)
+    _, made = run(tmp_path, [document, document])
+    assert len(made) == 1
+    assert made[0].lineage.count("#") == 1
+    assert made[0].latencies_ms == {}
+
+
 def test_a_failover_that_answered_is_no_failed_call(tmp_path):
     spans = spans_of_one_call()
     _, made = run(tmp_path, [spans[2], spans[1], spans[5], spans[3]])

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from appliance.errors import TrainingError
 from appliance.routers.families.ensemble import Calibration, Ensemble
 from appliance.routers.families.linear import Ridge
 from appliance.routers.strategies import Prompts
@@ -136,3 +137,10 @@ def test_the_latency_of_the_chosen_models_is_told_where_it_is_known():
     assert found["latency_p50_ms"] == 30
     assert found["best_single_latency_p50_ms"] == 200
     assert answer_latency(predicted, latencies * [1, np.nan], fixed=0) == {}
+
+
+def test_copies_of_one_prompt_teach_nothing():
+    same = [Outcome(query=f"The  Same{' ' * n}", scores={"a": n % 2, "b": 0}) for n in range(40)]
+    with pytest.raises(TrainingError) as refused:
+        seen(same)
+    assert refused.value.code == "TRAINING_DATA_EMPTY"
