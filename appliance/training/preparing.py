@@ -17,7 +17,6 @@ from appliance.training.progress import Progress, silent
 from appliance.training.reward_model import is_logged, predicted_rewards, pseudo_outcomes
 from appliance.training.splits import near_groups
 
-
 MINIMUM_DIFFERENT = 5  # groups of near copies; each fold needs one
 
 
