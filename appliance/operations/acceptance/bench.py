@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from appliance import artifact, documents, settings
-from appliance.errors import ApplianceError, OperationError
+from appliance.errors import ApplianceError, GatewayError, OperationError
 from appliance.operations import status
 from appliance.operations.acceptance.traffic import GROUP, PROMPTS
 from appliance.operations.acceptance.upstream import StandIn, stand_ins
 from appliance.operations.doctor.gather import Places
 
 BOOT_LIMIT_S = 120.0
+PATIENCE_S = 30.0  # with a gateway that does not answer its control socket on a crowded machine
 
 
 @dataclass
@@ -99,8 +100,14 @@ class Bench:
             return got.status, got.read().decode("utf-8", "replace")
 
     def status(self) -> dict[str, Any]:
-        """As `appliance status --json`."""
-        return status.collect(self.chosen)
+        """As `appliance status --json`; a gateway that is too busy to answer is asked again."""
+        end = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                return status.collect(self.chosen)
+            except GatewayError as error:
+                if error.code != "GATEWAY_BOOTING" or self.process.poll() is not None or time.monotonic() > end:
+                    raise
 
     def until(self, condition: Callable[[], bool], *, limit_s: float = 20.0) -> bool:
         """Wait for a condition; False where it did not come."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import re
@@ -68,14 +69,17 @@ def hot_reload(bench: Bench) -> Result:
     signature = bench.router / SIGNATURE_NAME
     good = signature.read_bytes()
     before, rounds, answered = _swaps(bench), 3, True
-    with bench.load() as answers:
-        for _ in range(rounds):
-            signature.unlink()
-            answered &= bench.until(lambda: bench.status()["routers"]["acceptance"]["mode"] != "ml")
-            signature.write_bytes(good)
-            bench.report("/appliance/reload", "POST")
-            answered &= bench.until(lambda: bench.status()["routers"]["acceptance"]["mode"] == "ml")
-            time.sleep(LOAD_S / 5)
+    try:
+        with bench.load() as answers:
+            for _ in range(rounds):
+                signature.unlink()
+                answered &= bench.until(lambda: bench.status()["routers"]["acceptance"]["mode"] != "ml")
+                signature.write_bytes(good)
+                bench.report("/appliance/reload", "POST")
+                answered &= bench.until(lambda: bench.status()["routers"]["acceptance"]["mode"] == "ml")
+                time.sleep(LOAD_S / 5)
+    finally:
+        signature.write_bytes(good)  # the next check begins with a sound router, whatever happened here
     view = bench.status()["routers"]["acceptance"]
     failed, swaps = _failed(answers), _swaps(bench) - before
     return Result(
@@ -90,7 +94,9 @@ def fallback(bench: Bench) -> Result:
     """Corrupt a file of the router, then repair it."""
     victim = max(bench.router.iterdir(), key=lambda path: (path.name != "router.yaml", path.stat().st_size))
     good = victim.read_bytes()
-    with bench.load() as answers:
+    with contextlib.ExitStack() as stack:
+        answers = stack.enter_context(bench.load())
+        stack.callback(victim.write_bytes, good)
         victim.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
         noticed = bench.until(lambda: bench.status()["routers"]["acceptance"]["mode"] != "ml")
         problem = bench.status()["routers"]["acceptance"]["problem"] or {}
