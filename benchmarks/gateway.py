@@ -38,8 +38,10 @@ from tests.support.trust import make_authority
 PLAIN = """
 import os, sys
 import uvicorn
-from litellm.proxy.proxy_server import app
-uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), log_level="warning", access_log=False)
+app, workers = "litellm.proxy.proxy_server:app", int(sys.argv[2])
+if workers == 1:
+    from litellm.proxy.proxy_server import app
+uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), workers=workers, log_level="warning", access_log=False)
 """
 UPSTREAM = (
     "from benchmarks.gateway_load import serve_upstream; import asyncio, sys;"
@@ -56,7 +58,7 @@ class Server:
 
     Attributes:
         url: of it.
-        pid: of its one process.
+        pid: of its first process.
         client: counts its prompts on from phase to phase, so that none is ever repeated.
         boot_s: seconds from start to ready.
         boot_cpu_s: processor seconds until then.
@@ -83,9 +85,12 @@ async def _await(load: Callable[[], Awaitable[Load]]) -> Load:
 
 
 def cpu_s(pid: int) -> float:
-    """Processor seconds of a process so far, all its threads."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    """Processor seconds of a process and its children so far, all their threads."""
+    ticks, children = 0, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    for one in (str(pid), *children):
+        fields = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 @contextlib.contextmanager
@@ -115,7 +120,7 @@ def wait_ready(url: str) -> None:
 
 
 @contextlib.contextmanager
-def plain_server(home: Path, entries: Entries, words: int) -> Iterator[Server]:
+def plain_server(home: Path, entries: Entries, words: int, workers: int) -> Iterator[Server]:
     """LiteLLM by itself on the deployments."""
     port, config = free_port(), home / "plain.yaml"
     document = {"model_list": entries, "router_settings": {"num_retries": 2, "routing_strategy": "simple-shuffle"}}
@@ -125,7 +130,8 @@ def plain_server(home: Path, entries: Entries, words: int) -> Iterator[Server]:
         "LITELLM_MODE": "PRODUCTION", "LITELLM_LOG": "ERROR",
     }  # fmt: skip
     url, started = f"http://127.0.0.1:{port}", time.monotonic()
-    with process(sys.executable, "-c", PLAIN, str(port), environment=environment, log=home / "plain.log") as running:
+    command = (sys.executable, "-c", PLAIN, str(port), str(workers))
+    with process(*command, environment=environment, log=home / "plain.log") as running:
         wait_ready(f"{url}/health/readiness")
         boot = time.monotonic() - started
         yield Server(url, running.pid, Client(url, KEY, words), boot, cpu_s(running.pid), list)
@@ -173,6 +179,7 @@ def ml_sections(home: Path, arguments: argparse.Namespace) -> tuple[dict[str, An
         here.put()
         trust, encoder, router = here.directory / "trust", here.directory / "encoder", here.router_directory
     return {
+        "listen": {"workers": arguments.workers},
         "trust": {"store": str(trust)},
         "routing": {
             "encoders": [str(encoder)],
@@ -191,7 +198,7 @@ def run(home: Path, arguments: argparse.Namespace) -> dict[str, Any]:
             held.enter_context(process(sys.executable, "-c", UPSTREAM, str(port), log=home / "upstream.log"))
         entries = deployments(ports, labels)
         starts: dict[str, Callable[[], contextlib.AbstractContextManager[Server]]] = {
-            "plain": partial(plain_server, home, entries, arguments.words),
+            "plain": partial(plain_server, home, entries, arguments.words, arguments.workers),
             "appliance": partial(our_server, home, entries, arguments.words, ml),
         }
         boots: dict[str, list[Server]] = {name: [] for name in starts}
@@ -282,6 +289,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="of each phase, taking turns; the median counts")
     parser.add_argument("--boots", type=int, default=3, help="starts of each server, taking turns; the median counts")
     parser.add_argument("--rate", type=float, default=50, help="arrivals a second of the steady load")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes of either server")
     parser.add_argument("--clients", type=int, default=4, help="that keep the server busy for throughput")
     parser.add_argument("--words", type=int, default=12, help="words of a prompt")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/gateway.json"))
