@@ -64,7 +64,9 @@ class Listen(_Section):
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8443, ge=1, le=65535, description="TCP port.")
     tls: Tls | None = Field(None, description="Required unless `host` is a loopback address.")
-    workers: int = Field(1, ge=1, le=64, description="Processes; each holds its own router (about 350 MB).")
+    workers: int = Field(
+        1, ge=1, le=64, description="Processes: one a core under load; each holds its own router (about 350 MB)."
+    )
     backlog: int = Field(2048, ge=16, le=65535, description="Connections the kernel may queue.")
 
     @model_validator(mode="after")
