@@ -260,16 +260,21 @@ class Registry:
         the next one must follow it all the same, or the channel could never be promoted again.
         """
         try:
-            known = self.current(channel)
-        except TrustError as error:
-            if error.code not in DISOWNED:
-                raise
             blob = self.store.get(channel_key(channel), max_bytes=POINTER_MAX_BYTES)
-            before = read_disowned(blob.data, channel=channel) if blob else None
+        except RegistryError as error:
+            if error.code != "REGISTRY_NOT_FOUND":
+                raise
+            return None, None
+        if blob is None:
+            return None, None
+        try:
+            known = unseal(blob.data, channel=channel, etag=blob.etag, material=self._material(), at=self._clock())
+        except TrustError as error:
+            before = read_disowned(blob.data, channel=channel) if error.code in DISOWNED else None  # the same bytes
             if before is None:
                 raise
             return None, before
-        return known, known.pointer if known else None
+        return known, known.pointer
 
     def current(self, channel: str) -> ChannelState | None:
         """The pointer that stands now, or None where the channel was never promoted."""

@@ -90,6 +90,8 @@ def examine(raw: bytes, *, trusted_root_document: bytes, statement: bytes | None
     signed_at, stamper = verify_token(bundle.token, bundle.signature, anchors)
     integrated_at = _entry_time(bundle)
     log = _check_log(bundle, anchors)
+    _check_signature(leaf, bundle, signed)  # before the windows: what they refuse is at least what its key signed
+    _check_body(bundle, leaf, signed)
     for window, time, what in (
         (leaf.authority.window, signed_at, "the signing authority"),
         (leaf.certificate_log.window, leaf.sct_time, "the certificate log"),
@@ -105,8 +107,6 @@ def examine(raw: bytes, *, trusted_root_document: bytes, statement: bytes | None
     _check_domain(leaf, log, stamper)
     for time in (signed_at, integrated_at, leaf.sct_time):  # each by another key: none of them alone can backdate
         leaf.check_valid_at(time)
-    _check_signature(leaf, bundle, signed)
-    _check_body(bundle, leaf, signed)
     _second_opinion(raw, prepared.verifier, leaf, statement)
 
     envelope = bundle.dsse_envelope

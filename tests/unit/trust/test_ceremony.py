@@ -141,7 +141,7 @@ MISTYPED = {
     "a serial that is no number": Revocation(certificate_serials=("zz",)),
     "a serial beyond every certificate's": Revocation(certificate_serials=("1" * 65,)),
     "a digest that was cut": Revocation(digests=("abc",)),
-    "an entry that the log does not have": Revocation(log_indices=(5,)),
+    "an entry that the log does not have": Revocation(log_indices=(1_000_000,)),
     "an entry before the first": Revocation(log_indices=(-1,)),
 }
 
