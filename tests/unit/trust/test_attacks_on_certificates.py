@@ -239,6 +239,22 @@ def test_stock_sigstore_accepts_the_retired_key_that_we_refuse(forger, zone, now
     refused("TRUST_KEY_WINDOW", bundle, material, now)
 
 
+def test_what_a_retired_key_never_signed_is_not_taken_for_its_signature(forger, zone, now):
+    """An officer counts on from what a given-up key signed; a stranger's words under its old signature are not that."""
+    import base64
+    import hashlib
+    import json
+
+    material, stranger = windows(zone.material, "tlogs", end=now - timedelta(days=1)), b"what nobody signed"
+    bundle = json.loads(forger.statement(PAYLOAD))
+    refused("TRUST_KEY_WINDOW", documents.write_json(bundle), material, now)
+    digest = base64.b64encode(hashlib.sha256(stranger).digest()).decode()
+    bundle["messageSignature"]["messageDigest"]["digest"] = digest
+    with pytest.raises(TrustError) as caught:
+        verify_statement(stranger, documents.write_json(bundle), kind="release", material=material, at=now)
+    assert caught.value.code == "TRUST_SIGNATURE"
+
+
 def test_a_signature_from_the_future_is_refused(forger, zone, now):
     refused("TRUST_SIGNED_LATER", forger.statement(PAYLOAD), zone.material, now - timedelta(hours=1))
 
