@@ -41,10 +41,9 @@ def _forked(action: Callable[[], object]) -> tuple[int, int]:
         try:
             action()
             outcome = "done"
-        except ApplianceError as error:
-            outcome = error.code
-        except Refused as refused:
-            outcome = refused.code
+        except (ApplianceError, Refused) as refusal:
+            outcome = refusal.code
+            traceback.print_exc()  # shown where the outcome was not the one expected
         except BaseException:
             traceback.print_exc()
         finally:
