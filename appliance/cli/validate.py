@@ -35,6 +35,7 @@ def validate(
         float,
         typer.Option("--endurance", min=0, max=86400, help="Seconds of mixed traffic with faults; 3600 for an hour."),
     ] = 0.0,
+    rate: Annotated[float, typer.Option("--rate", min=1, max=1000, help="Requests a second of --endurance.")] = 20.0,
     upgrade: Annotated[
         Path | None,
         typer.Option("--upgrade", help="Media of a newer release: the upgrade in the midst of --endurance."),
@@ -53,7 +54,8 @@ def validate(
         steps = Steps(quiet=as_json)
         places = Places.below(prefix.absolute(), config.absolute() if config else None)
         results, release = accept(
-            places, now=now, say=steps, router=router, probe=probe or (), endurance_s=endurance, upgrade=upgrade
+            places, now=now, say=steps, router=router, probe=probe or (), endurance_s=endurance, rate_per_s=rate,
+            upgrade=upgrade,
         )  # fmt: skip
         statement = report.statement(results, at=now, release=release)
         signer = None

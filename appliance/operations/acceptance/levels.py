@@ -13,6 +13,7 @@ SAMPLE_S = 1.0
 WARM_UP = 0.3  # of a process's time: caches and pools fill, then the line must be flat
 JUDGED_S = 300.0  # a slope over less is noise
 MAX_SLOPE_MB_PER_HOUR = 30.0
+CURVE_POINTS = 30
 MAX_GROWTH = 16  # descriptors or threads, between the first third and the last of the steady time
 
 
@@ -82,6 +83,7 @@ def describe(samples: Sequence[Sample]) -> dict[str, Any]:
     return {
         "seconds": round(lived_s),
         "rss_mb": round(statistics.median(each.rss_bytes for each in last) / 1e6, 1),
+        "rss_mb_over_time": curve(samples),
         "slope_mb_per_hour": round(slope([(each.at_s, each.rss_bytes / 1e6) for each in steady]) * 3600, 1),
         "slope_judged": steady_s >= JUDGED_S,
         "descriptors": last[-1].descriptors,
@@ -89,6 +91,13 @@ def describe(samples: Sequence[Sample]) -> dict[str, Any]:
         "threads": last[-1].threads,
         "threads_growth": growth("threads"),
     }
+
+
+def curve(samples: Sequence[Sample]) -> list[float]:
+    """Memory from begin to end in MB: medians of up to thirty equal stretches."""
+    stretch = -(-len(samples) // CURVE_POINTS)
+    parts = (samples[at : at + stretch] for at in range(0, len(samples), stretch))
+    return [round(statistics.median(each.rss_bytes for each in part) / 1e6, 1) for part in parts]
 
 
 def slope(points: Sequence[tuple[float, float]]) -> float:

@@ -26,6 +26,7 @@ def accept(
     router: Path | None = None,
     probe: Sequence[str] = (),
     endurance_s: float = 0.0,
+    rate_per_s: float = 20.0,
     upgrade: Path | None = None,
 ) -> tuple[list[Result], str | None]:
     """Run every check.
@@ -37,6 +38,7 @@ def accept(
         router: folder of the router to use; default is the installed one.
         probe: `host:port` outside the zone, which must not be reached.
         endurance_s: how long the endurance run takes; 0 leaves it out.
+        rate_per_s: requests a second meanwhile.
         upgrade: media of a newer release, for the upgrade in its midst.
 
     Returns:
@@ -63,7 +65,14 @@ def accept(
                 _safely(
                     "endurance",
                     lambda: endurance(
-                        places, Path(name), endurance_s, router=router, media=upgrade, pace_s=PACE_S, say=say
+                        places,
+                        Path(name),
+                        endurance_s,
+                        router=router,
+                        media=upgrade,
+                        rate_per_s=rate_per_s,
+                        pace_s=PACE_S,
+                        say=say,
                     ),
                 )
             )

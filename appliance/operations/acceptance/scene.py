@@ -33,7 +33,7 @@ class Scene:
         self.done: collections.Counter[str] = collections.Counter()
         self.missed: list[str] = []
 
-    def prepare(self, installed: settings.Settings, pause_s: float) -> Traffic:
+    def prepare(self, installed: settings.Settings, rate_per_s: float) -> Traffic:
         """Write the configuration, start everything, wait until it serves by its model."""
         self._certificate()
         registry_tls = self._directory / "registry-tls"
@@ -48,7 +48,7 @@ class Scene:
         self._settings = settings.load(self._config)
         self._manager.start(self._config)
         self._ready()
-        return Traffic(self._manager.port, key, self._trusted, pause_s)
+        return Traffic(self._manager.port, key, self._trusted, rate_per_s)
 
     @property
     def pid(self) -> int:

@@ -36,7 +36,7 @@ class Traffic:
         port: of its listener.
         key: its master key.
         ca: file with the CAs that clients trust; read anew for every connection.
-        pause_s: of each client between two requests.
+        rate_per_s: requests a second of all clients together; a client that waits for an answer asks later.
 
     Attributes:
         counts: kind of request -> how many were answered.
@@ -48,7 +48,7 @@ class Traffic:
     port: int
     key: str
     ca: Path
-    pause_s: float
+    rate_per_s: float
     counts: collections.Counter[str] = field(default_factory=collections.Counter)
     failures: list[tuple[str, float, str]] = field(default_factory=list)
     failed: int = 0
@@ -59,7 +59,8 @@ class Traffic:
         """Traffic while the block runs."""
         self._begun, self._stop = time.monotonic(), threading.Event()
         kinds = (self._fresh, self._kept, self._streamed, self._long, self._slow, self._looking)
-        threads = [threading.Thread(target=self._client, args=(kind,), daemon=True) for kind in kinds]
+        interval_s = len(kinds) / self.rate_per_s
+        threads = [threading.Thread(target=self._client, args=(kind, interval_s), daemon=True) for kind in kinds]
         for thread in threads:
             thread.start()
         try:
@@ -69,7 +70,7 @@ class Traffic:
             for thread in threads:
                 thread.join(PATIENCE_S)
 
-    def _client(self, kind: Callable[[http.client.HTTPSConnection, int], None]) -> None:
+    def _client(self, kind: Callable[[http.client.HTTPSConnection, int], None], interval_s: float) -> None:
         """One client: `kept` and `looking` keep their connection as long as the gateway does, the others never."""
         name, turn = kind.__name__.strip("_"), 0
         keeps = name in {"kept", "looking"}
@@ -86,11 +87,12 @@ class Traffic:
                 keep = False
             else:
                 keep = keeps and connection.sock is not None  # http.client closes where the gateway asks for it
-            self.longest_s = max(self.longest_s, time.monotonic() - begun)
+            waited_s = time.monotonic() - begun
+            self.longest_s = max(self.longest_s, waited_s)
             if connection is not None and not keep:
                 connection.close()
                 connection = None
-            self._stop.wait(self.pause_s)
+            self._stop.wait(max(0.0, interval_s - waited_s))
         if connection is not None:
             connection.close()
 

@@ -38,7 +38,7 @@ def places(tmp_path, authority, releases, monkeypatch):
 def test_nothing_fails_and_nothing_grows_whatever_is_reloaded_replaced_or_taken_away(places, releases, tmp_path):
     scene = tmp_path / "scene"
     scene.mkdir()
-    result = endurance(places, scene, 15, media=releases[1].media, pace_s=0.2, pause_s=0.05)
+    result = endurance(places, scene, 15, media=releases[1].media, pace_s=0.2, rate_per_s=40)
     assert result.passed, json.dumps(result.as_dict(), indent=1)
     evidence = result.evidence
     assert evidence["requests"] > 100

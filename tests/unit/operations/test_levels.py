@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from appliance.operations.acceptance.levels import JUDGED_S, Levels, Sample, describe, look, slope
+from appliance.operations.acceptance.levels import CURVE_POINTS, JUDGED_S, Levels, Sample, describe, look, slope
 
 
 def samples(seconds: int, *, rss_mb_per_s: float = 0.0, descriptors_per_s: float = 0.0, pid: int = 1) -> list[Sample]:
@@ -34,6 +34,14 @@ def test_a_short_line_has_no_slope_that_counts():
     levels = Levels(samples(int(JUDGED_S), rss_mb_per_s=0.02))
     assert not levels.processes()[0]["slope_judged"]
     assert levels.flat()
+
+
+def test_the_curve_runs_from_begin_to_end_in_a_few_points():
+    curve = describe(samples(1000, rss_mb_per_s=0.1))["rss_mb_over_time"]
+    assert len(curve) <= CURVE_POINTS
+    assert curve[0] == pytest.approx(400, abs=4)
+    assert curve[-1] == pytest.approx(500, abs=4)
+    assert describe(samples(3))["rss_mb_over_time"] == [400, 400, 400]
 
 
 def test_leaked_descriptors_count_however_short_the_run():
