@@ -8,6 +8,7 @@ from typing import Any
 
 import typer
 
+from appliance.cli.output import printable
 from appliance.files import read_regular, sha256_hex
 
 
@@ -16,17 +17,22 @@ def rows(console: Any, report: dict[str, Any]) -> None:
     for name, value in report.items():
         title = name.replace("_", " ")
         if isinstance(value, dict) and value:
-            console.print(title, markup=False)
+            console.print(title)
             for each, inner in value.items():
                 text = "  ".join(f"{k} {cell(v)}" for k, v in inner.items()) if isinstance(inner, dict) else cell(inner)
-                console.print(f"  {each:20} {text}", markup=False)
+                _line(console, f"  {each:20} {text}")
         elif isinstance(value, list) and value:
-            console.print(title, markup=False)
+            console.print(title)
             for each in value:
                 text = "  ".join(map(str, each.values())) if isinstance(each, dict) else str(each)
-                console.print(f"  {text}", markup=False)
+                _line(console, f"  {text}")
         else:
-            console.print(f"{title:18} {cell(value)}", markup=False)
+            _line(console, f"{title:18} {cell(value)}")
+
+
+def _line(console: Any, text: str) -> None:
+    """A line stays one: a key holder signs by what is read here, and names in a draft are somebody else's words."""
+    console.print(printable(text, one_line=True))
 
 
 def cell(value: Any) -> str:

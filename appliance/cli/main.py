@@ -14,8 +14,7 @@ import typer.core
 import typer.main
 
 from appliance import __version__
-from appliance.cli.output import print_refusal
-from appliance.errors import ApplianceError
+from appliance.cli.output import as_refusal, print_refusal
 
 # verb -> (module, attribute, one line for --help). An attribute `app` is a group of verbs, anything else one command.
 VERBS: dict[str, tuple[str, str, str]] = {
@@ -76,7 +75,9 @@ def _version(value: bool) -> None:
         raise typer.Exit
 
 
-app = typer.Typer(cls=_Verbs, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+app = typer.Typer(
+    cls=_Verbs, no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
+)
 
 
 @app.callback()
@@ -96,8 +97,8 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may not be Unicode; stderr does so anyway
     try:
         app()
-    except ApplianceError as error:
-        print_refusal(error)
+    except Exception as error:  # noqa: BLE001 (what no command has met: a module that cannot be imported, say)
+        print_refusal(as_refusal(error))
         raise SystemExit(1) from None
 
 
