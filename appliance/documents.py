@@ -17,6 +17,7 @@ from appliance.errors import DocumentError
 
 MAX_BYTES = 4 * 1024 * 1024  # bytes; larger documents name their own limit
 MAX_DEPTH = 32  # nested mappings and sequences
+_MAX_DIGITS = 20  # of a whole number
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -80,7 +81,7 @@ def _no_constant(name: str) -> NoReturn:
 
 
 def _whole_number(digits: str) -> int:
-    if len(digits) > 20:
+    if len(digits) > _MAX_DIGITS:
         raise DocumentError("DOCUMENT_MALFORMED", f"a number of {len(digits)} digits")
     return int(digits)
 
@@ -100,7 +101,7 @@ _PLAIN_JSON = json.JSONDecoder(parse_constant=_no_constant, parse_int=_whole_num
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader without anchors, tags, merge keys and duplicate keys."""
+    """SafeLoader without anchors, tags, merge keys and duplicate keys; its numbers are JSON's."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()  # type: ignore[no-untyped-call]
@@ -124,7 +125,24 @@ def _strict_mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, 
     return result
 
 
+def _strict_number(loader: _StrictLoader, node: yaml.ScalarNode) -> str | int | float:
+    """A number as JSON bounds it; YAML's third kind, to the base of sixty, stays text (12:30, a port after a port)."""
+    text = loader.construct_scalar(node)
+    if ":" in text:
+        return text
+    if node.tag.endswith(":int"):
+        if len(text) > _MAX_DIGITS + 4:  # a sign, 0x, a separator or two
+            raise yaml.constructor.ConstructorError(None, None, f"a number of {len(text)} digits", node.start_mark)
+        return loader.construct_yaml_int(node)
+    value = loader.construct_yaml_float(node)
+    if not math.isfinite(value):
+        raise yaml.constructor.ConstructorError(None, None, f"{text[:20]} is no number here", node.start_mark)
+    return value
+
+
 _StrictLoader.add_constructor("tag:yaml.org,2002:map", _strict_mapping)
+for _kind in ("int", "float"):
+    _StrictLoader.add_constructor(f"tag:yaml.org,2002:{_kind}", _strict_number)
 # dates stay text: a version such as 2026-11-23 is a name, not a day
 _StrictLoader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
@@ -133,7 +151,7 @@ _StrictLoader.yaml_implicit_resolvers = {
 
 
 def read_yaml(data: bytes, *, what: str, max_bytes: int = MAX_BYTES) -> Any:
-    """Parse one YAML document strictly: no tags, anchors, merge keys, duplicate keys; dates stay text.
+    """Parse one YAML document strictly: no tags, anchors, merge keys, duplicate keys, NaN; dates and times stay text.
 
     Args and Raises: as `read_json`.
     """

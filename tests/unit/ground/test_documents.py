@@ -115,6 +115,11 @@ def test_ambiguous_json_is_refused(data, code):
         (b"a: {<<: {b: 1}}", "DOCUMENT_MALFORMED"),
         (b"a: 1\n---\nb: 2", "DOCUMENT_MALFORMED"),
         (b"? [1, 2]\n: 3", "DOCUMENT_MALFORMED"),
+        (b"a: .nan", "DOCUMENT_MALFORMED"),
+        (b"a: -.inf", "DOCUMENT_MALFORMED"),
+        (b"a: 1.0e+999", "DOCUMENT_MALFORMED"),
+        (b"a: " + b"9" * 4000, "DOCUMENT_MALFORMED"),
+        (b"a: 0x" + b"f" * 40, "DOCUMENT_MALFORMED"),
         (b"[" * 100_000, "DOCUMENT_TOO_LARGE"),
     ],
 )
@@ -122,6 +127,16 @@ def test_ambiguous_yaml_is_refused(data, code):
     with pytest.raises(DocumentError) as refusal:
         documents.read_yaml(data, what="document")
     assert refusal.value.code == code
+
+
+@pytest.mark.parametrize("tail", ["", ".0"])
+def test_numbers_to_the_base_of_sixty_are_text_and_cost_nothing(tail):
+    """YAML 1.1 would make 12:30 a number; a long one took hours, or escaped as an OverflowError."""
+    text = ":".join(["1"] * 2_000) + tail
+    assert documents.read_yaml(f"from: 12:30\nlong: {text}\n".encode(), what="document") == {
+        "from": "12:30",
+        "long": text,
+    }
 
 
 def test_honest_yaml_is_read_and_dates_stay_text():
