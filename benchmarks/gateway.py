@@ -31,7 +31,8 @@ import httpx
 import yaml
 
 from benchmarks.gateway_load import Client, Load
-from tests.support.gateway import free_port, gateway
+from tests.support.gateway import gateway
+from tests.support.ports import free_port
 from tests.support.routing import zone
 from tests.support.trust import make_authority
 

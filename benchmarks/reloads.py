@@ -35,8 +35,9 @@ def main() -> None:
         deployments = [deployment("chat", small), deployment("chat", large)]
         listen = {"workers": arguments.workers}
         with gateway(home / "gateway", deployments, listen=listen, **here.sections()) as running:
-            running.wait_until(lambda: len(running.status()["workers"]) == arguments.workers, limit_s=60)
-            done = reload_under_load(running, here, seconds=arguments.seconds, per_minute=arguments.per_minute)
+            running.wait_until(lambda: len(running.status()["workers"]) == arguments.workers)
+            count = round(arguments.seconds * arguments.per_minute / 60)
+            done = reload_under_load(running, here, count=count, per_minute=arguments.per_minute)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(asdict(done), indent=2))
     print(json.dumps(asdict(done), indent=2))

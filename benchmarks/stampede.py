@@ -21,9 +21,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from appliance.registry.settings import FetchSlots
+from tests.support.ports import free_port
 from tests.support.postgres import postgres_server
 from tests.support.redis import redis_server
-from tests.support.servers import free_port
 from tests.support.small_authority import SmallAuthority
 from tests.support.stampede import BLOCK_BYTES, paced_server, stampede
 

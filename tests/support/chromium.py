@@ -69,7 +69,7 @@ class Browser:
         self.call("Page.navigate", url=url)
         self.until("document.readyState === 'complete'")
 
-    def until(self, expression: str, *, limit_s: float = 15) -> None:
+    def until(self, expression: str, *, limit_s: float = 200) -> None:
         """Wait until an expression is true."""
         end = time.monotonic() + limit_s
         while time.monotonic() < end:
@@ -147,7 +147,7 @@ def chromium(profile: Path, *flags: str) -> Iterator[Browser]:
     finally:
         os.close(to_write)
         try:
-            process.wait(5)
+            process.wait(60)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait(5)

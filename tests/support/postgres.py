@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.registry.postgres import PostgresSettings
+from tests.support.ports import free_port
 from tests.support.s3 import Identity
 from tests.support.servers import (
     as_service,
-    free_port,
     listens,
     running,
     service_directory,
@@ -59,7 +59,8 @@ class PostgresServer:
         ca.write_bytes(self.ca_pem)
         password.write_text(self.password)
         password.chmod(0o600)
-        fixed = {"host": "127.0.0.1", "port": self.port, "ca_file": ca, "password_file": password}
+        patient = {"connect_timeout_s": 60, "statement_timeout_s": 120}
+        fixed = {"host": "127.0.0.1", "port": self.port, "ca_file": ca, "password_file": password, **patient}
         return PostgresSettings.model_validate({**fixed, **more})
 
 
@@ -92,7 +93,7 @@ def postgres_server(identity: Identity) -> Iterator[PostgresServer]:
         write_for_service(data / "pg_hba.conf", "hostssl all all 127.0.0.1/32 scram-sha-256\n")
         log = directory / "postgres.log"
         with running([BINARIES / "postgres", "-D", data], directory=directory, log=log.name) as process:
-            wait_until(lambda: listens(port), seconds=30, what="postgres", process=process, log=log)
+            wait_until(lambda: listens(port), what="postgres", process=process, log=log)
             server = PostgresServer(port, password, identity.ca_pem, process.pid)
             _make_database(server, directory)
             yield server
@@ -104,11 +105,13 @@ def _make_database(server: PostgresServer, directory: Path) -> None:
     from appliance.registry.postgres import parameters
 
     settings = server.settings(directory, database="postgres")
-    for _ in range(50):
-        with (
-            contextlib.suppress(psycopg.OperationalError),
-            psycopg.connect(**parameters(settings), autocommit=True) as db,
-        ):
-            db.execute("CREATE DATABASE appliance")
-            return
-    raise AssertionError((directory / "postgres.log").read_text())
+
+    def made() -> bool:  # it listens before it lets anybody in
+        try:
+            with psycopg.connect(**parameters(settings), autocommit=True) as db:
+                db.execute("CREATE DATABASE appliance")
+        except psycopg.OperationalError:
+            return False
+        return True
+
+    wait_until(made, what="postgres, for a first connection", log=directory / "postgres.log")

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from appliance.registry.leases_redis import RedisSettings
+from tests.support.ports import free_port
 from tests.support.s3 import Identity
-from tests.support.servers import free_port, listens, running, service_directory, wait_until, write_for_service
+from tests.support.servers import listens, running, service_directory, wait_until, write_for_service
 
 _CONF = """
 port 0
@@ -42,7 +43,8 @@ class RedisServer:
         ca.write_bytes(self.ca_pem)
         password.write_text(self.password)
         password.chmod(0o600)
-        fixed = {"host": "127.0.0.1", "port": self.port, "user": "appliance", "ca_file": ca, "password_file": password}
+        files = {"ca_file": ca, "password_file": password}
+        fixed = {"host": "127.0.0.1", "port": self.port, "user": "appliance", **files, "timeout_s": 60}
         return RedisSettings.model_validate({**fixed, **more})
 
 
@@ -62,5 +64,5 @@ def redis_server(identity: Identity) -> Iterator[RedisServer]:
         conf = write_for_service(directory / "redis.conf", _CONF.format(port=port, d=directory, password=password))
         with running(["redis-server", conf], directory=directory, log="redis.log") as process:
             log = directory / "redis.log"
-            wait_until(lambda: listens(port), seconds=20, what="redis", process=process, log=log)
+            wait_until(lambda: listens(port), what="redis", process=process, log=log)
             yield RedisServer(port, password, identity.ca_pem)

@@ -9,10 +9,11 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.support.ports import free_port
 from tests.support.s3 import REGION, Identity, S3Server
 from tests.support.servers import (
+    START_LIMIT_S,
     as_service,
-    free_port,
     give_to_service,
     listens,
     running,
@@ -92,13 +93,13 @@ def rgw_server(identity: Identity) -> Iterator[S3Server]:
         ceph.make_keys(fsid, mon_port)
 
         mon = servers.enter_context(ceph.daemon("ceph-mon", "-i", "a", "-f"))
-        wait_until(lambda: listens(mon_port), seconds=30, what="ceph-mon", process=mon, log=directory / "ceph-mon.log")
+        wait_until(lambda: listens(mon_port), what="ceph-mon", process=mon, log=directory / "ceph-mon.log")
         ceph.add_osd(fsid)
         servers.enter_context(ceph.daemon("ceph-osd", "-i", "0", "-f"))
         key = ceph.run("ceph", "auth", "get-or-create", "client.rgw", "mon", "allow rw", "osd", "allow rwx")
         write_for_service(directory / "rgw.keyring", key)
         rgw = servers.enter_context(ceph.daemon("radosgw", "-n", "client.rgw", "-f"))
-        wait_until(lambda: listens(rgw_port), seconds=60, what="radosgw", process=rgw, log=directory / "radosgw.log")
+        wait_until(lambda: listens(rgw_port), what="radosgw", process=rgw, log=directory / "radosgw.log")
 
         def add_user(name: str) -> tuple[str, str]:
             said = ceph.run("radosgw-admin", "user", "create", "--uid", name, "--display-name", name)
@@ -116,7 +117,7 @@ class _Cluster:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
-    def run(self, program: str, *arguments: str, timeout_s: float = 60) -> bytes:
+    def run(self, program: str, *arguments: str, timeout_s: float = START_LIMIT_S) -> bytes:
         """Run one of Ceph's tools with our configuration; its standard output."""
         configured = (
             ["-c", str(self._directory / "ceph.conf")] if program not in {"ceph-authtool", "monmaptool"} else []

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from tests.support.ports import free_port
 from tests.support.servers import (
     as_service,
-    free_port,
     give_to_service,
     listens,
     running,
@@ -73,7 +73,7 @@ class S3Server:
 
         ca = directory / "make-bucket-ca.pem"
         ca.write_bytes(self.ca_pem)
-        pool = HttpsPool(client_context(ca), pins=frozenset(), connect_timeout_s=5, read_timeout_s=30)
+        pool = HttpsPool(client_context(ca), pins=frozenset(), connect_timeout_s=60, read_timeout_s=120)
         client = Minio(self.endpoint, self.access_key, self.secret_key, region=REGION, http_client=pool)
         client.make_bucket(bucket, object_lock=object_lock)
 
@@ -213,7 +213,6 @@ def swift_server(identity: Identity) -> Iterator[S3Server]:
         for kind, port in ports.items():
             wait_until(
                 lambda port=port: listens(port),  # type: ignore[misc]
-                seconds=40,
                 what=f"swift {kind} server",
                 process=started[kind],
                 log=directory / f"{kind}.log",

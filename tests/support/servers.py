@@ -15,13 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 SERVICE_USER = "nobody"
-
-
-def free_port() -> int:
-    """A loopback port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+START_LIMIT_S = 300.0  # after which a server has hung; none takes a tenth of it, on a crowded machine neither
 
 
 @contextlib.contextmanager
@@ -92,7 +86,7 @@ def running(
         stop(process)
 
 
-def stop(process: subprocess.Popen[bytes], *, seconds: float = 5.0) -> None:
+def stop(process: subprocess.Popen[bytes], *, seconds: float = 60.0) -> None:
     """End a server and its session: first politely, then surely."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
@@ -107,8 +101,8 @@ def stop(process: subprocess.Popen[bytes], *, seconds: float = 5.0) -> None:
 def wait_until(
     ready: Callable[[], bool],
     *,
-    seconds: float,
     what: str,
+    seconds: float = START_LIMIT_S,
     process: subprocess.Popen[bytes] | None = None,
     log: Path | None = None,
 ) -> None:
@@ -125,5 +119,5 @@ def wait_until(
 def listens(port: int) -> bool:
     """Whether something accepts connections there."""
     with socket.socket() as probe:
-        probe.settimeout(0.2)
+        probe.settimeout(2)
         return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -63,13 +63,13 @@ class Systemd:
         """What runs a command in its namespaces, as root."""
         return ["nsenter", "--target", str(self.pid), "--mount", "--pid", "--net", "--ipc", "--cgroup", *words]
 
-    def run(self, *command: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
+    def run(self, *command: str, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
         """Run a command in its namespaces, to its end."""
         return subprocess.run(
             self.command(*command), capture_output=True, text=True, timeout=timeout_s, check=False
         )  # fmt: skip
 
-    def systemctl(self, *arguments: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+    def systemctl(self, *arguments: str, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
         """`systemctl ...`."""
         return self.run("systemctl", *arguments, timeout_s=timeout_s)
 
@@ -77,7 +77,7 @@ class Systemd:
         """One property of a unit."""
         return self.systemctl("show", unit, "--property", name, "--value").stdout.strip()
 
-    def wait(self, unit: str, state: str, *, limit_s: float = 60) -> str:
+    def wait(self, unit: str, state: str, *, limit_s: float = 300) -> str:
         """Wait until a unit's ActiveState is one of `state` (separated by `|`)."""
         end = time.monotonic() + limit_s
         while True:
@@ -156,11 +156,11 @@ def systemd(home: Path) -> Iterator[Systemd]:
         yield Systemd(home, _wait_for_first_process(outer, home))
     finally:
         outer.send_signal(signal.SIGKILL)  # takes process 1 with it, and process 1 everything within
-        outer.wait(10)
+        outer.wait(60)
 
 
 def _wait_for_first_process(outer: subprocess.Popen[bytes], home: Path) -> int:
-    end = time.monotonic() + 30
+    end = time.monotonic() + 300
     children = Path(f"/proc/{outer.pid}/task/{outer.pid}/children")
     while time.monotonic() < end and outer.poll() is None:
         pids = children.read_text().split()

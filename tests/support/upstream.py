@@ -34,6 +34,9 @@ class Upstream:
         requests: the parsed bodies, in order.
         keys: the bearer tokens they came with, in order.
         chunk_delay_s: pause between two chunks of a stream.
+        delay_s: pause before anything is answered.
+        words: of an answer.
+        held: while it is set, a stream stops after its first chunk.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Upstream:
     delay_s: float = 0.0
     words: int = 5
     port: int = 0
+    held: threading.Event = field(default_factory=threading.Event)
 
     @property
     def url(self) -> str:
@@ -108,6 +112,8 @@ def _handler(upstream: Upstream, stop: threading.Event) -> type[BaseHTTPRequestH
                     self._chunk({"id": identity, "object": "chat.completion.chunk", "created": int(time.time()),
                                  "model": body.get("model"), "choices": [choice]})  # fmt: skip
                     time.sleep(upstream.chunk_delay_s)
+                    while upstream.held.is_set() and not stop.is_set():
+                        time.sleep(0.01)
                 if (body.get("stream_options") or {}).get("include_usage"):
                     self._chunk({"id": identity, "object": "chat.completion.chunk", "created": int(time.time()),
                                  "model": body.get("model"), "choices": [], "usage": _usage(upstream)})  # fmt: skip

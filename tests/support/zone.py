@@ -137,11 +137,11 @@ def route(gateway: Gateway, prompt: str = "easy what is the capital", *, key: st
     return response.headers["x-appliance-deployment"]
 
 
-def until_all(running: Mapping[str, Gateway], condition: Callable[[Gateway], bool], *, limit_s: float = 30.0) -> float:
+def until_all(running: Mapping[str, Gateway], condition: Callable[[Gateway], bool]) -> float:
     """Wait until all gateways are there; seconds until the last one was."""
     start = time.monotonic()
     for one in running.values():
-        one.wait_until(lambda one=one: condition(one), limit_s=limit_s, what="convergence")
+        one.wait_until(lambda one=one: condition(one), what="convergence")
     return time.monotonic() - start
 
 

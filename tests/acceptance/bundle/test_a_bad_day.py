@@ -64,7 +64,7 @@ def test_it_ends_untouched_with_the_right_words_or_complete(sticks, tmp_path):
 
     # the clock stands at 1970: untouched, and the words name the clock and the command
     process = stage0(work, mounts, prefix, clock="1970-01-02 03:04:05")
-    said = process.communicate(timeout=250)[0]
+    said = process.communicate(timeout=800)[0]
     assert process.returncode == 1
     assert "refused INSTALL_CLOCK" in said
     assert "date -u -s" in said
@@ -83,7 +83,7 @@ def test_it_ends_untouched_with_the_right_words_or_complete(sticks, tmp_path):
 
     # power and clock are back: it goes on, mends the damaged stick from parity, names it, and is complete
     process = stage0(work, mounts, prefix)
-    said = process.communicate(timeout=280)[0]
+    said = process.communicate(timeout=800)[0]
     assert process.returncode == 0, said
     assert Prefix(prefix).active() == release.built.manifest.release_id
     payload = support.tree(Prefix(prefix).payload(release.built.manifest.release_id))
@@ -96,7 +96,7 @@ def test_it_ends_untouched_with_the_right_words_or_complete(sticks, tmp_path):
 def test_the_damaged_stick_is_named_and_mended_from_parity(sticks, tmp_path):
     work, mounts, release = sticks
     process = stage0(work, mounts, tmp_path / "prefix")
-    said = process.communicate(timeout=280)[0]
+    said = process.communicate(timeout=800)[0]
     assert process.returncode == 0, said
     assert "volume 2 of" in said
     assert "rebuilt from parity" in said
@@ -107,7 +107,7 @@ def test_without_parity_the_damaged_stick_is_named_and_nothing_is_activated(stic
     work, mounts, _ = sticks
     without = [mount for mount in mounts if not any(path.name.endswith(".parity") for path in mount.iterdir())]
     process = stage0(work, without, tmp_path / "prefix")
-    said = process.communicate(timeout=280)[0]
+    said = process.communicate(timeout=800)[0]
     assert process.returncode == 1
     assert "refused BUNDLE_VOLUME_DAMAGED volume 2 of" in said
     assert Prefix(tmp_path / "prefix").active() is None

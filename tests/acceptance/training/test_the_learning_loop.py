@@ -131,7 +131,7 @@ def traffic(running, judge):
 def test_the_loop_closes(room, home, appliance, authority):
     running, endpoint, client, store = room
     exporter = OTLPSpanExporter(
-        endpoint=endpoint, certificate_file=str(client / "ca.pem"), timeout=10,
+        endpoint=endpoint, certificate_file=str(client / "ca.pem"), timeout=200,
         client_certificate_file=str(client / "gateway.pem"), client_key_file=str(client / "gateway.key"),
     )  # fmt: skip
     provider = TracerProvider(shutdown_on_exit=False)
@@ -139,9 +139,7 @@ def test_the_loop_closes(room, home, appliance, authority):
     traffic(running, provider.get_tracer("judge"))
     provider.shutdown()
     objects = open_store(store)
-    running.wait_until(
-        lambda: len(objects.list("logs/")) >= REQUESTS, limit_s=40, what="LiteLLM has written its spend objects"
-    )
+    running.wait_until(lambda: len(objects.list("logs/")) >= REQUESTS, what="LiteLLM has written its spend objects")
     outcomes = home / "outcomes.jsonl.gz"
     card = appliance(
         "train", "extract", "--traces", home / "live.jsonl", "--objects", store, "--prefix", "logs/", "--out", outcomes
@@ -165,13 +163,13 @@ def test_the_loop_closes(room, home, appliance, authority):
     assert running.chat("hard prove the theorem").headers["x-appliance-routing"].startswith("round-robin")
     admit(appliance, home, authority, encoder, fitted["version"])
     serving = running.wait_until(
-        lambda: running.status()["routers"]["default"]["serving"], limit_s=30, what="the new router serves"
+        lambda: running.status()["routers"]["default"]["serving"], what="the new router serves"
     )
     assert serving["artifact"] == f"loop {fitted['version']}"
     for kind, expected in (("hard", "large"), ("easy", "small")):
         answer = running.chat(f"{kind} what is the capital of the theorem")
         assert answer.headers["x-appliance-deployment"] == expected
-        span = running.wait_until(lambda a=answer: decision(home, a), limit_s=30, what="the trace of the new choice")
+        span = running.wait_until(lambda a=answer: decision(home, a), what="the trace of the new choice")
         assert span["llm.routing.strategy"] == "ml:knn"
         assert span["router.model_selected"] == expected
         assert span["router.strategy_version"] == serving["digest"]

@@ -53,7 +53,7 @@ def run(stage0: Path, *arguments, clock: str | None = None) -> subprocess.Comple
     command = [sys._base_executable, "-I", str(stage0), *map(str, arguments)]
     if clock:
         command = ["faketime", "-f", clock, *command]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=250)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=800)
 
 
 def test_stage_0_installs_and_the_full_verifier_agrees_before_anything_is_active(stage0, release, anchor, tmp_path):

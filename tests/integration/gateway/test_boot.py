@@ -2,13 +2,16 @@
 """The gateway boots, routes by round-robin, explains itself and refuses what it must, as a real process."""
 
 import json
+import os
+import signal
 import socket
 import stat
 
 import pytest
 import yaml
 
-from tests.support.gateway import deployment, free_port, gateway, run, serve, write_config
+from tests.support.gateway import deployment, gateway, run, serve, write_config
+from tests.support.ports import free_port
 from tests.support.upstream import upstream
 
 
@@ -244,8 +247,12 @@ def test_status_without_a_gateway_says_so(valid):
 def test_status_of_a_gateway_that_is_still_starting_says_so(valid):
     with serve(valid, "", wait=False) as running:
         run_dir = valid.parent / "state/run"
-        running.wait_until((run_dir / "litellm.yaml").exists, limit_s=30, what="the start")
-        result = run("status", "--config", str(valid), "--json")
+        running.wait_until((run_dir / "litellm.yaml").exists, what="the start")
+        os.killpg(running.process.pid, signal.SIGSTOP)  # so that it is still starting however long the question takes
+        try:
+            result = run("status", "--config", str(valid), "--json")
+        finally:
+            os.killpg(running.process.pid, signal.SIGCONT)
     assert json.loads(result.stdout)["error"]["code"] == "GATEWAY_BOOTING"
 
 

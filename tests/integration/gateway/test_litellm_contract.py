@@ -38,6 +38,11 @@ class Hook(CustomLogger):
 def entry(group, id_, url):
     return {"model_name": group, "litellm_params": {"model": "openai/" + id_, "api_base": url, "api_key": "none"}, "model_info": {"id": id_}}
 
+async def until(condition):
+    for _ in range(6000):  # callbacks run beside the request
+        if condition(): return
+        await asyncio.sleep(0.01)
+
 async def main():
     hook = Hook()
     litellm.logging_callback_manager.add_litellm_callback(hook)
@@ -49,7 +54,7 @@ async def main():
         found["answered_by"] = answer.choices[0].message.content.split()[0]
         stream = [chunk async for chunk in await ask(stream=True)]
         found["stream_by"] = "".join((x.choices[0].delta.content or "") for x in stream).split()[0]
-        await asyncio.sleep(0.5)
+        await until(lambda: hook.ended)
         found["success"] = hook.ended[:1]
         hook.calls.clear(); hook.ended.clear()
         b.mode = "error"
@@ -60,7 +65,7 @@ async def main():
         hook.choose = avoid
         answer = await ask()
         found["after_failure"] = {"tried": tried, "by": answer.choices[0].message.content.split()[0]}
-        await asyncio.sleep(0.5)
+        await until(lambda: any(e[0] == "failure" for e in hook.ended))
         found["failure"] = [e for e in hook.ended if e[0] == "failure"][:1]
         dead = Router(model_list=[entry("dead", "d", "http://127.0.0.1:9/v1"), entry("dead", "e", "http://127.0.0.1:9/v1")], num_retries=0, cooldown_time=30)
         hook.calls.clear(); hook.ended.clear(); hook.choose = lambda healthy: healthy[:1]
@@ -89,7 +94,7 @@ def found() -> dict:
 
     environment = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
     result = subprocess.run(
-        [sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=180, check=False, env=environment
+        [sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=600, check=False, env=environment
     )
     lines = [line for line in result.stdout.splitlines() if line.startswith("RESULT ")]
     assert lines, result.stderr[-3000:]

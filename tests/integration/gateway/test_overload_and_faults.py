@@ -19,6 +19,7 @@ from tests.support.upstream import upstream
 
 LABELS = {"a": "openai/small", "b": "openai/large"}
 UPSTREAMS = {"open_s": 0.5, "failures": 2, "probes": 1}
+UPSTREAM_LIMIT_S = 5  # a sound one answers in milliseconds, and within this on the most crowded machine
 
 
 @pytest.fixture(scope="module")
@@ -28,11 +29,11 @@ def authority(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory, authority):
-    """An encoder that takes some 20 ms behind a deadline of 1000, one thread, a queue of 3."""
+    """An encoder that takes some 20 ms behind a deadline of ten seconds, one thread, a queue of 3."""
     home = tmp_path_factory.mktemp("slow")
     here = zone(home / "zone", authority, labels=LABELS, work=10)
     here.put()
-    sections = here.sections(deadline_ms=1000, queue=3, breaker={"failures": 1000})
+    sections = here.sections(deadline_ms=10_000, queue=3, breaker={"failures": 1000})
     with (
         upstream("small") as small,
         upstream("large") as large,
@@ -55,7 +56,7 @@ def three(tmp_path_factory, authority):
         upstream("spare") as spare,
         gateway(
             home / "gateway",
-            [deployment("chat", u, timeout=2) for u in (small, large, spare)],
+            [deployment("chat", u, timeout=UPSTREAM_LIMIT_S) for u in (small, large, spare)],
             **sections,
         ) as running,
     ):
@@ -67,7 +68,7 @@ def healthy(three):
     running, _, upstreams = three
     for each in upstreams.values():
         each.mode = "ok"
-    running.wait_until(lambda: all_closed(running), limit_s=30, what="all upstreams healthy")
+    running.wait_until(lambda: all_closed(running), what="all upstreams healthy")
     yield three
     for each in upstreams.values():
         each.mode = "ok"
@@ -104,8 +105,11 @@ def test_overload_is_shed_to_round_robin_at_once_and_no_request_fails(slow):
     assert "overload_shed" in reasons(responses)
     assert "best_score" in reasons(responses), "what can be decided in time still is"
     decisions = slow.client.get("/appliance/decisions", params={"limit": 100}).json()["decisions"]
-    shed = [d["latency_ms"] for d in decisions if d["reason"] == "overload_shed"]
-    assert sorted(shed)[len(shed) // 2] < 20, "who is shed does not wait"
+    shed, decided = (
+        sorted(d["latency_ms"] for d in decisions if d["reason"] == reason)
+        for reason in ("overload_shed", "best_score")
+    )
+    assert shed[len(shed) // 2] < decided[0], "who is shed waits less than anybody who was decided for"
 
 
 def test_what_was_decided_once_needs_no_encoder_again(slow):
@@ -115,10 +119,12 @@ def test_what_was_decided_once_needs_no_encoder_again(slow):
     assert slow.status()["workers"][0]["ml_path"]["cache_hits"] > before
 
 
-def test_an_encoder_beyond_the_deadline_opens_the_breaker_and_a_probe_closes_it(tmp_path, authority):
+def test_an_encoder_beyond_the_deadline_opens_the_breaker_and_a_router_of_another_encoder_is_refused(
+    tmp_path, authority
+):
     here = zone(tmp_path / "zone", authority, labels=LABELS, work=20)
     here.put()
-    sections = here.sections(deadline_ms=3, breaker={"failures": 3, "open_s": 5, "probes": 1}, cache_entries=0)
+    sections = here.sections(deadline_ms=3, breaker={"failures": 3, "open_s": 60, "probes": 1}, cache_entries=0)
     with (
         upstream("small") as small,
         upstream("large") as large,
@@ -130,14 +136,16 @@ def test_an_encoder_beyond_the_deadline_opens_the_breaker_and_a_probe_closes_it(
             seen.append(running.chat(f"easy {len(seen)}").headers["x-appliance-routing"])
             return seen[-1] == "round-robin; fallback; breaker_open"
 
-        running.wait_until(breaks, limit_s=20, what="the breaker opens")
+        running.wait_until(breaks, what="the breaker opens")
         assert "round-robin; timeout; deadline" in seen
         assert running.status()["workers"][0]["ml_path"]["breaker"]["state"] == "open"
         fast = zone(tmp_path / "fast", authority, labels=LABELS)
         place(fast.artifact(), here.router_directory)
         # the new router names another encoder, which is not configured: the old one goes on, and says so
-        problem = running.wait_until(lambda: running.status()["routers"]["default"]["problem"])
-        assert problem["code"] == "GATEWAY_ENCODER_MISSING"
+        running.wait_until(
+            lambda: (running.status()["routers"]["default"]["problem"] or {}).get("code") == "GATEWAY_ENCODER_MISSING",
+            what="the other encoder is missed",
+        )
         assert running.chat("easy").status_code == 200
 
 
@@ -152,7 +160,7 @@ def test_an_upstream_that_fails_costs_no_request_and_comes_back_by_itself(health
     assert found["large"]["state"] in {"open", "half-open"}
     upstreams["large"].mode = "ok"
     running.wait_until(
-        lambda: running.chat("hard the one").headers["x-appliance-deployment"] == "large", limit_s=20, what="it is back"
+        lambda: running.chat("hard the one").headers["x-appliance-deployment"] == "large", what="it is back"
     )
 
 
@@ -212,14 +220,14 @@ def test_every_ruined_router_file_under_traffic_costs_no_request(healthy):
             file.write_bytes(good)
     finally:
         stop.set()
-        thread.join(30)
+        thread.join()
     assert bad == []
     running.wait_until(lambda: not running.status()["routers"]["default"]["problem"], what="healed")
 
 
 def test_reloads_disturb_no_running_stream(healthy):
     running, here, upstreams = healthy
-    upstreams["small"].chunk_delay_s, upstreams["small"].words = 0.2, 20
+    small = upstreams["small"]
     words: list[str] = []
 
     def stream() -> None:
@@ -228,19 +236,24 @@ def test_reloads_disturb_no_running_stream(healthy):
             words.extend(line for line in response.iter_lines() if line.startswith("data: "))
 
     reader = threading.Thread(target=stream)
-    reader.start()
-    running.wait_until(lambda: upstreams["small"].requests)
-    before = running.status()["workers"][0]["routers"]["default"]["swaps"]
-    for n in range(6):
-        here.put(version=f"9.{n}.0")
-        running.client.post("/appliance/reload")
-        assert running.chat("hard of").status_code == 200
-        time.sleep(0.25)
-    reader.join(30)
-    upstreams["small"].chunk_delay_s, upstreams["small"].words = 0.0, 5
+    small.held.set()
+    try:
+        reader.start()
+        running.wait_until(lambda: words, what="the stream's first word")
+        for n in range(6):
+            made = here.put(version=f"9.{n}.0")
+            running.client.post("/appliance/reload")
+            assert running.chat("hard of").status_code == 200
+            running.wait_until(
+                lambda made=made: running.status()["routers"]["default"]["digests"] == [made.digest], what="the swap"
+            )
+        assert reader.is_alive()
+        assert len(words) < small.words, "the stream spans all six"
+    finally:
+        small.held.clear()
+        reader.join()
     assert words[-1] == "data: [DONE]"
-    assert len(words) >= 21
-    assert running.status()["workers"][0]["routers"]["default"]["swaps"] > before + 1
+    assert len(words) > small.words
 
 
 @pytest.mark.slow

@@ -45,7 +45,7 @@ def test_the_attributes_of_the_design_are_on_the_exported_trace(traced):
     request_id = running.chat("hard prove the confidential theorem").headers["x-appliance-request-id"]
     spans = running.wait_until(
         lambda: [s for s in traces.with_attribute("router.request_id") if s.attributes["router.request_id"] == request_id],
-        limit_s=30, what="the span",
+        what="the span",
     )  # fmt: skip
     found = spans[0].attributes
     assert found["llm.routing.selected_model"] == found["router.model_selected"] == "large"

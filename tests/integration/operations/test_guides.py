@@ -62,7 +62,7 @@ def test_getting_started_from_media_to_a_valid_configuration(tmp_path, authority
         replaced = line.replace("/media/release", str(release.media)).replace("/opt/appliance", str(prefix))
         script.append(replaced.replace("python3.11", shlex.quote(sys.executable)))
     done = subprocess.run(
-        ["bash", "-c", "\n".join(script)], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=280
+        ["bash", "-c", "\n".join(script)], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=800
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "is valid" in done.stdout
@@ -127,7 +127,7 @@ def test_the_receiver_of_the_data_scientists_guide_takes_spans_until_it_is_told_
         assert "127.0.0.1" in first, first
     finally:
         receiver.send_signal(signal.SIGTERM)
-    assert receiver.wait(20) == 0
+    assert receiver.wait(200) == 0
 
 
 def test_the_registrys_guide_makes_its_tables_and_tells_their_history(tmp_path):

@@ -157,7 +157,7 @@ def axe(tmp_path_factory):
     (folder / "package.json").write_text('{"private": true}')
     subprocess.run(
         ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "axe-core@4.14.1"],
-        cwd=folder, check=True, capture_output=True, timeout=120,
+        cwd=folder, check=True, capture_output=True, timeout=600,
     )  # fmt: skip
     return (folder / "node_modules" / "axe-core" / "axe.min.js").read_text()
 
@@ -211,7 +211,7 @@ def test_a_corrupt_router_is_told_with_its_code_and_remedy(browser, served, requ
     from tests.support.routing import place
 
     place(good, here.router_directory)
-    browser.until("document.getElementById('state').textContent === 'all is well'", limit_s=20)
+    browser.until("document.getElementById('state').textContent === 'all is well'")
 
 
 def keep(browser, request):

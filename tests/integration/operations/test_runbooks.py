@@ -13,7 +13,8 @@ import yaml
 
 from tests.support import artifacts
 from tests.support.bundle import small_release
-from tests.support.gateway import deployment, free_port, serve, write_config
+from tests.support.gateway import deployment, serve, write_config
+from tests.support.ports import free_port
 from tests.support.runbooks import COMMAND, Desk, runbooks
 from tests.support.s3 import swift_server
 from tests.support.trust import make_authority
@@ -190,7 +191,7 @@ def test_a_lost_admin_key_is_replaced(desk):
 
 def test_only_one_runbook_works_at_a_time(desk):
     (desk.prefix / "state").mkdir(exist_ok=True)
-    with subprocess.Popen(["flock", desk.prefix / "state" / ".runbook.lock", "sleep", "60"]) as holder:
+    with subprocess.Popen(["flock", desk.prefix / "state" / ".runbook.lock", "sleep", "600"]) as holder:
         try:
             for _ in range(50):
                 run = desk("new-admin-key", "--apply")
@@ -229,7 +230,7 @@ def test_certificates_and_their_ca_are_rotated_under_load_without_a_failed_reque
                     context = ssl.create_default_context(cadata=trusted.read_text())
                     try:
                         with httpx.Client(
-                            verify=context, trust_env=False, timeout=20
+                            verify=context, trust_env=False, timeout=200
                         ) as client:  # a connection of its own
                             answer = client.post(
                                 f"https://127.0.0.1:{port}/v1/chat/completions",

@@ -26,7 +26,7 @@ import json, sys, urllib.request
 body = {{"model": "chat", "messages": [{{"role": "user", "content": sys.argv[1]}}]}}
 request = urllib.request.Request("http://127.0.0.1:{port}/v1/chat/completions", json.dumps(body).encode(),
     {{"content-type": "application/json", "authorization": "Bearer {key}"}})
-with urllib.request.urlopen(request, timeout=20) as answer:
+with urllib.request.urlopen(request, timeout=200) as answer:
     names = ("deployment", "routing")
     print(json.dumps({{name: answer.headers[f"x-appliance-{{name}}"] for name in names}}))
 """
@@ -46,7 +46,7 @@ def room():
             f"ExecStart={sys.executable} -m tests.support.upstream --name {upstream.name} --port {upstream.port}\n"
             for upstream in upstreams
         }
-        units["appliance-gateway.service.d/impatient.conf"] = "[Service]\nWatchdogSec=12\nTimeoutAbortSec=2\n"
+        units["appliance-gateway.service.d/impatient.conf"] = "[Service]\nWatchdogSec=20\nTimeoutAbortSec=2\n"
         prefix = manager.prepare(home, extra=units)
         here = zone(home / "zone", make_authority(home / "ca"), labels={"small": "small", "large": "large"})
         here.put()
@@ -115,11 +115,11 @@ def test_a_gateway_that_hangs_is_killed_by_the_watchdog_and_comes_back(room):
     pid = room.property(GATEWAY, "MainPID")
     restarts = int(room.property(GATEWAY, "NRestarts"))
     room.run("kill", "-STOP", pid)
-    end = time.monotonic() + 90
+    end = time.monotonic() + 600
     while int(room.property(GATEWAY, "NRestarts")) == restarts:
         assert time.monotonic() < end, "the watchdog did not bite"
         time.sleep(1)
-    room.wait(GATEWAY, "active", limit_s=180)
+    room.wait(GATEWAY, "active")
     assert room.property(GATEWAY, "MainPID") != pid
     assert room.ask("hard prove the theorem")["deployment"] == "large"
 
@@ -132,12 +132,12 @@ while not os.path.exists(sys.argv[1]):
     request = urllib.request.Request("http://127.0.0.1:8443/v1/chat/completions", json.dumps(body).encode(),
         {{"content-type": "application/json", "authorization": "Bearer {key}"}})
     try:
-        with urllib.request.urlopen(request, timeout=150) as answer:
+        with urllib.request.urlopen(request, timeout=600) as answer:
             answer.read()
     except OSError as error:
         failures.append(repr(error))
     count += 1
-print(json.dumps([count, failures]))
+    print(json.dumps([count, failures]), flush=True)
 """
 
 
@@ -146,17 +146,28 @@ def test_while_the_gateway_is_restarted_its_listener_waits_and_no_request_fails(
     pid = room.property(GATEWAY, "MainPID")
     stop = room.home / "stop-load"
     command = room.command(sys.executable, "-c", LOAD.format(key=room.key), str(stop))
-    clients = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    logs = [room.home / f"client-{number}" for number in range(2)]
+    clients = []
+    for log in logs:
+        with log.open("w") as output:
+            clients.append(subprocess.Popen(command, stdout=output))
+
+    def everybody_asked(times: int) -> None:
+        end = time.monotonic() + 300
+        while min(len(log.read_text().splitlines()) for log in logs) < times:
+            assert time.monotonic() < end, room.log()
+            time.sleep(0.1)
+
     try:
-        time.sleep(1)
+        everybody_asked(2)
         assert room.systemctl("restart", GATEWAY).returncode == 0, room.log()
-        time.sleep(1)
+        everybody_asked(1 + max(len(log.read_text().splitlines()) for log in logs))
     finally:
         stop.touch()
-        told = [json.loads(client.communicate(timeout=200)[0]) for client in clients]
+        for client in clients:
+            client.wait(600)
     assert room.property(GATEWAY, "MainPID") != pid
-    assert [failures for _, failures in told] == [[], []]
-    assert sum(count for count, _ in told) >= 4  # before, during and after, however busy the machine is
+    assert [json.loads(log.read_text().splitlines()[-1])[1] for log in logs] == [[], []]
 
 
 def test_it_stops_within_its_drain_and_not_by_force(room):

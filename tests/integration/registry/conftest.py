@@ -43,7 +43,7 @@ def bucket_settings(tmp_path: Path) -> Callable[..., S3Settings]:
     def fresh(server: S3Server, *, object_lock: bool = False, **more: object) -> S3Settings:
         bucket = f"registry-{next(_numbers)}"
         server.make_bucket(tmp_path, bucket, object_lock=object_lock)
-        patient = {"prefix": "zone/", "read_timeout_s": 10, "connect_timeout_s": 5, **more}  # the machine is shared
+        patient = {"prefix": "zone/", "read_timeout_s": 120, "connect_timeout_s": 60, "deadline_s": 240, **more}
         return S3Settings.model_validate(server.settings(tmp_path, bucket=bucket, **patient))
 
     return fresh

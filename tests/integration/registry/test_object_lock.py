@@ -30,14 +30,14 @@ pytestmark = pytest.mark.slow
 def administrator(settings: S3Settings) -> Minio:
     """The stock client, for what the registry itself never does."""
     credentials = read_credentials(settings.credentials_file)
-    pool = HttpsPool(client_context(settings.ca_file), pins=frozenset(), connect_timeout_s=5, read_timeout_s=30)
+    pool = HttpsPool(client_context(settings.ca_file), pins=frozenset(), connect_timeout_s=60, read_timeout_s=120)
     return Minio(
         settings.endpoint, credentials.access_key, credentials.secret_key, region=settings.region, http_client=pool
     )
 
 
 def test_of_twenty_writers_at_once_one_wins(rgw: S3Server, bucket_settings: Callable[..., S3Settings]) -> None:
-    settings = bucket_settings(rgw, attempts=1, deadline_s=60, read_timeout_s=30)
+    settings = bucket_settings(rgw, attempts=1)
     stores = [open_store(settings) for _ in range(20)]
 
     def write(number: int) -> str:

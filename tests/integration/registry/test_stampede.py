@@ -15,9 +15,9 @@ from appliance.registry.leases_postgres import PostgresSlots
 from appliance.registry.leases_redis import RedisSlots
 from appliance.registry.settings import FetchSlots
 from tests.support.faulty_tls import FaultyServer
+from tests.support.ports import free_port
 from tests.support.postgres import PostgresServer, postgres_server
 from tests.support.redis import RedisServer, redis_server
-from tests.support.servers import free_port
 from tests.support.small_authority import SmallAuthority
 from tests.support.stampede import PacedServer, paced_server, stampede
 
@@ -47,7 +47,6 @@ def redis(tls_authority: SmallAuthority) -> Iterator[RedisServer]:
 
 
 @pytest.mark.parametrize("service", ["postgres", "redis"])
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_fifty_replicas_fetch_once_a_host_and_two_at_once(
     request: pytest.FixtureRequest,
     tmp_path: Path,
@@ -66,7 +65,6 @@ def test_fifty_replicas_fetch_once_a_host_and_two_at_once(
     assert counting.most <= AT_ONCE
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_fifty_replicas_go_on_without_the_lease_service(
     tmp_path: Path,
     paced: tuple[FaultyServer, PacedServer],
@@ -86,7 +84,7 @@ def slots(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Slots]
     server = request.getfixturevalue(request.param)
     if request.param == "postgres":
         return lambda: PostgresSlots(server.settings(tmp_path), count=2)
-    return lambda: RedisSlots(server.settings(tmp_path, ttl_s=0.6), count=2)
+    return lambda: RedisSlots(server.settings(tmp_path, ttl_s=60), count=2)
 
 
 def test_the_third_waits_until_one_is_released(slots: Callable[[], Slots]) -> None:
@@ -104,12 +102,12 @@ def test_the_third_waits_until_one_is_released(slots: Callable[[], Slots]) -> No
 def test_a_held_redis_slot_outlives_its_time_to_live_and_a_lost_one_is_overtaken(
     redis: RedisServer, tmp_path: Path
 ) -> None:
-    mine = RedisSlots(redis.settings(tmp_path, ttl_s=0.4), count=1)
-    other = RedisSlots(redis.settings(tmp_path, ttl_s=0.4), count=1)
+    mine = RedisSlots(redis.settings(tmp_path, ttl_s=2), count=1)
+    other = RedisSlots(redis.settings(tmp_path, ttl_s=2), count=1)
     with ExitStack() as held, ExitStack() as taken:
         first = mine.try_hold(held)
         assert first is not None
-        time.sleep(1.0)
+        time.sleep(3.0)
         assert other.try_hold(taken) is None, "renewed while held"
         mine._client.delete("appliance:fetch:0")  # a server that forgot (restart without persistence)
         second = other.try_hold(taken)

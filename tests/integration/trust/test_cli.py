@@ -322,7 +322,7 @@ def test_on_a_terminal_the_passphrase_is_asked_for_twice_and_never_echoed(tmp_pa
             seen += chunk
     except OSError:
         pass  # the terminal closes with its process
-    assert process.wait(60) == 0, seen
+    assert process.wait(300) == 0, seen
     assert b"s3cret" not in seen
     assert b"ENCRYPTED" in (tmp_path / "ca/keys/signing-1.pem").read_bytes()
 

@@ -26,7 +26,7 @@ def node(tmp_path_factory, zone):
     (folder / "package.json").write_text('{"private": true}')
     subprocess.run(
         ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", *PACKAGES],
-        cwd=folder, check=True, capture_output=True, timeout=120,
+        cwd=folder, check=True, capture_output=True, timeout=6000,
     )  # fmt: skip
     shutil.copy(Path(__file__).with_name("verify.js"), folder)
     (folder / "trusted_root.json").write_bytes(Repository(Authority.open(zone.path)).target(TRUSTED_ROOT))
@@ -39,7 +39,7 @@ def judge(node, bundle, payload=None, identity=RELEASE, issuer=ISSUER):
     return subprocess.run(
         ["unshare", "-rn", "node", "verify.js", "trusted_root.json", "bundle.json", "payload" if payload else "-",
          identity, issuer],
-        cwd=node, capture_output=True, text=True, timeout=60, check=False,
+        cwd=node, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ def sealed(*command, cwd):
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         env={"PATH": "/usr/bin:/bin", "HOME": str(cwd), "LC_ALL": "C.UTF-8", "COLUMNS": "400"},
         check=False,
     )

@@ -148,22 +148,20 @@ def test_one_refused_wheel_does_not_wait_for_a_hanging_one(tmp_path: Path):
     good, bad = WheelMaker("hanging"), WheelMaker("swapped")
     index = index_of(good)
     index.add("swapped", Offer(bad.filename, b"other bytes", sha256=sha256_hex(bad.build())))
-    answer, over = index.answer, threading.Event()
+    answer, over, waited = index.answer, threading.Event(), []
 
     def hanging(path: str, accept: str) -> tuple[str, bytes] | None:
         if path.endswith(good.filename):
-            over.wait(60)
+            waited.append(over.wait(200))
         return answer(path, accept)
 
     index.answer = hanging  # type: ignore[method-assign]
     with index.serving() as url:
-        started = time.monotonic()
         with pytest.raises(VendorError) as caught:
             run(url, tmp_path, pin(good), pin(bad))
-        spent = time.monotonic() - started
+        assert False not in waited, "it is refused while the other still hangs"
         over.set()
     assert caught.value.code == "VENDOR_HASH_MISMATCH"
-    assert spent < 30
 
 
 def test_a_folder_without_room_is_refused_before_anything_is_downloaded(
@@ -227,7 +225,7 @@ def test_a_fetch_killed_halfway_goes_on_where_it_stopped(tmp_path: Path):
 
     def hanging(path: str, accept: str) -> tuple[str, bytes] | None:
         if path.rpartition("/")[2] in slow:
-            killed.wait(60)
+            killed.wait(600)
         return answer(path, accept)
 
     code = (
@@ -245,7 +243,7 @@ def test_a_fetch_killed_halfway_goes_on_where_it_stopped(tmp_path: Path):
         index.answer = hanging  # type: ignore[method-assign]
         process = subprocess.Popen([sys.executable, "-c", code, str(lock), str(out), url], cwd=ROOT)
         try:
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 600
             while len(list(out.glob("*.whl"))) < 2 and time.monotonic() < deadline:
                 time.sleep(0.05)
         finally:

@@ -77,7 +77,7 @@ class Bench:
         }
         command = [sys.executable, "-m", "appliance.cli.main", "vendor", *arguments, "--json"]
         result = subprocess.run(
-            command, cwd=self.root, env=environment, capture_output=True, text=True, timeout=120, check=False
+            command, cwd=self.root, env=environment, capture_output=True, text=True, timeout=600, check=False
         )
         assert "Traceback" not in result.stderr, result.stderr
         return result.returncode, json.loads(result.stdout)

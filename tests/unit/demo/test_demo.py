@@ -89,7 +89,7 @@ def test_a_real_server_is_reached_through_both_halves_of_its_bridge(tmp_path, mo
     ):
         assert list(bridges) == ["small"]
         assert bridges["small"]["path"] == "/v1"
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=200)
         connection.request("POST", "/v1/chat", body)
         assert connection.getresponse().read() == body
         connection.close()

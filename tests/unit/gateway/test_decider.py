@@ -97,7 +97,7 @@ class Bench:
             for n, prompt in enumerate(prompts):
                 asked = Request("r", "c", lambda p=prompt: p, sticky=f"user-{n}", **request)
                 out.append(await self.decider.decide("chat", (SMALL, LARGE), asked, excluded={}))
-                await asyncio.sleep(0.002)
+                await asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()}))  # shadows
             return out
 
         return asyncio.run(run())
@@ -190,10 +190,10 @@ def test_the_same_prompt_is_encoded_once_and_again_only_for_another_encoder(benc
 def test_a_late_router_is_a_timeout():
     bench = Bench(deadline_s=0.03)
     release = threading.Event()
-    bench.slot.current.encoder.encode = lambda texts: (release.wait(2), np.zeros((1, 1), np.float32))[1]
+    bench.slot.current.encoder.encode = lambda texts: (release.wait(120), np.zeros((1, 1), np.float32))[1]
     decision = bench.decide("hard")
     assert (decision.outcome, decision.reason) == ("timeout", "deadline")
-    assert decision.latency_ms < 1000
+    assert decision.latency_ms < 60_000, "it did not wait for the router"
     release.set()
     bench.pool.close()
 

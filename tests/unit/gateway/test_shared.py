@@ -28,7 +28,7 @@ def test_what_several_processes_change_at_once_is_counted_once_each(tmp_path):
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(30)
+        worker.join()
     with Record(tmp_path / "record.json").change() as value:
         assert value == {"n": 2000}
     assert (tmp_path / "record.json").stat().st_size == SIZE

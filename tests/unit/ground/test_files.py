@@ -138,7 +138,7 @@ from pathlib import Path
 from appliance import files
 with files.locked(Path(sys.argv[1])):
     print("held", flush=True)
-    time.sleep(60)
+    time.sleep(600)
 """
 
 

@@ -84,7 +84,7 @@ def test_a_hostile_turn_costs_no_more_than_its_length():
     started = time.perf_counter()
     for text in hostile:
         clean(text)
-    assert time.perf_counter() - started < 4
+    assert time.perf_counter() - started < 60, "what grows with the square of its length takes hours"
 
 
 def test_a_very_long_turn_keeps_its_head_and_its_tail():

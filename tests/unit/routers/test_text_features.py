@@ -49,4 +49,4 @@ def test_a_hostile_text_costs_little(hostile):
     started = time.perf_counter()
     structure([hostile])
     hashed_terms(hostile, bits=16)
-    assert time.perf_counter() - started < 1
+    assert time.perf_counter() - started < 15, "what grows with the square of its length takes minutes"
