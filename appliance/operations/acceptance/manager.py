@@ -18,6 +18,7 @@ from appliance.errors import OperationError
 
 STOP_LIMIT_S = 40.0
 COMMAND_LIMIT_S = 900.0
+ENVIRONMENT = {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}  # as the unit's
 _HAND_OVER = (  # sd_listen_fds(3): the socket is descriptor 3 of the very process that is named
     "import os, sys\n"
     "os.dup2(int(sys.argv[1]), 3)\n"
@@ -81,7 +82,7 @@ class Manager:
                 [sys.executable, "-c", _HAND_OVER, str(self._listener.fileno()), *self._command(),
                  "serve", "--config", str(config)],
                 pass_fds=[self._listener.fileno()], stdout=log, stderr=log, start_new_session=True,
-                env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}, cwd=self._directory,
+                env={**os.environ, **ENVIRONMENT}, cwd=self._directory,
             )  # fmt: skip
 
     def reload(self) -> None:

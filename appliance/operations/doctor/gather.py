@@ -70,15 +70,17 @@ def gather(places: Places, *, now: datetime, deep: bool = False, probe: Sequence
     except OSError as error:
         gateway = OperationError("OPERATION_UNREADABLE", f"{places.config}: {error.strerror}", path=str(places.config))
     store = chosen.trust.store if chosen is not None and chosen.trust is not None else places.state / "trust"
+    trusted = _looked(store, lambda: trust.trust(store))
+    time = now if isinstance(trusted, ApplianceError) else trusted.judged(now)
     unfinished = _looked(places.state, lambda: release.unfinished(places.prefix))
     state = [path for path in (places.state, chosen.state_dir if chosen else None) if path is not None]
     return Snapshot(
         at=now,
         uid=os.geteuid(),
-        trust=_looked(store, lambda: trust.trust(store)),
+        trust=trusted,
         volumes=host.volumes([*state, places.prefix, Path("/tmp")]),  # noqa: S108 (its space is looked at)
         certificates=_looked(places.config, lambda: trust.certificates(chosen)),
-        drift=_looked(places.prefix, lambda: release.drift(places.prefix, now=now, deep=deep)),
+        drift=_looked(places.prefix, lambda: release.drift(places.prefix, now=time, deep=deep)),
         modes=host.modes(_secrets(chosen, places), [*state, store], _code(places)),
         kernel=host.kernel(),
         listeners=host.listeners(),

@@ -8,7 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from appliance.errors import ApplianceError
+from appliance.errors import ApplianceError, TrustError
+from appliance.trust import clock
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,13 @@ class Trust:
     versions: Mapping[str, int]
     keys_expire: Mapping[str, datetime | None]
     floor: datetime
+
+    def judged(self, now: datetime) -> datetime:
+        """The time to judge expiry by: a clock that cannot be right must hide nothing that has ended."""
+        try:
+            return clock.checked(now, self.floor)
+        except TrustError:
+            return self.floor
 
 
 @dataclass(frozen=True)
@@ -182,3 +190,8 @@ class Snapshot:
     gateway: Mapping[str, Any] | ApplianceError
     expected_ports: frozenset[int] = field(default_factory=frozenset)
     unfinished: str | None = None
+
+    @property
+    def time(self) -> datetime:
+        """What expiry and ages are judged by: the clock, or the proven time where the clock cannot be right."""
+        return self.at if isinstance(self.trust, ApplianceError) else self.trust.judged(self.at)

@@ -286,9 +286,51 @@ ILLNESSES = {
 def test_each_illness_is_found_and_nothing_else(illness):
     changes, expected = ILLNESSES[illness]
     found = ill(**changes)
-    if illness == "the clock stands in 1970":  # then nothing is older than anything, and a certificate is not valid yet
-        found -= {("certificates", "critical", "OPERATION_CERTIFICATE_CHAIN")}
+    if illness == "the clock stands in 1970":  # then nobody knows how long ago the registry answered
+        found -= {("registry", "warning", "OPERATION_REGISTRY_AGE")}
     assert found == {expected}
+
+
+SICK = {
+    "volumes": (replace(VOLUME, free_bytes=0),),
+    "certificates": (replace(CERTIFICATE, not_after=NOW - 2 * DAY),),
+    "channels": (replace(CHANNEL, contact=NOW - 3 * DAY, expires=NOW - 2 * DAY),),
+    "drift": replace(DRIFT, changed=("payload/scripts/restore",)),
+    "listeners": (Listener("0.0.0.0", 4444, "nc"),),
+    "gateway": GatewayError("GATEWAY_BOOTING", "its control socket does not answer"),
+}
+SEEN = {
+    ("clock", "OPERATION_CLOCK"), ("disk", "OPERATION_DISK_LOW"), ("certificates", "OPERATION_CERTIFICATE_EXPIRED"),
+    ("registry", "OPERATION_REGISTRY_AGE"), ("registry", "OPERATION_CHANNEL_EXPIRES"), ("drift", "OPERATION_DRIFT"),
+    ("ports", "OPERATION_LISTENING"), ("gateway", "OPERATION_GATEWAY_DOWN"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("at", [datetime(1970, 1, 1, tzinfo=UTC), datetime(2099, 1, 1, tzinfo=UTC)])
+def test_when_everything_is_wrong_at_once_nothing_hides_anything_else(at):
+    assert {(check, code) for check, _, code in ill(**SICK, at=at)} == SEEN
+
+
+def test_a_clock_that_cannot_be_right_neither_ends_nor_revives_what_is_judged_by_the_proven_time():
+    for at in (datetime(1970, 1, 1, tzinfo=UTC), datetime(2099, 1, 1, tzinfo=UTC)):
+        found = {f.check for f in findings(at=at) if f.severity is not Severity.OK}
+        assert found == {"clock", "registry"}, at
+
+
+def test_a_clock_of_1970_is_named_where_the_trust_state_cannot_be_read():
+    broken = TrustError("TRUST_STATE_DAMAGED", "a file of the trust state is not what was written")
+    found = ill(trust=broken, at=datetime(1970, 1, 1, tzinfo=UTC))
+    assert ("clock", "critical", "OPERATION_CLOCK") in found
+    assert ("trust-metadata", "unknown", "TRUST_STATE_DAMAGED") in found
+
+
+def test_a_manifest_that_does_not_verify_hides_no_changed_file():
+    unsigned = TrustError("TRUST_SIGNATURE", "the signature does not fit")
+    drifted = replace(DRIFT, changed=("payload/scripts/restore",), signature_problem=unsigned)
+    first, second = [f for f in findings(drift=drifted) if f.check == "drift"]
+    assert "does not verify" in first.text
+    assert second.evidence["changed"] == ["payload/scripts/restore"]
+    assert "its manifest says" in second.text
 
 
 def test_a_gateway_that_reaches_its_registry_is_well():

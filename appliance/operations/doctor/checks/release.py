@@ -25,7 +25,6 @@ def drift(snapshot: Snapshot) -> Iterator[Finding]:
         refusal = found.signature_problem
         text = f"the manifest of {found.release} does not verify: {refusal.code}: {refusal.cause}"
         yield critical(name, "OPERATION_DRIFT", text, release=found.release)
-        return
     differing: dict[str, Any] = {
         kind: list(paths[:SHOWN])
         for kind, paths in (("changed", found.changed), ("missing", found.missing), ("foreign", found.foreign))
@@ -33,9 +32,10 @@ def drift(snapshot: Snapshot) -> Iterator[Finding]:
     }
     if differing:
         total = len(found.changed) + len(found.missing) + len(found.foreign)
-        text = f"{total} files of release {found.release} are not what {found.signer} signed"
+        by = f"{found.signer} signed" if found.signature_problem is None else "its manifest says"
+        text = f"{total} files of release {found.release} are not what {by}"
         yield critical(name, "OPERATION_DRIFT", text, **differing)
-    else:
+    elif found.signature_problem is None:
         how = "to the byte" if found.deep else "in name and size, small files to the byte"
         yield fine(name, f"{found.compared} files are as {found.signer} signed them ({how})", release=found.release)
 

@@ -13,6 +13,7 @@ from appliance.operations.doctor.snapshot import Snapshot
 REGISTRY_WARNING = timedelta(minutes=15)
 REGISTRY_CRITICAL = timedelta(days=1)
 CHANNEL_WARNING = timedelta(days=14)
+CLOCKS_DIFFER = timedelta(minutes=5)
 
 
 def gateway(snapshot: Snapshot) -> Iterator[Finding]:
@@ -104,9 +105,12 @@ def registry(snapshot: Snapshot) -> Iterator[Finding]:
         elif age > REGISTRY_WARNING:
             text = f"the registry of {channel.name} last answered {_hours(age)} ago"
             yield warning(name, "OPERATION_REGISTRY_AGE", text, **evidence)
+        elif age < -CLOCKS_DIFFER:
+            text = f"the registry of {channel.name} last answered {_hours(-age)} ahead of the clock: who knows when"
+            yield warning(name, "OPERATION_REGISTRY_AGE", text, **evidence)
         else:
             yield fine(name, f"channel {channel.name} stands at version {channel.version}", **evidence)
-        if channel.expires is not None and channel.expires - snapshot.at < CHANNEL_WARNING:
+        if channel.expires is not None and channel.expires - snapshot.time < CHANNEL_WARNING:
             text = f"the pointer of channel {channel.name} ends at {channel.expires:%Y-%m-%d %H:%M}"
             yield warning(name, "OPERATION_CHANNEL_EXPIRES", text, channel=channel.name, expires=channel.expires)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from appliance.errors import ApplianceError, TrustError
@@ -15,6 +15,7 @@ METADATA_WARNING = timedelta(days=30)  # media come seldom
 KEY_WARNING = timedelta(days=90)  # a root ceremony needs people
 CERTIFICATE_WARNING = timedelta(days=21)
 CERTIFICATE_CRITICAL = timedelta(days=3)
+WRITTEN = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def metadata(snapshot: Snapshot) -> Iterator[Finding]:
@@ -24,7 +25,7 @@ def metadata(snapshot: Snapshot) -> Iterator[Finding]:
         yield unknown(name, snapshot.trust)
         return
     role, end = min(snapshot.trust.expires.items(), key=lambda item: item[1])
-    left = end - snapshot.at
+    left = end - snapshot.time
     evidence: dict[str, Any] = {"role": role, "expires": end, "version": snapshot.trust.versions.get(role)}
     if left <= timedelta(0):
         yield critical(name, "OPERATION_TRUST_EXPIRED", f"trust metadata {role} ended {_ago(left)}", **evidence)
@@ -44,7 +45,7 @@ def keys(snapshot: Snapshot) -> Iterator[Finding]:
         yield fine(name, f"{len(snapshot.trust.keys_expire)} signing keys, none with an end")
         return
     key, end = min(ending.items(), key=lambda item: item[1])
-    left = end - snapshot.at
+    left = end - snapshot.time
     if left < KEY_WARNING:
         said = f"ended {_ago(left)}" if left <= timedelta(0) else f"ends in {_days(left)}"
         yield warning(name, "OPERATION_KEY_EXPIRES", f"{key} {said}", key=key, expires=end)
@@ -55,7 +56,10 @@ def keys(snapshot: Snapshot) -> Iterator[Finding]:
 def clock(snapshot: Snapshot) -> Iterator[Finding]:
     """Can the clock be right?"""
     name = "clock"
-    if isinstance(snapshot.trust, ApplianceError):
+    if isinstance(snapshot.trust, ApplianceError):  # told by trust-metadata; our own age is left to compare with
+        if snapshot.at < WRITTEN:
+            text = f"the clock says {snapshot.at:%Y-%m-%d %H:%M}, before this software was written"
+            yield critical(name, "OPERATION_CLOCK", text, clock=snapshot.at)
         return
     floor = snapshot.trust.floor
     try:
@@ -78,7 +82,7 @@ def certificates(snapshot: Snapshot) -> Iterator[Finding]:
         yield unknown(name, snapshot.certificates)
         return
     for found in snapshot.certificates:
-        left = found.not_after - snapshot.at
+        left = found.not_after - snapshot.time
         evidence: dict[str, Any] = {
             "file": found.path,
             "subject": found.subject,
@@ -90,7 +94,7 @@ def certificates(snapshot: Snapshot) -> Iterator[Finding]:
             yield critical(name, "OPERATION_CERTIFICATE_CHAIN", f"{label}: {found.problem}", **evidence)
         elif left <= timedelta(0):
             yield critical(name, "OPERATION_CERTIFICATE_EXPIRED", f"{label} ended {_ago(left)}", **evidence)
-        elif found.not_before > snapshot.at + timedelta(minutes=5):
+        elif found.not_before > snapshot.time + timedelta(minutes=5):
             yield critical(
                 name, "OPERATION_CERTIFICATE_CHAIN", f"{label} is not valid before {found.not_before}", **evidence
             )
