@@ -65,14 +65,20 @@ class Passphrases:
         return self._one
 
     def _read(self, file: Path) -> None:
-        lines = [line for line in read_regular(file, max_bytes=64 * 1024).decode("utf-8").splitlines() if line.strip()]
+        try:
+            text = read_regular(file, max_bytes=64 * 1024).decode("utf-8")
+        except UnicodeDecodeError:
+            raise TrustError("TRUST_PASSPHRASE", f"{file} is not UTF-8", path=str(file)) from None
+        lines = [line for line in text.splitlines() if line.strip()]
         if len(lines) == 1 and "=" not in lines[0]:
             self._one = lines[0].strip().encode()
         elif lines and all("=" in line for line in lines):
             self._named = {name.strip(): value.strip().encode() for name, _, value in (x.partition("=") for x in lines)}
             self._one = self._named.get("default")
-        if not lines or not (self._one or self._named):
-            raise TrustError("TRUST_PASSPHRASE", f"{file} holds neither one passphrase nor lines NAME=PASSPHRASE")
+        if not (self._one or self._named) or not all(self._named.values()):
+            raise TrustError(
+                "TRUST_PASSPHRASE", f"{file} holds neither one passphrase nor lines NAME=PASSPHRASE, or an empty one"
+            )
 
     def _ask(self, name: str) -> bytes:
         if not sys.stdin.isatty():

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
 from appliance.errors import FileError, TrustError
 from appliance.files import read_regular, write_atomic
+from appliance.trust.encryption import encrypted_pem
 
 P256_ORDER: Final = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 _MAX_KEY_BYTES: Final = 16 * 1024
@@ -127,12 +128,20 @@ class KeyRing:
         return key
 
     def keep(self, name: str, key: PrivateKey) -> None:
-        """Write a key's file (mode 0600), encrypted where there is a passphrase."""
+        """Write a key's file (mode 0600), encrypted where there is a passphrase.
+
+        Raises:
+            TrustError: TRUST_PASSPHRASE for an empty one, which would protect nothing.
+        """
         secret = self.passphrase(name)
-        encryption: serialization.KeySerializationEncryption = (
-            serialization.BestAvailableEncryption(secret) if secret else serialization.NoEncryption()
-        )
-        pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
+        if secret is None:
+            pem = key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            )
+        elif secret:
+            pem = encrypted_pem(key, secret)
+        else:
+            raise TrustError("TRUST_PASSPHRASE", f"the passphrase of key {name} is empty", key=name)
         self.path(name).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_atomic(self.path(name), pem, mode=0o600)
 

@@ -11,7 +11,7 @@ import hashlib
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any, Final
+from typing import Final
 
 from cryptography import x509
 from cryptography.hazmat import asn1
@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ObjectIdentifier
 
 from appliance.errors import TrustError
+from appliance.trust.der import EXPLICIT_0, OCTETS, SEQUENCE, SET, der, tlv
 from appliance.trust.keys import PrivateKey, is_canonical, sign, verifies
 
 _SIGNED_DATA: Final = ObjectIdentifier("1.2.840.113549.1.7.2")
@@ -30,8 +31,6 @@ _SIGNING_CERTIFICATE_V2: Final = ObjectIdentifier("1.2.840.113549.1.9.16.2.47")
 _SHA256: Final = ObjectIdentifier("2.16.840.1.101.3.4.2.1")
 _ECDSA_SHA256: Final = ObjectIdentifier("1.2.840.10045.4.3.2")
 POLICY: Final = ObjectIdentifier("1.3.6.1.4.1.57264.2")  # the policy that Sigstore's own time-stamping names
-
-_SEQUENCE, _SET, _OCTETS, _EXPLICIT_0 = 0x30, 0x31, 0x04, 0xA0
 
 
 def issue(key: PrivateKey, certificate: x509.Certificate, message: bytes, *, at: datetime, serial: int) -> bytes:
@@ -50,7 +49,7 @@ def issue(key: PrivateKey, certificate: x509.Certificate, message: bytes, *, at:
     info = _tst_info(hashlib.sha256(message).digest(), at, serial)
     fixed = _fixed_parts(certificate)
     attributes = _signed_attributes(info, fixed)
-    return _response(info, fixed, attributes, sign(key, _tlv(_SET, attributes)))
+    return _response(info, fixed, attributes, sign(key, tlv(SET, attributes)))
 
 
 def carries(token: bytes, certificate: x509.Certificate) -> bool:
@@ -68,14 +67,14 @@ def check(token: bytes, certificate: x509.Certificate, *, imprint: bytes, at: da
     attributes = _signed_attributes(info, fixed)
     for length in range(64, 73):  # DER of an ECDSA P-256 signature; shorter ones do not happen
         signature = token[-length:]
-        if token[-length - 2 : -length] != bytes((_OCTETS, length)) or not is_canonical(signature):
+        if token[-length - 2 : -length] != bytes((OCTETS, length)) or not is_canonical(signature):
             continue  # the signature comes last
         if _response(info, fixed, attributes, signature) == token:
             break
     else:
         raise TrustError("TRUST_TIMESTAMP_FORM", "the time-stamp is not in the one form that the authority writes")
     key = certificate.public_key()
-    if not isinstance(key, ec.EllipticCurvePublicKey) or not verifies(key, signature, _tlv(_SET, attributes)):
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not verifies(key, signature, tlv(SET, attributes)):
         raise TrustError("TRUST_TIMESTAMP", "the time-stamp's signature is wrong")
 
 
@@ -96,77 +95,64 @@ class _Fixed:
 
 @lru_cache(maxsize=64)
 def _fixed_parts(certificate: x509.Certificate) -> _Fixed:
-    der = certificate.public_bytes(Encoding.DER)
-    named = _tlv(_SEQUENCE, _tlv(_SEQUENCE, _tlv(_SEQUENCE, _der(hashlib.sha256(der).digest()))))
+    encoded = certificate.public_bytes(Encoding.DER)
+    named = tlv(SEQUENCE, tlv(SEQUENCE, tlv(SEQUENCE, der(hashlib.sha256(encoded).digest()))))
     return _Fixed(
-        certificate=_tlv(_EXPLICIT_0, der),
-        signer=_tlv(_SEQUENCE, certificate.issuer.public_bytes(), _der(certificate.serial_number)),
+        certificate=tlv(EXPLICIT_0, encoded),
+        signer=tlv(SEQUENCE, certificate.issuer.public_bytes(), der(certificate.serial_number)),
         reference=_attribute(_SIGNING_CERTIFICATE_V2, named),
     )
 
 
 def _tst_info(imprint: bytes, at: datetime, serial: int) -> bytes:
-    return _tlv(
-        _SEQUENCE,
+    return tlv(
+        SEQUENCE,
         _DER_VERSION_1,
         _DER_POLICY,
-        _tlv(_SEQUENCE, _DER_SHA256, _tlv(_OCTETS, imprint)),
-        _der(serial),
-        _der(asn1.GeneralizedTime(at.astimezone(UTC).replace(microsecond=0))),
+        tlv(SEQUENCE, _DER_SHA256, tlv(OCTETS, imprint)),
+        der(serial),
+        der(asn1.GeneralizedTime(at.astimezone(UTC).replace(microsecond=0))),
     )
 
 
 def _signed_attributes(info: bytes, fixed: _Fixed) -> bytes:
-    digest = _attribute(_MESSAGE_DIGEST, _tlv(_OCTETS, hashlib.sha256(info).digest()))
+    digest = _attribute(_MESSAGE_DIGEST, tlv(OCTETS, hashlib.sha256(info).digest()))
     return b"".join(sorted((_DER_CONTENT_TYPE, digest, fixed.reference)))
 
 
 def _response(info: bytes, fixed: _Fixed, attributes: bytes, signature: bytes) -> bytes:
-    signer = _tlv(
-        _SEQUENCE,
+    signer = tlv(
+        SEQUENCE,
         _DER_VERSION_1,
         fixed.signer,
         _DER_SHA256,
-        _tlv(_EXPLICIT_0, attributes),
+        tlv(EXPLICIT_0, attributes),
         _DER_ECDSA_SHA256,
-        _tlv(_OCTETS, signature),
+        tlv(OCTETS, signature),
     )
-    signed_data = _tlv(
-        _SEQUENCE,
+    signed_data = tlv(
+        SEQUENCE,
         _DER_VERSION_3,
         _DER_DIGEST_ALGORITHMS,
-        _tlv(_SEQUENCE, _DER_TST_INFO, _tlv(_EXPLICIT_0, _tlv(_OCTETS, info))),
+        tlv(SEQUENCE, _DER_TST_INFO, tlv(EXPLICIT_0, tlv(OCTETS, info))),
         fixed.certificate,
-        _tlv(_SET, signer),
+        tlv(SET, signer),
     )
-    return _tlv(_SEQUENCE, _DER_GRANTED, _tlv(_SEQUENCE, _DER_SIGNED_DATA, _tlv(_EXPLICIT_0, signed_data)))
+    return tlv(SEQUENCE, _DER_GRANTED, tlv(SEQUENCE, _DER_SIGNED_DATA, tlv(EXPLICIT_0, signed_data)))
 
 
 def _attribute(identifier: ObjectIdentifier, value: bytes) -> bytes:
-    return _tlv(_SEQUENCE, _der(identifier), _tlv(_SET, value))
-
-
-def _der(value: Any) -> bytes:
-    return asn1.encode_der(value)
-
-
-def _tlv(tag: int, *parts: bytes) -> bytes:
-    content = b"".join(parts)
-    length = len(content)
-    if length < 0x80:
-        return bytes([tag, length]) + content
-    octets = length.to_bytes((length.bit_length() + 7) // 8, "big")
-    return bytes([tag, 0x80 | len(octets)]) + octets + content
+    return tlv(SEQUENCE, der(identifier), tlv(SET, value))
 
 
 # every token holds these: encoded once
-_DER_VERSION_1: Final = _der(1)
-_DER_VERSION_3: Final = _der(3)
-_DER_GRANTED: Final = _tlv(_SEQUENCE, _der(0))
-_DER_POLICY: Final = _der(POLICY)
-_DER_TST_INFO: Final = _der(_TST_INFO)
-_DER_SIGNED_DATA: Final = _der(_SIGNED_DATA)
-_DER_SHA256: Final = _tlv(_SEQUENCE, _der(_SHA256))
-_DER_ECDSA_SHA256: Final = _tlv(_SEQUENCE, _der(_ECDSA_SHA256))
-_DER_DIGEST_ALGORITHMS: Final = _tlv(_SET, _DER_SHA256)
+_DER_VERSION_1: Final = der(1)
+_DER_VERSION_3: Final = der(3)
+_DER_GRANTED: Final = tlv(SEQUENCE, der(0))
+_DER_POLICY: Final = der(POLICY)
+_DER_TST_INFO: Final = der(_TST_INFO)
+_DER_SIGNED_DATA: Final = der(_SIGNED_DATA)
+_DER_SHA256: Final = tlv(SEQUENCE, der(_SHA256))
+_DER_ECDSA_SHA256: Final = tlv(SEQUENCE, der(_ECDSA_SHA256))
+_DER_DIGEST_ALGORITHMS: Final = tlv(SET, _DER_SHA256)
 _DER_CONTENT_TYPE: Final = _attribute(_CONTENT_TYPE, _DER_TST_INFO)
