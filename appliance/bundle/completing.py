@@ -22,6 +22,7 @@ from appliance.bundle.stage0.extract import check_tree
 from appliance.bundle.stage0.journal import Prefix, Transaction
 from appliance.bundle.stage0.media import Head
 from appliance.bundle.stage0.preparing import Conduct, advance, reached
+from appliance.bundle.stage0.refusal import Refused
 from appliance.errors import InstallError
 
 
@@ -50,7 +51,8 @@ class Completion:
 
         Raises:
             Refused: INSTALL_STAGED_ALTERED. TrustError: the trust metadata.
-            InstallError: INSTALL_UNHEALTHY; the old release runs.
+            InstallError: INSTALL_UNHEALTHY; the old release runs. INSTALL_UNCHECKED, INSTALL_NO_SPACE: nothing was
+                said about the release, which stays for the next run to take up.
         """
         health: list[dict[str, Any]] = []
         if not reached(transaction, "healthy"):
@@ -128,14 +130,24 @@ class Completion:
         """Check once more through `current`, as the services will use it; go back if it fails there."""
         try:
             check_health(self.prefix.current / "env" / "bin" / "python", self.prefix.current / "payload", "in place")
-        except InstallError:
-            if transaction.previous is not None:
-                self.prefix.point_to(transaction.previous, reason="automatic return", now=self.now)
-            else:
-                self.prefix.point_to_nothing()
-            self.prefix.discard(transaction.release)
-            self.prefix.close()
+        except InstallError as error:
+            self._go_back(transaction)
+            if error.code == "INSTALL_UNHEALTHY":
+                self.prefix.discard(transaction.release)
+                self.prefix.close()
             raise
+
+    def _go_back(self, transaction: Transaction) -> None:
+        """Undo the activation; a disk too full for the history's line does not keep it."""
+        if transaction.previous is None:
+            self.prefix.point_to_nothing()
+            return
+        try:
+            self.prefix.point_to(transaction.previous, reason="automatic return", now=self.now)
+        except Refused as refusal:
+            if refusal.code != "INSTALL_NO_SPACE":
+                raise
+            self.prefix.switch(transaction.previous)
 
     def _place_configuration(self, release_id: str) -> None:
         """The default configuration, file by file, where the operator has none; his own is never touched."""

@@ -8,12 +8,14 @@ sentence. Importing also compiles those modules, so that the first start of the 
 
 from __future__ import annotations
 
+import errno
 import gc
 import importlib
 import importlib.metadata
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -38,6 +40,11 @@ MODULES = {
     "training": ("torch", "sentence_transformers", "sklearn"),
 }
 MODULES["full"] = MODULES["gateway"] + MODULES["training"]
+ROOM_BYTES = 16 * 1024 * 1024  # with less than this left nobody can tell whether bytecode was written whole
+# what the host lacks for a moment, and a release cannot help
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_SHORT = frozenset({errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ETXTBSY})
+_FROM_OUTSIDE = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT})
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -53,10 +60,27 @@ def _finding(check: Callable[[Path, str], str], payload: Path, profile: str) -> 
     name = check.__name__.strip("_")
     try:
         return {"check": name, "healthy": True, "text": check(payload, profile)}
-    except ApplianceError as error:
-        return {"check": name, "healthy": False, "text": f"{error.code}: {error.cause}"}
     except Exception as error:  # noqa: BLE001 (whatever breaks is the finding)
-        return {"check": name, "healthy": False, "text": f"{type(error).__name__}: {error}"[:500]}
+        said = (
+            f"{error.code}: {error.cause}" if isinstance(error, ApplianceError) else f"{type(error).__name__}: {error}"
+        )
+        return {"check": name, "healthy": False, "text": said[:500], "code": _blame(error)}
+
+
+def _blame(error: BaseException) -> str:
+    """Whose fault an error is, by itself or what led to it: a full disk's, a short host's, else the release's."""
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    numbers = {link.errno for link in chain if isinstance(link, OSError)}
+    if numbers & _FULL:
+        return "INSTALL_NO_SPACE"
+    no_thread = any("start new thread" in str(link) for link in chain if isinstance(link, RuntimeError))
+    if numbers & _SHORT or no_thread or any(isinstance(link, MemoryError) for link in chain):
+        return "INSTALL_UNCHECKED"
+    return "INSTALL_UNHEALTHY"
 
 
 def _versions(payload: Path, _profile: str) -> str:
@@ -127,8 +151,21 @@ def check_health(
         The findings.
 
     Raises:
-        InstallError: INSTALL_UNHEALTHY naming what failed.
+        InstallError: INSTALL_UNHEALTHY naming what failed; INSTALL_NO_SPACE where the disk is full, and
+            INSTALL_UNCHECKED where the host could not carry the check out: neither says anything about the release.
     """
+    try:
+        return _answer(python, payload, profile, keep_bytecode=keep_bytecode, timeout_s=timeout_s)
+    except InstallError as error:
+        if error.code == "INSTALL_NO_SPACE" or not payload.is_dir() or has_room(payload):
+            raise
+        evidence = error.evidence | {"path": str(payload)}
+        raise InstallError("INSTALL_NO_SPACE", f"the disk is full, and {error.cause}", **evidence) from error
+
+
+def _answer(
+    python: Path, payload: Path, profile: str, *, keep_bytecode: bool, timeout_s: float
+) -> list[dict[str, Any]]:
     environment = {
         "PATH": "/usr/bin:/bin",
         "LC_ALL": "C.UTF-8",
@@ -140,31 +177,48 @@ def check_health(
     command = [str(python), *options, "-m", "appliance.bundle.health", str(payload), profile]
     try:
         done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False,
+            command, env=environment, capture_output=True, text=True, errors="replace", timeout=timeout_s, check=False,
             preexec_fn=die_with_parent,
         )  # fmt: skip
-        findings: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise InstallError("INSTALL_UNHEALTHY", f"the health check could not run: {error}") from None
-    except (ValueError, IndexError):
+        raise InstallError(_blame(error), f"the health check could not run: {error}") from None
+    if -done.returncode in _FROM_OUTSIDE:
+        name = signal.Signals(-done.returncode).name
+        raise InstallError("INSTALL_UNCHECKED", f"the health check was ended from outside by {name}")
+    try:
+        findings: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+        bad = [finding for finding in findings if not finding["healthy"]]
+        texts = {str(finding["check"]): finding["text"] for finding in bad}
+    except (ValueError, IndexError, KeyError, TypeError):
         said = " ".join(done.stderr.split())[-400:]
         raise InstallError(
             "INSTALL_UNHEALTHY", "the health check broke off", status=done.returncode, said=said
         ) from None
-    bad = {finding["check"]: finding["text"] for finding in findings if not finding["healthy"]}
+    codes = {finding.get("code") for finding in bad}
+    if "INSTALL_NO_SPACE" in codes:
+        raise InstallError("INSTALL_NO_SPACE", "the disk ran full during the health check", **texts)
+    if codes == {"INSTALL_UNCHECKED"}:
+        raise InstallError("INSTALL_UNCHECKED", "the host was short of something during the health check", **texts)
     if bad or done.returncode:
-        raise InstallError("INSTALL_UNHEALTHY", "the release does not work on this host", **bad)
+        raise InstallError(
+            "INSTALL_UNHEALTHY", "the release does not work on this host", status=done.returncode, **texts
+        )
     return findings
 
 
-def require_room(folder: Path, floor_bytes: int = 16 * 1024 * 1024) -> None:
+def has_room(folder: Path) -> bool:
+    """Whether the file system of a folder has enough left for what is written on it to be believed."""
+    space = os.statvfs(folder)
+    return space.f_bavail * space.f_frsize >= ROOM_BYTES
+
+
+def require_room(folder: Path) -> None:
     """Refuse to believe bytecode that was written while the disk ran full.
 
     Raises:
         InstallError: INSTALL_NO_SPACE.
     """
-    space = os.statvfs(folder)
-    if space.f_bavail * space.f_frsize < floor_bytes:
+    if not has_room(folder):
         raise InstallError("INSTALL_NO_SPACE", "the disk ran full during the health check", path=str(folder))
 
 

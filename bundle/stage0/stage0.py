@@ -55,6 +55,7 @@ REMEDIES = {
     "INSTALL_SERVICE": "Read `journalctl -u appliance-gateway.service`, check the configuration with `appliance serve --check --config PREFIX/etc/appliance.yaml`, and install again; `--no-restart` leaves the service alone.",
     "INSTALL_STAGED_ALTERED": "Check the disk and who may write below the prefix, then run the command again; nothing was activated.",
     "INSTALL_STATE_NEWER": "Install the newer release again, or restore the state of the older one from its backup.",
+    "INSTALL_UNCHECKED": "See what the host is short of (`free -m`, `dmesg | tail`, `ulimit -a`), then run the same command again; it goes on where it stood.",
     "INSTALL_UNHEALTHY": "Read the finding named; `appliance doctor` says more about the host."
 }
 
@@ -1733,6 +1734,11 @@ class Prefix:
                 stream.write(json.dumps(entry, sort_keys=True) + "\n")
                 stream.flush()
                 os.fsync(stream.fileno())
+        self.switch(release_id)
+
+    def switch(self, release_id: str) -> None:
+        """The rename alone, without the history."""
+        with space_refusals("activating the release"):
             temporary = self.root / ".current.new"
             temporary.unlink(missing_ok=True)
             temporary.symlink_to(Path("releases") / release_id)
@@ -2093,6 +2099,7 @@ REQUIREMENTS = "requirements.txt"
 MAX_UV_BYTES = 256 * 1024 * 1024
 FULL_BYTES = 64 * 1024  # with less than this left a disk is full
 _LIBRARY = ctypes.CDLL(None, use_errno=True)
+_PRCTL = _LIBRARY.prctl  # looked up here: between fork and exec the loader's lock may be held by a thread that is gone
 _PR_SET_PDEATHSIG = 1
 
 
@@ -2140,7 +2147,7 @@ def settle_environment(release: Path) -> None:
 
 def die_with_parent() -> None:
     """In a child, between fork and exec: a killed installer leaves nobody behind who goes on writing (prctl(2))."""
-    _LIBRARY.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    _PRCTL(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _sync_file_system(folder: Path) -> None:

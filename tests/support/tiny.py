@@ -22,8 +22,16 @@ from appliance.bundle.stage0.preparing import Conduct
 from tests.support import bundle as support
 from tests.support.trust import DevelopmentAuthority
 
-# the part of uv's command line that the installer uses: `uv venv ... DIR`, `uv pip install --python P ...`; what it
-# puts in Python's place answers the health check, whatever the options: PAYLOAD and PROFILE come last
+# what it puts in Python's place answers the health check, whatever the options: PAYLOAD and PROFILE come last
+PYTHON = """\
+#!/bin/sh -eu
+while [ $# -gt 2 ]; do shift; done
+read -r note < "$1/evidence/note.txt"
+[ "$note" = "{version}" ] && healthy=true || healthy=false
+echo "[{{\\"check\\": \\"one release\\", \\"healthy\\": $healthy, \\"text\\": \\"$note in {version}\\"}}]"
+"""
+
+# the part of uv's command line that the installer uses: `uv venv ... DIR`, `uv pip install --python P ...`
 _MAKER = """\
 #!/bin/sh -eu
 for last; do :; done
@@ -35,21 +43,18 @@ venv)
 pip)
     while [ "$1" != --python ]; do shift; done
     cat > "$2" <<'END'
-#!/bin/sh -eu
-while [ $# -gt 2 ]; do shift; done
-read -r note < "$1/evidence/note.txt"
-[ "$note" = "{version}" ] && healthy=true || healthy=false
-echo "[{{\\"check\\": \\"one release\\", \\"healthy\\": $healthy, \\"text\\": \\"$note in {version}\\"}}]"
-END
+{python}END
     chmod 755 "$2"
     ;;
 esac
 """
 
 
-def release(out: Path, authority: DevelopmentAuthority, version: str, *, epoch: int = 1) -> support.SmallRelease:
-    """Build and sign it."""
-    maker = _MAKER.format(version=version)
+def release(
+    out: Path, authority: DevelopmentAuthority, version: str, *, epoch: int = 1, python: str = PYTHON
+) -> support.SmallRelease:
+    """Build and sign it; `python` is what stands in Python's place."""
+    maker = _MAKER.format(version=version, python=python.format(version=version))
     payload = [
         Payload("requirements.txt", b""),
         Payload("wheels/uv-1.0-py3-none-any.whl", _wheel({"uv-1.0.data/scripts/uv": maker})),

@@ -18,6 +18,7 @@ REQUIREMENTS = "requirements.txt"
 MAX_UV_BYTES = 256 * 1024 * 1024
 FULL_BYTES = 64 * 1024  # with less than this left a disk is full
 _LIBRARY = ctypes.CDLL(None, use_errno=True)
+_PRCTL = _LIBRARY.prctl  # looked up here: between fork and exec the loader's lock may be held by a thread that is gone
 _PR_SET_PDEATHSIG = 1
 
 
@@ -65,7 +66,7 @@ def settle_environment(release: Path) -> None:
 
 def die_with_parent() -> None:
     """In a child, between fork and exec: a killed installer leaves nobody behind who goes on writing (prctl(2))."""
-    _LIBRARY.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    _PRCTL(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _sync_file_system(folder: Path) -> None:

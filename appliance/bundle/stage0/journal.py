@@ -159,6 +159,11 @@ class Prefix:
                 stream.write(json.dumps(entry, sort_keys=True) + "\n")
                 stream.flush()
                 os.fsync(stream.fileno())
+        self.switch(release_id)
+
+    def switch(self, release_id: str) -> None:
+        """The rename alone, without the history."""
+        with space_refusals("activating the release"):
             temporary = self.root / ".current.new"
             temporary.unlink(missing_ok=True)
             temporary.symlink_to(Path("releases") / release_id)
