@@ -69,7 +69,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         s3 = stack.enter_context(swift_server(tls.issue("127.0.0.1")))
         upstreams = {name: stack.enter_context(upstream(name)) for name in ("small", "large", "spare")}
         s3.make_bucket(root, "registry")
-        zone = Zone.make(root, authority, s3.settings(root, bucket="registry", read_timeout_s=10, connect_timeout_s=5))
+        zone = Zone.make(root, authority, s3.settings(root, bucket="registry", read_timeout_s=60, connect_timeout_s=60))
         zone.release("1.0.0")
         both = [deployment(upstreams[name]) for name in ("small", "large")]
         zone.configure({"deployment": both, "router_source": [SOURCE], "model_group": [GROUP]})
@@ -104,7 +104,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 
 def wait_for(path: Path) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while not path.exists():
         assert time.monotonic() < deadline, f"{path} never came"
         time.sleep(0.05)
