@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from appliance.bundle.stage0.refusal import Refused
@@ -106,31 +106,41 @@ def fill(folder: Path) -> Path:
     return filler
 
 
-def before_changes(below: Path, act: Callable[[int], None]) -> None:
-    """Call `act` with a number before every system call of this process that changes files below a folder.
+class Changes:
+    """Act before every system call of this process that changes files below a folder.
 
     Python's audit events tell them (PEP 578), so that no hand-placed list can forget one. In a child only: an audit
     hook stays until the process ends.
     """
-    number = 0
-    inside = os.fspath(below)
 
-    def hook(event: str, arguments: tuple[object, ...]) -> None:
-        nonlocal number
-        if not _changes(event, arguments):
+    def __init__(self, below: Path) -> None:
+        self._inside = os.fspath(below).lstrip("/")
+        self._act: Callable[[int], None] | None = None
+        self._number = 0
+        sys.addaudithook(self._hook)
+
+    @contextlib.contextmanager
+    def watched(self, act: Callable[[int], None]) -> Iterator[None]:
+        """Within the block `act` is called with 0 before the first change, with 1 before the second, and so on."""
+        self._act, self._number = act, 0
+        try:
+            yield
+        finally:
+            self._act = None
+
+    def _hook(self, event: str, arguments: tuple[object, ...]) -> None:
+        if self._act is None or not _changes(event, arguments):
             return
         path, folder = _place(event, arguments)
         if path.startswith("/"):
-            folder = ""
+            place = path
         elif folder:
-            folder = os.readlink(f"/proc/self/fd/{folder}")
+            place = f"{os.readlink(f'/proc/self/fd/{folder}')}/{path}"
         else:
-            folder = inside  # `open` does not tell its folder: among relative names only the installer's are written
-        if f"{folder}/{path}".lstrip("/").startswith(inside.lstrip("/")):
-            act(number)
-            number += 1
-
-    sys.addaudithook(hook)
+            place = self._inside  # `open` does not tell its folder: of relative names only the installer's are written
+        if place.lstrip("/").startswith(self._inside):
+            self._act(self._number)
+            self._number += 1
 
 
 def _changes(event: str, arguments: tuple[object, ...]) -> bool:
@@ -153,11 +163,15 @@ def _place(event: str, arguments: tuple[object, ...]) -> tuple[str, int]:
     return os.fspath(path), folders[0] if folders else 0  # type: ignore[call-overload]
 
 
-def kill_before_change(below: Path, number: int) -> None:
-    """Kill this process, as a power cut would, before its n-th change (from 0) of a file below a folder."""
+def kill_before_change(below: Path, number: int, action: Callable[[], object]) -> str:
+    """`run` an action, and kill it, as a power cut would, before its n-th change (from 0) of a file below a folder."""
 
     def act(reached: int) -> None:
         if reached == number:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    before_changes(below, act)
+    def until_killed() -> None:
+        with Changes(below).watched(act):
+            action()
+
+    return run(until_killed)

@@ -6,11 +6,11 @@ genuine and tiny, so that hundreds of installations take seconds; `test_interrup
 
 from __future__ import annotations
 
-import contextlib
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import pytest
 
 from appliance.bundle.releases import installed_releases, rollback
 from appliance.bundle.stage0.journal import Prefix
+from appliance.errors import ApplianceError
 from tests.support import children, tiny
 from tests.support.tiny import bring, running
 from tests.support.trust import make_authority
@@ -29,9 +30,14 @@ DISK_BYTES = 24 * 1024 * 1024
 
 @pytest.fixture(scope="module")
 def work() -> Iterator[Path]:
-    """In memory where there is room: what is tested is the order of changes, not the disk's speed."""
+    """In memory where there is room, temporary files and all: tested is the order of changes, not the disk's speed."""
     memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
+    with (
+        tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        (Path(folder) / "tmp").mkdir()
+        patch.setattr(tempfile, "tempdir", f"{folder}/tmp")
         yield Path(folder)
 
 
@@ -64,39 +70,68 @@ def start(place: Path, host: Path | None) -> Path:
     return place
 
 
-def before_every_change(attempt: Callable[[int], str]) -> list[str]:
-    """What became of an installation broken before its first change, its second, and so on to the last."""
-    outcomes: list[str] = []
-    while "done" not in outcomes[-1:]:
-        outcomes.append(attempt(len(outcomes)))
-    return outcomes
+def tree(place: Path) -> frozenset[tuple[str, int, bytes]]:
+    """What lies on a disk, apart from the time of day and from names drawn by lot: equal trees need one trial."""
+    found = set()
+    for path in [place, *place.rglob("*")] if place.exists() else ():
+        status = path.lstat()
+        content = b""
+        if path.is_symlink():
+            content = os.fsencode(path.readlink())
+        elif path.is_file():
+            content = _TIME.sub(b"TIME", path.read_bytes())
+        found.add((_DRAWN.sub("DRAWN", str(path.relative_to(place))), status.st_mode, content))
+    return frozenset(found)
+
+
+_TIME = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?")
+_DRAWN = re.compile(r"(?<=/tmp)\w{8}$|\.\d+\.[0-9a-f]{8}(?=\.tmp$)")
 
 
 @pytest.mark.parametrize("upgrade", [False, True], ids=["first", "upgrade"])
 def test_killed_before_any_change_of_a_file_it_is_old_or_new_and_is_taken_up_again(work, host, old, new, upgrade):
+    """One installation is copied before every change: a kill there leaves that copy, as real kills show."""
     ids = (old.built.manifest.release_id if upgrade else None, new.built.manifest.release_id)
-    seen = set()
+    prefix, copies = work / "killed", work / f"copies-{upgrade}"
+    copies.mkdir()
 
-    def attempt(number: int) -> str:
-        prefix = start(work / "killed", host if upgrade else None)
-        try:
-            outcome = children.run(lambda: (children.kill_before_change(prefix, number), bring(new, prefix)))
-            left = running(prefix)
-            assert left in ids, number
-            seen.add(left)
-            if outcome == "killed":
-                assert bring(new, prefix).outcome in ("installed", "already installed"), number
-            assert Prefix(prefix).active() == ids[1], number
-            assert Prefix(prefix).transaction() is None
-            assert {release.id for release in installed_releases(Prefix(prefix))} == {*ids} - {None}
-            assert not list(prefix.rglob(".*.new")), number
-            return outcome
-        finally:
-            shutil.rmtree(prefix)
+    def copy(number: int) -> None:
+        if prefix.exists():
+            shutil.copytree(prefix, copies / str(number), symlinks=True)
 
-    outcomes = before_every_change(attempt)
-    assert len(outcomes) > 60
-    assert set(outcomes[:-1]) == {"killed"}
+    def installed_once() -> None:
+        with children.Changes(start(prefix, host if upgrade else None)).watched(copy):
+            bring(new, prefix)
+
+    assert children.run(installed_once) == "done"
+    shutil.rmtree(prefix)
+    numbers = range(1 + max(int(entry.name) for entry in copies.iterdir()))
+    assert len(numbers) > 60
+
+    for number in numbers[:: len(numbers) // 8]:
+        start(prefix, host if upgrade else None)
+        assert children.kill_before_change(prefix, number, lambda: bring(new, prefix)) == "killed"
+        assert tree(prefix) == tree(copies / str(number)), number
+        shutil.rmtree(prefix, ignore_errors=True)
+
+    seen, tried = set(), set()
+    for number in numbers:
+        left_behind = tree(copies / str(number))
+        if left_behind in tried:
+            continue
+        tried.add(left_behind)
+        if left_behind:
+            (copies / str(number)).rename(prefix)
+        left = running(prefix)
+        assert left in ids, number
+        seen.add(left)
+        assert bring(new, prefix).outcome in ("installed", "already installed"), number
+        assert Prefix(prefix).active() == ids[1], number
+        assert Prefix(prefix).transaction() is None
+        assert {release.id for release in installed_releases(Prefix(prefix))} == {*ids} - {None}
+        assert not list(prefix.rglob(".*.new")), number
+        shutil.rmtree(prefix)
+    assert len(tried) > 40
     assert seen == set(ids), "the changes reach from the old state to the new one"
 
 
@@ -108,9 +143,28 @@ def test_out_of_space_before_any_change_of_a_file_it_is_old_or_new_and_goes_on_w
     disk = work / f"disk-{upgrade}"
     disk.mkdir()
 
-    def scenario(number: int) -> None:
+    def before_every_change() -> None:
         children.on_small_disk(disk, DISK_BYTES)
-        prefix = start(disk / "prefix", host if upgrade else None)
+        prefix = disk / "prefix"
+        changes = children.Changes(prefix)
+        outcomes: list[str] = []
+        goes_on: set[object] = set()
+        while outcomes[-1:] != ["done"]:
+            start(prefix, host if upgrade else None)
+            outcomes.append(filled_before_change(changes, len(outcomes), prefix))
+            assert running(prefix) in ids
+            (disk / "filler").unlink(missing_ok=True)
+            left = tree(prefix)
+            if left not in goes_on:
+                goes_on.add(left)
+                assert bring(new, prefix).outcome in ("installed", "already installed")
+                assert running(prefix) == ids[1]
+            shutil.rmtree(prefix)
+        assert len(outcomes) > 60
+        assert set(outcomes[:-1]) <= {"INSTALL_NO_SPACE", "FILE_NO_SPACE", "ended well"}, outcomes
+        assert outcomes.count("INSTALL_NO_SPACE") > len(outcomes) // 2
+
+    def filled_before_change(changes: children.Changes, number: int, prefix: Path) -> str:
         reached = False
 
         def fill(at: int) -> None:
@@ -119,49 +173,16 @@ def test_out_of_space_before_any_change_of_a_file_it_is_old_or_new_and_goes_on_w
                 reached = True
                 children.fill(disk)
 
-        children.before_changes(prefix, fill)
-        refusal = None
         try:
-            bring(new, prefix)
-        except Exception as error:
-            refusal = error
-        assert running(prefix) in ids
-        (disk / "filler").unlink(missing_ok=True)
-        assert bring(new, prefix).outcome in ("installed", "already installed")
-        assert running(prefix) == ids[1]
-        if refusal is not None:
-            raise refusal
-        if reached:
-            raise _EndedWell
+            with changes.watched(fill):
+                bring(new, prefix)
+        except ApplianceError as refusal:
+            if not refusal.code.endswith("_NO_SPACE"):
+                raise
+            return refusal.code
+        return "ended well" if reached else "done"  # what was left to do needed no space
 
-    outcomes = before_every_change(lambda number: _outcome(lambda: scenario(number)))
-    assert len(outcomes) > 60
-    assert set(outcomes[:-1]) <= {"INSTALL_NO_SPACE", "FILE_NO_SPACE", "ended well"}, sorted(set(outcomes))
-    assert outcomes.count("INSTALL_NO_SPACE") > len(outcomes) // 2
-
-
-class _EndedWell(Exception):  # noqa: N818 (an outcome: what was left to do needed no space)
-    pass
-
-
-def _outcome(scenario: Callable[[], None]) -> str:
-    well, told = os.pipe()
-
-    def act() -> None:
-        try:
-            scenario()
-        except _EndedWell:
-            os.write(told, b"x")
-
-    try:
-        outcome = children.run(act)
-        os.set_blocking(well, False)
-        with contextlib.suppress(BlockingIOError):
-            return "ended well" if os.read(well, 1) else outcome
-        return outcome
-    finally:
-        os.close(well)
-        os.close(told)
+    assert children.run(before_every_change) == "done"
 
 
 def test_of_many_at_once_each_installs_or_is_told_to_wait(work, host, old, new):
