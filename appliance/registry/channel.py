@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from appliance import documents
 from appliance.artifact import MAX_BYTES, MAX_FILES, SIGNATURE_NAME, ArtifactFiles, Kind, Sha256
@@ -26,6 +26,8 @@ from appliance.trust.verification import TrustMaterial, Verdict, verify_statemen
 
 TYPE = "https://appliance.internal/channel/v1"
 DEFAULT_VALIDITY = timedelta(days=90)
+MAX_EPOCH = 2**53  # the last whole number that every reader of JSON keeps exactly
+MAX_REVOKED = 4096  # digests
 _RFC3339 = r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$"
 _NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 
@@ -57,6 +59,14 @@ class Target(_Document):
     digest: Sha256
     files: Annotated[dict[str, FileRecord], Field(min_length=1, max_length=MAX_FILES + 1)]
 
+    @field_validator("files")
+    @classmethod
+    def _bounded(cls, files: dict[str, FileRecord]) -> dict[str, FileRecord]:
+        """Followers fetch and hold all of it before they see the artifact's own signature."""
+        if sum(record.size_bytes for record in files.values()) > MAX_BYTES:
+            raise ValueError(f"more than {MAX_BYTES} bytes together")
+        return files
+
 
 class Pointer(_Document):
     """The statement `channel`.
@@ -72,9 +82,9 @@ class Pointer(_Document):
 
     type_: Annotated[Literal["https://appliance.internal/channel/v1"], Field(alias="_type")]
     name: Annotated[str, Field(pattern=_NAME)]
-    epoch: Annotated[int, Field(ge=1, le=2**53)]
+    epoch: Annotated[int, Field(ge=1, le=MAX_EPOCH)]
     target: Target | None
-    revoked: Annotated[tuple[Sha256, ...], Field(max_length=4096)]
+    revoked: Annotated[tuple[Sha256, ...], Field(max_length=MAX_REVOKED)]
     promoted: Annotated[str, Field(pattern=_RFC3339)]
     expires: Annotated[str, Field(pattern=_RFC3339)]
 
@@ -171,21 +181,35 @@ def unseal(sealed: bytes, *, channel: str, etag: str, material: TrustMaterial, a
     return ChannelState(pointer, verdict, sha256_hex(statement), etag, sealed)
 
 
-def read_disowned(sealed: bytes, *, channel: str) -> Pointer | None:
-    """What a pointer says whose signer is no longer believed; nothing of it may be served.
+@dataclass(frozen=True)
+class Noted:
+    """What a pointer says that was believed once; nothing of it may be served for that.
 
-    An officer counts on from its epoch and keeps its revocations, because hosts may have followed it while its signer
-    was in good standing. None where it is no pointer of this channel.
+    Attributes:
+        pointer: its words.
+        digest: SHA-256 of the statement.
+    """
+
+    pointer: Pointer
+    digest: str
+
+
+def noted(sealed: bytes, *, channel: str) -> Noted | None:
+    """A pointer's words without a look at its signature; None where it is no pointer of this channel.
+
+    A host remembers by them how far it has come, whatever it thinks of the signer today; an officer counts on from
+    them after a signer was given up, because hosts may have followed him while he was in good standing.
     """
     try:
-        value: Any = documents.read_json(split(sealed)[0], what="channel statement", max_bytes=POINTER_MAX_BYTES)
+        statement = split(sealed)[0]
+        value: Any = documents.read_json(statement, what="channel statement", max_bytes=POINTER_MAX_BYTES)
         pointer = documents.validate(Pointer, value, what="channel statement")
     except ApplianceError:
         return None
-    return pointer if pointer.name == channel else None
+    return Noted(pointer, sha256_hex(statement)) if pointer.name == channel else None
 
 
-def check_successor(state: ChannelState, known: ChannelState | None) -> None:
+def check_successor(state: ChannelState, known: ChannelState | Noted | None) -> None:
     """Refuse a pointer that does not follow the highest one this host has seen.
 
     Raises:
@@ -212,7 +236,7 @@ def check_successor(state: ChannelState, known: ChannelState | None) -> None:
             epoch=new.epoch,
             seen=known.digest,
             offered=state.digest,
-            signed_by=[known.verdict.identity, state.verdict.identity],
+            signed_by=state.verdict.identity,
         )
     if missing := sorted(set(old.revoked) - set(new.revoked)):
         raise RegistryError(
@@ -266,7 +290,7 @@ def successor(
         revoke: digests to add to the revoked ones.
 
     Raises:
-        RegistryError: REGISTRY_REVOKED where the target is among them.
+        RegistryError: REGISTRY_REVOKED where the target is among them; REGISTRY_CHANNEL_EXHAUSTED.
     """
     revoked = tuple(sorted({*(known.revoked if known else ()), *revoke}))
     if target is not None and target.digest in revoked:
@@ -277,11 +301,16 @@ def successor(
             version=target.version,
             digest=target.digest,
         )
+    epoch = (known.epoch if known else 0) + 1
+    if epoch > MAX_EPOCH or len(revoked) > MAX_REVOKED:
+        raise RegistryError(
+            "REGISTRY_CHANNEL_EXHAUSTED", f"channel {channel} cannot go on", epoch=epoch, revoked=len(revoked)
+        )
     return Pointer.model_validate(
         {
             "_type": TYPE,
             "name": channel,
-            "epoch": (known.epoch if known else 0) + 1,
+            "epoch": epoch,
             "target": target,
             "revoked": revoked,
             "promoted": _rfc3339(at),

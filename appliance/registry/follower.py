@@ -15,7 +15,7 @@ from appliance.artifact import ArtifactFiles
 from appliance.errors import ApplianceError, RegistryError, TrustError
 from appliance.registry.admitted import verify_admitted
 from appliance.registry.cache import Cache
-from appliance.registry.channel import ChannelState, check_fresh, check_successor
+from appliance.registry.channel import ChannelState, Noted, check_fresh, check_successor, noted
 from appliance.registry.registry import Registry
 from appliance.trust.verification import TrustMaterial, Verdict
 
@@ -87,7 +87,7 @@ class Follower:
         self.channel = channel
         self._material = material
         self._clock = clock
-        self._seen: ChannelState | None = None
+        self._seen: ChannelState | Noted | None = None
         self._etag: str | None = None
         self._contact = cache.contact(channel)
         self._problem: ApplianceError | None = None
@@ -101,10 +101,10 @@ class Follower:
             What is served, or None where the cache has nothing sound. The reason then stands in `health`.
         """
         try:
-            self._seen = self._kept("seen")
+            self._seen = self._remembered()
             kept = self._kept("served")
             if kept is not None:
-                self.served = self._obtain(self._within_revocations(kept))
+                self.served = self._within_revocations(kept)
         except ApplianceError as error:
             self._problem = error
         return self.served
@@ -129,6 +129,8 @@ class Follower:
 
     def _poll(self) -> Served | None:
         self._judge_again()
+        if self._seen is None:
+            self._seen = self._remembered()
         now = self._clock()
         state = self._registry.channel(self.channel, unless=self._etag)
         if state is None:
@@ -189,17 +191,27 @@ class Follower:
             problem=problem,
         )
 
+    def _remembered(self) -> Noted | None:
+        """How far this host has come, by its own notes.
+
+        They count whatever today's trust says of their signers: an officer who left, or metadata that ran out, must
+        not make the host forget what it has seen and follow an older pointer.
+        """
+        kept = (self._cache.pointer(self.channel, role) for role in ("seen", "served"))
+        notes = [note for each in kept if each is not None and (note := noted(each, channel=self.channel)) is not None]
+        return max(notes, key=lambda note: note.pointer.epoch, default=None)
+
     def _kept(self, role: str) -> ChannelState | None:
         envelope = self._cache.pointer(self.channel, role)
         return None if envelope is None else self._registry.unseal(envelope, channel=self.channel)
 
-    def _within_revocations(self, kept: ChannelState) -> ChannelState:
+    def _within_revocations(self, kept: ChannelState) -> Served:
         """A crash between `seen` and `served` must not bring back what the newer pointer revoked."""
         target = kept.pointer.target
         revoked = self._seen.pointer.revoked if self._seen else ()
-        if target is not None and target.digest in revoked and self._seen is not None:
-            return self._seen
-        return kept
+        if target is not None and target.digest in revoked:
+            return Served(kept, None, None)
+        return self._obtain(kept)
 
     def _obtain(self, state: ChannelState) -> Served:
         target = state.pointer.target

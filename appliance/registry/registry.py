@@ -35,7 +35,7 @@ from appliance.registry.channel import (
     StatementSigner,
     Target,
     check_successor,
-    read_disowned,
+    noted,
     seal,
     successor,
     target_of,
@@ -52,10 +52,7 @@ from appliance.registry.contract import (
     file_key,
     version_prefix,
 )
-from appliance.trust.verification import TrustMaterial
-
-# a signature that was made in due form, by a key or an identity that the zone has given up since
-DISOWNED = frozenset({"TRUST_ROLE", "TRUST_DENIED", "TRUST_KEY_WINDOW"})
+from appliance.trust.verification import TrustMaterial, disowned
 
 
 @dataclass(frozen=True)
@@ -267,13 +264,14 @@ class Registry:
             return None, None
         if blob is None:
             return None, None
+        material = self._material()
         try:
-            known = unseal(blob.data, channel=channel, etag=blob.etag, material=self._material(), at=self._clock())
+            known = unseal(blob.data, channel=channel, etag=blob.etag, material=material, at=self._clock())
         except TrustError as error:
-            before = read_disowned(blob.data, channel=channel) if error.code in DISOWNED else None  # the same bytes
+            before = noted(blob.data, channel=channel) if disowned(error, "channel", material.policy) else None
             if before is None:
                 raise
-            return None, before
+            return None, before.pointer
         return known, known.pointer
 
     def current(self, channel: str) -> ChannelState | None:

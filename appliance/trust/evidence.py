@@ -24,7 +24,7 @@ from appliance.trust.encoding import b64, canonical_json
 from appliance.trust.keys import verifies
 from appliance.trust.leaf import Leaf, read_leaf
 from appliance.trust.names import domain_of
-from appliance.trust.stamp import verify_token
+from appliance.trust.stamp import verify_token, window_of
 from appliance.trust.trusted_root import Anchors, Chain, LogKey
 
 if TYPE_CHECKING:
@@ -90,9 +90,14 @@ def examine(raw: bytes, *, trusted_root_document: bytes, statement: bytes | None
     signed_at, stamper = verify_token(bundle.token, bundle.signature, anchors)
     integrated_at = _entry_time(bundle)
     log = _check_log(bundle, anchors)
-    _check_signature(leaf, bundle, signed)  # before the windows: what they refuse is at least what its key signed
+    _check_signature(leaf, bundle, signed)
     _check_body(bundle, leaf, signed)
-    for window, time, what in (
+    _check_domain(leaf, log, stamper)
+    for time in (signed_at, integrated_at, leaf.sct_time):  # each by another key: none of them alone can backdate
+        leaf.check_valid_at(time)
+    _second_opinion(raw, prepared.verifier, leaf, statement)
+    for window, time, what in (  # last: what they refuse is in due form, and of a key that was given up since
+        (window_of(stamper), signed_at, "the time-stamping authority"),
         (leaf.authority.window, signed_at, "the signing authority"),
         (leaf.certificate_log.window, leaf.sct_time, "the certificate log"),
         (log.window, integrated_at, "the transparency log"),
@@ -103,11 +108,9 @@ def examine(raw: bytes, *, trusted_root_document: bytes, statement: bytes | None
                 f"{what}'s key was not valid at {time:%Y-%m-%dT%H:%M:%SZ}",
                 valid_from=window.start,
                 valid_until=window.end,
+                identity=leaf.identity,
+                issuer=leaf.issuer,
             )
-    _check_domain(leaf, log, stamper)
-    for time in (signed_at, integrated_at, leaf.sct_time):  # each by another key: none of them alone can backdate
-        leaf.check_valid_at(time)
-    _second_opinion(raw, prepared.verifier, leaf, statement)
 
     envelope = bundle.dsse_envelope
     return Evidence(

@@ -91,6 +91,17 @@ class Policy(_Document):
                 return each
         return None
 
+    def may_have_signed(self, identity: str, issuer: str, kind: str) -> bool:
+        """Whether somebody who may not sign a kind today can have been allowed to.
+
+        That is who still may (this one signature was taken back) or who left the policy altogether, vouched for by an
+        issuer whose people sign the kind; not somebody who has another role, nor another authority's.
+        """
+        known = {each for role in self.roles.values() for each in role.identities}
+        issuers = {each.issuer for role in self.roles.values() if kind in role.kinds for each in role.identities}
+        left = issuer in issuers and Identity(identity=identity, issuer=issuer) not in known
+        return left or self.role_of(identity, issuer, kind) is not None
+
     def lowest_epoch(self, kind: str, name: str | None) -> int:
         """The lowest epoch accepted of a statement kind, and of one named object of it."""
         return max(self.lowest_epochs.get(kind, 0), self.lowest_epochs.get(f"{kind}:{name}", 0))

@@ -23,6 +23,7 @@ from appliance.trust.policy import LogIndex, Policy
 CLOCK_SKEW = timedelta(minutes=5)  # a signature may be so much younger than our clock believes
 MAX_STATEMENT_BYTES = 64 * 1024 * 1024
 
+_GIVEN_UP = frozenset({"TRUST_ROLE", "TRUST_DENIED", "TRUST_KEY_WINDOW"})  # the last checks: all else has held
 _PLAIN_SUFFIXES = {"", "yaml", "txt", "md"}
 _FORMATS = {"pkl": "pickle", "pickle": "pickle", "joblib": "pickle", "pt": "torch", "pth": "torch", "bin": "torch"}
 
@@ -110,6 +111,17 @@ def verify_artifact(
     return verdict
 
 
+def disowned(error: TrustError, kind: str, policy: Policy) -> bool:
+    """Whether a refused signature was made in due form, by a key or a person that the zone has given up since.
+
+    Nothing of it may be used as if it held; but what follows it may count on from it (`registry.promote`).
+    """
+    identity, issuer = error.evidence.get("identity"), error.evidence.get("issuer")
+    if error.code not in _GIVEN_UP or not isinstance(identity, str) or not isinstance(issuer, str):
+        return False
+    return policy.may_have_signed(identity, issuer, kind)
+
+
 def _judge(evidence: Evidence, kind: str, digest: str, policy: Policy, at: datetime, *, role: str | None) -> Verdict:
     if evidence.signed_at > at + CLOCK_SKEW:
         raise TrustError(
@@ -128,6 +140,8 @@ def _judge(evidence: Evidence, kind: str, digest: str, policy: Policy, at: datet
             raise TrustError(
                 "TRUST_DENIED",
                 f"the zone's policy denies this {what}",
+                identity=evidence.identity,
+                issuer=evidence.issuer,
                 digest=digest,
                 certificate_serial=f"{evidence.certificate_serial:x}",
                 log_index=evidence.log_index,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -305,3 +306,62 @@ def test_an_encoder_is_published_promoted_and_followed_like_a_router(zone: Zone)
     assert served is not None
     assert served.artifact is not None
     assert (served.artifact.kind, served.artifact.digest) == ("encoder", encoder.digest)
+
+
+def give_up(zone: Zone, identity: str) -> None:
+    roles = {
+        name: role.model_copy(update={"identities": tuple(i for i in role.identities if i.identity != identity)})
+        for name, role in zone.material.policy.roles.items()
+    }
+    zone.material = replace(zone.material, policy=zone.material.policy.model_copy(update={"roles": roles}))
+
+
+def test_a_host_does_not_forget_how_far_it_has_come_when_an_officer_leaves(served: Zone, zone_trust: tuple) -> None:
+    """The second officer revoked 1.0.0 and left; a registry that shows the first one's old pointer is not followed."""
+    second = zone_trust[1]("import-officer", identity="import-officer-2@appliance.internal")
+    older = served.pointer.read_bytes()
+    served.registry.revoke("default", [served.registry.fetch("default", "1.0.0").digest], second)
+    served.host().poll()
+    give_up(served, "import-officer-2@appliance.internal")
+    served.pointer.write_bytes(older)
+    again = served.host()
+    assert again.boot() is None
+    with pytest.raises(RegistryError) as info:
+        again.poll()
+    assert info.value.code == "REGISTRY_CHANNEL_ROLLBACK"
+    assert again.served is None
+    fresh = served.host("fresh")
+    assert fresh.poll() is not None, "a host that has seen nothing newer follows it"
+
+
+@pytest.mark.parametrize("booted", [True, False])
+def test_a_host_that_boots_without_usable_trust_still_knows_how_far_it_has_come(served: Zone, booted: bool) -> None:
+    older = served.pointer.read_bytes()
+    served.promote("1.1.0")
+    served.host().poll()
+    served.pointer.write_bytes(older)
+    again = served.host()
+    if booted:
+        trust, served.material = served.material, replace(served.material, trusted_root=b"{}")
+        assert again.boot() is None
+        served.material = trust  # refreshed while the host runs
+    with pytest.raises(RegistryError) as info:
+        again.poll()
+    assert info.value.code == "REGISTRY_CHANNEL_ROLLBACK"
+
+
+def test_half_a_note_leaves_the_other_one_to_remember_by(served: Zone) -> None:
+    older = served.pointer.read_bytes()
+    served.promote("1.1.0")
+    served.host().poll()
+    notes = served.root / "host" / "channels"
+    (notes / "default.seen.json").write_bytes((notes / "default.seen.json").read_bytes()[:100])
+    served.pointer.write_bytes(older)
+    again = served.host()
+    assert again.boot() is not None
+    with pytest.raises(RegistryError) as info:
+        again.poll()
+    assert info.value.code == "REGISTRY_CHANNEL_ROLLBACK"
+    served.promote("1.1.0")  # honest, and of the epoch that was seen: another pointer of it
+    served.promote("1.1.0")
+    assert again.poll() is not None

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from appliance.artifact import SIGNATURE_NAME
+from appliance import documents
+from appliance.artifact import MAX_BYTES, SIGNATURE_NAME
 from appliance.errors import ApplianceError, RegistryError
 from appliance.registry import channel as channels
-from appliance.registry.contract import file_key
+from appliance.registry.contract import Blob, file_key
+from appliance.registry.directory import DirectoryStore
 from appliance.registry.registry import Registry
+from appliance.trust.signing import Signer
 from tests.support.artifacts import router_files, signed
 from tests.unit.registry.conftest import Zone
 
@@ -324,3 +329,137 @@ def test_what_nobody_signed_is_nothing_to_count_on_from(zone: Zone) -> None:
     with pytest.raises(ApplianceError) as info:
         zone.promote("1.0.0")
     assert code_of(info).startswith("TRUST_")
+
+
+def planted(zone: Zone, signer, **changes) -> None:
+    """Another's signature on the channel's words, or on some of them changed, put where the pointer lies."""
+    state = zone.registry.current("default")
+    assert state is not None
+    zone.pointer.write_bytes(channels.seal(state.pointer.model_copy(update=changes), signer))
+
+
+@pytest.mark.parametrize("role", ["producer", "zone-host", "release-signer"])
+def test_whoever_never_moved_channels_is_nothing_to_count_on_from(zone: Zone, zone_trust: tuple, role: str) -> None:
+    """An insider who can write to the registry must not end a channel's counting, nor make it forget revocations."""
+    zone.publish("1.0.0")
+    zone.promote("1.0.0")
+    planted(zone, zone_trust[1](role), epoch=channels.MAX_EPOCH)
+    for act in (lambda: zone.promote("1.0.0"), lambda: zone.registry.renew("default", zone.officer)):
+        with pytest.raises(ApplianceError) as info:
+            act()
+        assert code_of(info) == "TRUST_ROLE"
+
+
+def test_after_a_foreign_pointer_a_hosts_own_note_puts_the_channel_right(zone: Zone, zone_trust: tuple) -> None:
+    """What the catalogue advises: nothing is lost while one host remembers."""
+    zone.publish("1.0.0")
+    zone.promote("1.0.0")
+    zone.host().poll()
+    planted(zone, zone_trust[1]("producer"), epoch=channels.MAX_EPOCH)
+    zone.pointer.write_bytes((zone.root / "host" / "channels" / "default.seen.json").read_bytes())
+    assert zone.promote("1.0.0").pointer.epoch == 2
+    assert zone.host().poll() is not None
+
+
+def test_a_signature_that_was_taken_back_is_counted_on_from_while_its_officer_goes_on(zone: Zone) -> None:
+    zone.publish("1.0.0")
+    digest = zone.promote("1.0.0").digest
+    denied = zone.material.policy.denied.model_copy(update={"digests": (digest,)})
+    zone.material = replace(zone.material, policy=zone.material.policy.model_copy(update={"denied": denied}))
+    with pytest.raises(ApplianceError) as info:
+        zone.registry.channel("default")
+    assert code_of(info) == "TRUST_DENIED"
+    assert zone.promote("1.0.0").pointer.epoch == 2
+
+
+@pytest.mark.parametrize(
+    "full",
+    [{"epoch": channels.MAX_EPOCH}, {"revoked": tuple(f"{n:064x}" for n in range(channels.MAX_REVOKED))}],
+    ids=["epoch", "revocations"],
+)
+def test_a_channel_at_the_end_of_counting_says_so(zone: Zone, full: dict) -> None:
+    digest = zone.publish("1.0.0")
+    zone.promote("1.0.0")
+    planted(zone, zone.officer, **full)
+    with pytest.raises(RegistryError) as info:
+        zone.registry.revoke("default", [digest], zone.officer)
+    assert code_of(info) == "REGISTRY_CHANNEL_EXHAUSTED"
+    other = zone.registry.promote("default", "1.0.0", zone.officer, channel="default-2")
+    assert other.pointer.epoch == 1
+
+
+def test_a_pointer_to_more_bytes_than_an_artifact_has_is_refused_before_one_is_fetched(zone: Zone) -> None:
+    zone.publish("1.0.0")
+    target = zone.promote("1.0.0").pointer.target
+    assert target is not None
+    half = channels.FileRecord(sha256="0" * 64, size_bytes=MAX_BYTES // 2)
+    allowed = {"files": {"a.onnx": half, "b.onnx": half}}
+    channels.Target.model_validate({**target.model_dump(), **allowed})
+    files = {**allowed["files"], "c.onnx": half}
+    planted(zone, zone.officer, epoch=2, target=target.model_copy(update={"files": files}))
+    host = zone.host()
+    with pytest.raises(ApplianceError) as info:
+        host.poll()
+    assert code_of(info) == "DOCUMENT_SCHEMA"
+    assert not list((zone.root / "host" / "partial").iterdir())
+
+
+class Changing(DirectoryStore):
+    """A shared volume on which somebody replaces the pointer after every read, until an officer writes it."""
+
+    def __init__(self, root: Path, faces: list[bytes]) -> None:
+        super().__init__(root)
+        self._pointer, self._faces = root / "channels" / "default.json", faces
+        self._pointer.write_bytes(faces[0])
+        self.reads = 0
+
+    def get(self, key: str, *, max_bytes: int, unless: str | None = None) -> Blob | None:
+        blob = super().get(key, max_bytes=max_bytes, unless=unless)
+        if key.startswith("channels/") and self._faces:
+            self.reads += 1
+            self._pointer.write_bytes(self._faces[self.reads % len(self._faces)])
+        return blob
+
+    def put(self, key: str, data: bytes, *, only_if_absent: bool = False) -> str:
+        self._faces = []
+        return super().put(key, data, only_if_absent=only_if_absent)
+
+
+@pytest.fixture
+def two_faces(zone: Zone, zone_trust: tuple) -> tuple[Signer, bytes, bytes]:
+    """The next officer; the pointer of one who was given up, and the same signature over somebody's own words."""
+    second = zone_trust[1]("import-officer", identity="import-officer-2@appliance.internal")
+    zone.publish("1.0.0")
+    zone.promote("1.0.0")
+    state = zone.registry.revoke("default", [zone.publish("0.9.0")], zone.officer)
+    words = state.pointer.model_copy(update={"epoch": 2**40, "revoked": ()})
+    statement = documents.write_json(words.model_dump(mode="json", by_alias=True))
+    bundle = json.loads(channels.split(state.envelope)[1])
+    digest = base64.b64encode(hashlib.sha256(statement).digest()).decode()
+    bundle["messageSignature"]["messageDigest"]["digest"] = digest
+    give_up(zone, "import-officer@appliance.internal")
+    honest = signed(router_files("default", "2.0.0", payload=b"checked"), second)
+    zone.registry.publish(honest, name="default", version="2.0.0")
+    return second, state.envelope, channels.envelope(statement, documents.write_json(bundle))
+
+
+def test_what_is_counted_on_from_is_what_was_judged_and_not_what_lies_there_next(zone: Zone, two_faces: tuple) -> None:
+    officer, disowned, forged = two_faces
+    home = Changing(zone.root / "registry", [disowned, forged])
+    registry = Registry(home, material=lambda: zone.material, clock=zone.clock)
+    pointer = registry.promote("default", "2.0.0", officer).pointer
+    assert (pointer.epoch, len(pointer.revoked)) == (3, 1)
+    assert home.reads == 1
+
+
+def test_a_home_that_shows_the_strangers_words_first_is_refused_and_nothing_is_written(
+    zone: Zone, two_faces: tuple
+) -> None:
+    officer, disowned, forged = two_faces
+    home = Changing(zone.root / "registry", [forged, disowned])
+    registry = Registry(home, material=lambda: zone.material, clock=zone.clock)
+    with pytest.raises(ApplianceError) as info:
+        registry.promote("default", "2.0.0", officer)
+    assert code_of(info) == "TRUST_SIGNATURE"
+    assert home.reads == 1
+    assert zone.pointer.read_bytes() == disowned

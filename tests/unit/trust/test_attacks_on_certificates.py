@@ -128,7 +128,7 @@ ATTACKS = {
     # the minutes in which it is valid
     "an SCT from before the certificate": ("TRUST_CERTIFICATE_TIME", lambda f: leaf(sct_at=f.at - 2 * MINUTE)),
     "an SCT from after the certificate": ("TRUST_CERTIFICATE_TIME", lambda f: leaf(sct_at=f.at + 11 * MINUTE)),
-    "an SCT from before its log": ("TRUST_KEY_WINDOW", lambda f: leaf(sct_at=f.at - timedelta(days=300))),
+    "an SCT from before its log": ("TRUST_CERTIFICATE_TIME", lambda f: leaf(sct_at=f.at - timedelta(days=300))),
     "signed before the certificate": ("TRUST_CERTIFICATE_TIME", leaf(starts=MINUTE)),
     "signed after the certificate": ("TRUST_CERTIFICATE_TIME", leaf(starts=-20 * MINUTE)),
     "time-stamped after the certificate": ("TRUST_CERTIFICATE_TIME", {"stamp_at": 11 * MINUTE}),
@@ -239,13 +239,14 @@ def test_stock_sigstore_accepts_the_retired_key_that_we_refuse(forger, zone, now
     refused("TRUST_KEY_WINDOW", bundle, material, now)
 
 
-def test_what_a_retired_key_never_signed_is_not_taken_for_its_signature(forger, zone, now):
+@pytest.mark.parametrize("service", SERVICES)
+def test_what_a_retired_key_never_signed_is_not_taken_for_its_signature(service, forger, zone, now):
     """An officer counts on from what a given-up key signed; a stranger's words under its old signature are not that."""
     import base64
     import hashlib
     import json
 
-    material, stranger = windows(zone.material, "tlogs", end=now - timedelta(days=1)), b"what nobody signed"
+    material, stranger = windows(zone.material, service, end=now - timedelta(days=1)), b"what nobody signed"
     bundle = json.loads(forger.statement(PAYLOAD))
     refused("TRUST_KEY_WINDOW", documents.write_json(bundle), material, now)
     digest = base64.b64encode(hashlib.sha256(stranger).digest()).decode()
