@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs
 
-from appliance.errors import ApplianceError
-from appliance.gateway import context, edge, pages
+from appliance.errors import ApplianceError, catalogue
+from appliance.gateway import context, edge, faults, pages
 from appliance.gateway.access import KeyRing
 from appliance.gateway.edge import Message, Receive, Refused, Scope, Send
+from appliance.gateway.faults import Fault
 from appliance.gateway.metrics import Metrics
 
 Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
@@ -92,7 +93,7 @@ class Application:
         try:
             await self._request(scope, receive, counted)
         except Refused as refused:
-            await _refuse(counted, refused.status, refused.code, str(refused))
+            await _refuse(counted, refused.status, refused.code, str(refused), param=refused.param)
         finally:
             self._metrics.running -= 1
 
@@ -114,31 +115,43 @@ class Application:
         headers = self._keys.as_master(scope["headers"])
         if with_body:
             body = await edge.read_body(receive, self.max_body_bytes)
-            document = edge.checked(body, principal)
-            receive, headers = edge.replay(body, receive), edge.as_json(headers)
+            document = edge.checked(body, principal, path)
+            body = edge.handed_on(document, path)
+            receive, headers = edge.replay(body, receive), edge.forwarded(headers, body)
         elif not principal.is_master:
             await _json(send, 200, edge.models(path, principal))
             return
+        else:
+            headers = edge.forwarded(headers, None)
         request = context.RequestContext(principal, *edge.wishes(scope["headers"], document, principal))
-        await self._forward({**scope, "headers": headers}, receive, send, request)
+        await self._forward({**scope, "headers": headers, "query_string": b""}, receive, send, request)
 
     async def _forward(self, scope: Scope, receive: Receive, send: Send, request: context.RequestContext) -> None:
+        """Ask LiteLLM; what fails there is told in our words, before the first byte of an answer has left."""
         token = context.current.set(request)
+        started = replaced = False
 
         async def annotated(message: Message) -> None:
+            nonlocal started, replaced
+            if replaced:
+                return
             if message["type"] == "http.response.start":
-                headers = [*message.get("headers", ()), (b"x-appliance-request-id", request.id.encode())]
-                if request.decisions:
-                    last = request.decisions[-1]
-                    headers += [
-                        (b"x-appliance-deployment", _header(last.selected or "")),
-                        (b"x-appliance-routing", _header(f"{last.strategy}; {last.outcome}; {last.reason}")),
-                    ]
-                message["headers"] = headers
+                started = True
+                fault = _fault(message["status"], request)
+                if fault is not None:
+                    replaced = True
+                    await _failed(send, fault, request)
+                    return
+                message["headers"] = [*message.get("headers", ()), *_told(request)]
             await send(message)
 
         try:
             await self._inner(scope, receive, annotated)
+        except Exception as error:  # noqa: BLE001 (the last place that can answer)
+            fault = faults.judge(error, asked=bool(request.decisions)) or faults.UNHANDLED
+            faults.record(error, fault, request_id=request.id)
+            if not started:
+                await _failed(send, fault, request)
         finally:
             context.current.reset(token)
 
@@ -207,8 +220,43 @@ async def _send(send: Send, status: int, data: bytes, kind: bytes, more: Iterabl
     await send({"type": "http.response.body", "body": data})
 
 
-async def _refuse(send: Send, status: int, code: str, message: str) -> None:
-    await _json(send, status, {"error": {"message": message, "type": "appliance", "param": None, "code": code}})
+async def _refuse(send: Send, status: int, code: str, message: str, *, param: str | None = None) -> None:
+    error = {"message": message, "type": "appliance", "param": param, "code": code}
+    if code in catalogue():
+        error["remedy"] = catalogue()[code].remedy
+    await _json(send, status, {"error": error})
+
+
+def _fault(status: int, request: context.RequestContext) -> Fault | None:
+    """What stands in for LiteLLM's answer: an error of the server, and a failure that calls itself a success."""
+    if status >= 500:
+        return request.fault or faults.UNHANDLED
+    return request.fault if status < 400 or status == faults.TIMED_OUT else None
+
+
+async def _failed(send: Send, fault: Fault, request: context.RequestContext) -> None:
+    error = {
+        "message": f"{fault.message} (request {request.id})",
+        "type": "appliance",
+        "param": None,
+        "code": fault.code,
+        "remedy": catalogue()[fault.code].remedy,
+        "request_id": request.id,
+    }
+    data = json.dumps({"error": error}, ensure_ascii=False).encode()
+    await _send(send, fault.status, data, b"application/json", _told(request))
+
+
+def _told(request: context.RequestContext) -> list[tuple[bytes, bytes]]:
+    """What every answer says of its request: its id, and who was chosen by what."""
+    headers = [(b"x-appliance-request-id", request.id.encode())]
+    if request.decisions:
+        last = request.decisions[-1]
+        headers += [
+            (b"x-appliance-deployment", _header(last.selected or "")),
+            (b"x-appliance-routing", _header(f"{last.strategy}; {last.outcome}; {last.reason}")),
+        ]
+    return headers
 
 
 def _header(text: str) -> bytes:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from appliance.gateway import context, prompt, telemetry
+from appliance.gateway import context, faults, prompt, telemetry
 from appliance.gateway.decider import Decider
 from appliance.gateway.decision import Decision, Deployment
 from appliance.gateway.health import blame
@@ -93,6 +93,15 @@ class RoutingCallback:
         what = blame(error) if isinstance(error, BaseException) else None
         if id_ is not None and what is not None:
             self._decider.health.failed(id_, what)
+
+    def gave_up(self, error: BaseException) -> None:
+        """The request failed for good; what its client is told is settled here, in the request's own context."""
+        request = context.current.get()
+        if request is None:
+            return
+        request.fault = faults.judge(error, asked=bool(request.decisions))
+        if request.fault is not None:
+            faults.record(error, request.fault, request_id=request.id)
 
     def _resting(self, group: str) -> dict[str, Any]:
         """Whom to ask where LiteLLM lets the whole group rest: its last resort, else any; refusing all helps nobody."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from appliance.gateway.access import Principal
 from appliance.gateway.decision import Decision
+from appliance.gateway.faults import Fault
 
 
 @dataclass
@@ -20,6 +21,7 @@ class RequestContext:
         sticky: what the caller is known by for shares of traffic; empty where it does not say.
         cost_weight: what the caller wants of cost and quality, None for the group's own.
         decisions: in order; more than one where LiteLLM retried or fell back.
+        fault: why it failed behind the edge, None while it did not.
     """
 
     principal: Principal | None = None
@@ -27,6 +29,7 @@ class RequestContext:
     cost_weight: float | None = None
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     decisions: list[Decision] = field(default_factory=list)
+    fault: Fault | None = None
 
     def tried(self, group: str) -> set[str]:
         """Deployments of a group that this request was sent to before; being asked again means that they failed."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from types import UnionType
 from typing import Any
 
 import orjson
 
+from appliance.gateway import fields
 from appliance.gateway.access import Principal
 
 Message = MutableMapping[str, Any]
@@ -23,41 +23,22 @@ WITHOUT_BODY = re.compile(r"/(?:v1/)?models(?:/[A-Za-z0-9._:@+-]{1,256})?")
 HEALTH = re.compile(r"/health/(?:liveliness|liveness|readiness)")
 
 
-# what LiteLLM takes from a body to steer itself: a client that sets them fakes answers, chooses the upstream or the key
-INTERNAL = frozenset(
-    {
-        "api_base", "base_url", "api_key", "api_version", "organization", "mock_response", "mock_tool_calls",
-        "mock_timeout", "specific_deployment", "model_info", "deployment_id", "litellm_params", "litellm_call_id",
-        "litellm_logging_obj", "litellm_trace_id", "proxy_server_request", "custom_llm_provider", "client",
-        "router", "model_list", "extra_headers", "headers", "callbacks", "success_callback", "failure_callback",
-        "user_config", "allowed_model_region", "guardrails", "silent_model", "fastest_response", "secret_fields",
-    }
-)  # fmt: skip
-# LiteLLM turns other types at these places into errors of the server
-TYPES: dict[str, type | UnionType] = {
-    "metadata": dict | None,
-    "litellm_metadata": dict | None,
-    "stream_options": dict | None,
-    "response_format": dict | None,
-    "tools": list | None,
-    "functions": list | None,
-    "fallbacks": list | None,
-    "stream": bool | None,
-    "user": str | None,
-    "temperature": int | float | None,
-    "top_p": int | float | None,
-    "max_tokens": int | None,
-    "max_completion_tokens": int | None,
-    "n": int | None,
-}
+# what LiteLLM may know of the connection; its own `x-litellm-...`, an organisation or a forwarded key are steering, too
+HEADERS = frozenset({b"accept", b"host", b"user-agent", b"traceparent", b"tracestate", b"authorization"})
 
 
 class Refused(Exception):  # noqa: N818 (an answer)
-    """The request is answered here: status, code and message."""
+    """The request is answered here.
 
-    def __init__(self, status: int, code: str, message: str) -> None:
+    Attributes:
+        status: of HTTP.
+        code: OpenAI's where it has one for the case, else one of the catalogue.
+        param: the field it is about.
+    """
+
+    def __init__(self, status: int, code: str, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
-        self.status, self.code = status, code
+        self.status, self.code, self.param = status, code, param
 
 
 def models(path: str, principal: Principal) -> dict[str, Any]:
@@ -110,13 +91,15 @@ def replay(body: bytes, receive: Receive) -> Receive:
     return again
 
 
-def as_json(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """The headers of a request whose body was checked as JSON, so that LiteLLM cannot read it as anything else.
+def forwarded(headers: Iterable[tuple[bytes, bytes]], body: bytes | None) -> list[tuple[bytes, bytes]]:
+    """The headers that LiteLLM gets, with the body's true length and type.
 
     LiteLLM goes by the content type: the same bytes, called a form, would carry other fields than those checked here.
     """
-    kept = [(name, value) for name, value in headers if name not in {b"content-type", b"content-encoding"}]
-    return [*kept, (b"content-type", b"application/json")]
+    kept = [(name, value) for name, value in headers if name in HEADERS]
+    if body is None:
+        return kept
+    return [*kept, (b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
 
 
 def wishes(headers: Any, document: Any, principal: Principal) -> tuple[str, float | None]:
@@ -131,8 +114,13 @@ def wishes(headers: Any, document: Any, principal: Principal) -> tuple[str, floa
     return f"{principal.name}/{session}" if session else "", weight if 0 <= weight <= 1 else None
 
 
-def checked(body: bytes, principal: Principal) -> dict[str, Any]:
-    """The parsed body, refused before anybody acts on it where it is not what every served API begins with.
+def checked(body: bytes, principal: Principal, path: str) -> dict[str, Any]:
+    """The parsed body, refused before anybody acts on it where it says what its API does not have.
+
+    Args:
+        body: as it came.
+        principal: whose key it came with.
+        path: of `WITH_BODY`.
 
     Raises:
         Refused: 400, or 403 where the key does not reach the model group.
@@ -145,28 +133,30 @@ def checked(body: bytes, principal: Principal) -> dict[str, Any]:
         raise Refused(400, "invalid_request_error", "the body is not a JSON object")
     model = document.get("model")
     if not isinstance(model, str) or not model:
-        raise Refused(400, "invalid_request_error", "model must name a model group")
+        raise Refused(400, "invalid_request_error", "model must name a model group", param="model")
     if not principal.may_use(model):
-        raise Refused(403, "model_not_allowed", "this key does not reach that model group")
-    steering = sorted(name for name in document if name in INTERNAL or name.startswith("_"))
-    if steering:
-        raise Refused(400, "invalid_request_error", f"not for clients: {', '.join(steering)[:200]}")
-    for name, kind in TYPES.items():
-        if not isinstance(document.get(name), kind):
-            raise Refused(400, "invalid_request_error", f"{name} has a value of the wrong type")
-    messages = document.get("messages", [])
-    if not isinstance(messages, list) or not all(_is_message(message) for message in messages):
-        raise Refused(400, "invalid_request_error", "messages must be a list of objects with role and content")
+        raise Refused(403, "model_not_allowed", "this key does not reach that model group", param="model")
+    if fields.too_deep(document):
+        raise Refused(400, "invalid_request_error", f"the body is nested more than {fields.MAX_DEPTH} levels deep")
+    api = path.removeprefix("/v1").lstrip("/")
+    allowed = fields.APIS[api]
+    for name, value in document.items():
+        kind = allowed.get(name)
+        if kind is None:
+            raise Refused(400, "GATEWAY_FIELD", f"{name[:64]!r} is no field of /{api} here", param=name[:64])
+        if value is not None and not kind.holds(value):
+            raise Refused(400, "GATEWAY_FIELD_TYPE", f"{name} must be {kind.says}", param=name)
+    needed = fields.NEEDED.get(api)
+    if needed is not None and document.get(needed) is None:
+        raise Refused(400, "GATEWAY_FIELD_TYPE", f"{needed} is missing", param=needed)
     return document
 
 
-def _is_message(message: Any) -> bool:
-    """Whether it has the form every served API gives a message: a role, and content of text or parts."""
-    if not isinstance(message, dict) or not isinstance(message.get("role"), str) or not message["role"]:
-        return False
-    content = message.get("content")
-    return (
-        content is None
-        or isinstance(content, str)
-        or (isinstance(content, list) and all(isinstance(part, dict | str) for part in content))
-    )
+def handed_on(document: dict[str, Any], path: str) -> bytes:
+    """The body that LiteLLM gets: what was checked and nothing else, whatever another parser had made of the bytes.
+
+    Where LiteLLM takes orders from `metadata` (tags, guardrails, cache, trace names), a client's lies one level down.
+    """
+    if document.get("metadata") and path.removeprefix("/v1").lstrip("/") in fields.OWN_METADATA:
+        document = {**document, "metadata": {"client": document["metadata"]}}
+    return orjson.dumps(document)

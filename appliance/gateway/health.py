@@ -33,11 +33,11 @@ def blame(error: BaseException) -> Blame | None:
         error: as LiteLLM reports it; causes and contexts are followed.
     """
     found: Blame | None = None
-    for each in _chain(error):
+    for each in chain(error):
         package = type(each).__module__.partition(".")[0]
         if isinstance(each, ConnectionRefusedError) or type(each).__name__ in CONNECT:
             return "unreachable"
-        status = getattr(each, "status_code", None)
+        status = getattr(each, "status_code", None) or getattr(getattr(each, "response", None), "status_code", None)
         if package in CLIENTS and isinstance(status, int):
             found = found or ("server error" if status >= 500 or status in OVERLOADED_STATUS else None)
         elif package in CLIENTS or isinstance(each, OSError | TimeoutError):
@@ -45,7 +45,8 @@ def blame(error: BaseException) -> Blame | None:
     return found
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """An exception and what lies beneath it: causes, contexts, and LiteLLM's originals."""
     seen: set[int] = set()
     pending: list[Any] = [error]
     while pending:

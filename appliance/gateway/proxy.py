@@ -14,6 +14,7 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
 from appliance.errors import GatewayError
+from appliance.gateway import no_database
 from appliance.gateway.callback import RoutingCallback
 from appliance.settings import Telemetry
 
@@ -81,6 +82,7 @@ def application() -> Any:
     What an import makes stays: looking for garbage among it took a quarter of the boot, and would take a share of every
     collection after it and unshare the workers' memory.
     """
+    no_database.stand_in()
     gc.disable()
     try:
         import litellm
@@ -90,7 +92,13 @@ def application() -> Any:
         gc.enable()
     litellm.telemetry = False
     litellm.suppress_debug_info = True
+    app.exception_handlers[Exception] = _not_here
     return app
+
+
+async def _not_here(_: Any, error: Exception) -> Any:
+    """What nobody handled is answered at the edge, which knows the request's id."""
+    raise error
 
 
 def version() -> str:
@@ -196,5 +204,8 @@ def _hook_class() -> Any:
 
         async def async_log_failure_event(self, kwargs: dict[str, Any], *_: Any, **__: Any) -> None:
             self._callback.failed(kwargs)
+
+        async def async_post_call_failure_hook(self, *_: Any, original_exception: Exception, **__: Any) -> None:
+            self._callback.gave_up(original_exception)
 
     return RoutingHook

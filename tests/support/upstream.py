@@ -2,7 +2,8 @@
 """A small OpenAI-compatible server that streams: the demo's and the tests' model behind the gateway.
 
 It answers with its own name, so that a test sees which deployment served. Faults are switched at run time through
-`POST /control {"mode": ...}`: ok, error (500), hang, slow, refuse-stream.
+`POST /control {"mode": ...}`: ok, error (500), hang, rubbish (no JSON), shape (JSON of no API), refuse (400), cut (the
+connection ends in the middle of the answer).
 
 Run it alone with `python -m tests.support.upstream --port 0 --name small`.
 """
@@ -22,6 +23,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 MAX_BODY = 16 * 1024 * 1024  # bytes
+SCRIPTED: dict[str, tuple[int, Any]] = {
+    "rubbish": (200, b"<html>It works! PROMPT-ECHO</html>"),
+    "shape": (200, {"choices": 5, "id": ["PROMPT-ECHO"]}),
+    "refuse": (400, {"error": {"message": "too many tokens", "type": "invalid_request_error", "param": None, "code": None}}),
+}  # fmt: skip
 
 
 @dataclass
@@ -30,7 +36,7 @@ class Upstream:
 
     Attributes:
         name: what it answers with.
-        mode: ok, error, hang or slow.
+        mode: ok, error, hang, rubbish, shape, refuse or cut.
         requests: the parsed bodies, in order.
         keys: the bearer tokens they came with, in order.
         chunk_delay_s: pause between two chunks of a stream.
@@ -90,7 +96,14 @@ def _handler(upstream: Upstream, stop: threading.Event) -> type[BaseHTTPRequestH
             if upstream.mode == "hang":
                 stop.wait(600)
                 return
+            if upstream.mode in SCRIPTED:
+                self._json(*SCRIPTED[upstream.mode])
+                return
             time.sleep(upstream.delay_s)
+            if upstream.mode == "cut" and not body.get("stream"):
+                self.wfile.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{")
+                self._cut()
+                return
             if self.path.endswith("/embeddings"):
                 self._json(200, {"object": "list", "model": body.get("model"), "usage": {"prompt_tokens": 1, "total_tokens": 1},
                                  "data": [{"object": "embedding", "index": 0, "embedding": [0.0, 1.0]}]})  # fmt: skip
@@ -111,6 +124,9 @@ def _handler(upstream: Upstream, stop: threading.Event) -> type[BaseHTTPRequestH
                               "finish_reason": "stop" if word is None else None}  # fmt: skip
                     self._chunk({"id": identity, "object": "chat.completion.chunk", "created": int(time.time()),
                                  "model": body.get("model"), "choices": [choice]})  # fmt: skip
+                    if upstream.mode == "cut":
+                        self._cut()
+                        return
                     time.sleep(upstream.chunk_delay_s)
                     while upstream.held.is_set() and not stop.is_set():
                         time.sleep(0.01)
@@ -120,6 +136,10 @@ def _handler(upstream: Upstream, stop: threading.Event) -> type[BaseHTTPRequestH
                 self._write(b"data: [DONE]\n\n")
                 self.wfile.write(b"0\r\n\r\n")
 
+        def _cut(self) -> None:
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
+
         def _chunk(self, value: dict[str, Any]) -> None:
             self._write(b"data: " + json.dumps(value).encode() + b"\n\n")
 
@@ -127,8 +147,8 @@ def _handler(upstream: Upstream, stop: threading.Event) -> type[BaseHTTPRequestH
             self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
             self.wfile.flush()
 
-        def _json(self, status: int, value: dict[str, Any]) -> None:
-            data = json.dumps(value).encode()
+        def _json(self, status: int, value: Any) -> None:
+            data = value if isinstance(value, bytes) else json.dumps(value).encode()
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 self.send_response(status)
                 self.send_header("content-type", "application/json")

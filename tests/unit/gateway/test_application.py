@@ -6,6 +6,7 @@ import json
 import pytest
 
 from appliance.errors import GatewayError
+from appliance.gateway import context, faults
 from appliance.gateway.access import KeyRing
 from appliance.gateway.application import Application, Report
 from appliance.gateway.metrics import Metrics
@@ -31,14 +32,21 @@ class Inner:
         await send({"type": "http.response.body", "body": b"{}"})
 
 
-def ask(path: str, body: bytes = b"", *, inner=None, method: str = "POST", **headers: str) -> tuple[int, dict]:
+def ask(path: str, body: bytes = b"", **options) -> tuple[int, dict]:
+    sent = messages(path, body, **options)
+    return sent[0]["status"], json.loads(sent[1]["body"])
+
+
+def messages(
+    path: str, body: bytes = b"", *, inner=None, method: str = "POST", query: bytes = b"", **headers: str
+) -> list[dict]:
     application = Application(
         inner or Inner(), started=None, ready=lambda: True, reports={"/appliance/broken": Report(broken)},
         keys=KeyRing(MASTER), max_body_bytes=10_000, metrics=Metrics(),
     )  # fmt: skip
     given = {"authorization": f"Bearer {MASTER}", **{name.replace("_", "-"): value for name, value in headers.items()}}
     scope = {
-        "type": "http", "path": path, "method": method, "query_string": b"",
+        "type": "http", "path": path, "method": method, "query_string": query,
         "headers": [(name.encode(), value.encode()) for name, value in given.items()],
     }  # fmt: skip
     sent: list[dict] = []
@@ -50,7 +58,7 @@ def ask(path: str, body: bytes = b"", *, inner=None, method: str = "POST", **hea
         sent.append(message)
 
     asyncio.run(application(scope, receive, send))
-    return sent[0]["status"], json.loads(sent[1]["body"])
+    return sent
 
 
 def test_a_report_that_cannot_be_given_now_says_why_by_its_code():
@@ -71,6 +79,69 @@ def test_a_checked_body_goes_on_as_json_whatever_it_was_called(headers):
     inner = Inner()
     assert ask("/v1/chat/completions", CHAT, inner=inner, **headers)[0] == 200
     scope, body = inner.seen[0]
-    assert body == CHAT
+    assert json.loads(body) == json.loads(CHAT)
+    assert [value for name, value in scope["headers"] if name == b"content-length"] == [str(len(body)).encode()]
     assert [value for name, value in scope["headers"] if name == b"content-type"] == [b"application/json"]
     assert not [value for name, value in scope["headers"] if name == b"content-encoding"]
+
+
+class Failing:
+    """Fails where LiteLLM would: before an answer, in the middle of one, or with one that nobody should see."""
+
+    def __init__(self, how: str) -> None:
+        self.how = how
+
+    async def __call__(self, scope, receive, send) -> None:
+        del scope, receive
+        if self.how == "at once":
+            raise KeyError("PROMPT")
+        status = 200 if self.how in {"midway", "called a success"} else 500
+        if self.how == "called a success":
+            context.current.get().fault = faults.Fault(502, "GATEWAY_UPSTREAM", "the model server failed")
+        await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"1000")]})
+        await send({"type": "http.response.body", "body": b"PROMPT", "more_body": True})
+        if self.how == "midway":
+            raise KeyError("PROMPT")
+        await send({"type": "http.response.body", "body": b"PROMPT"})
+        if self.how == "answered and raised":
+            raise KeyError("PROMPT")
+
+
+@pytest.mark.parametrize(
+    ("how", "status", "code"),
+    [
+        ("at once", 500, "GATEWAY_UNHANDLED"),
+        ("with text", 500, "GATEWAY_UNHANDLED"),
+        ("answered and raised", 500, "GATEWAY_UNHANDLED"),
+        ("called a success", 502, "GATEWAY_UPSTREAM"),
+    ],
+)
+def test_what_nobody_caught_is_answered_in_our_form_with_the_requests_id(how, status, code):
+    sent = messages("/v1/chat/completions", CHAT, inner=Failing(how))
+    assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
+    headers, error = dict(sent[0]["headers"]), json.loads(sent[1]["body"])["error"]
+    assert (sent[0]["status"], error["code"]) == (status, code)
+    assert headers[b"content-length"] == str(len(sent[1]["body"])).encode()
+    assert error["request_id"].encode() == headers[b"x-appliance-request-id"]
+    assert error["remedy"]
+    assert b"PROMPT" not in sent[1]["body"]
+
+
+def test_an_answer_that_has_begun_is_not_ended_as_if_it_were_whole():
+    sent = messages("/v1/chat/completions", CHAT, inner=Failing("midway"))
+    assert [message.get("more_body") for message in sent] == [None, True]
+
+
+def test_the_query_string_says_nothing_to_litellm():
+    inner = Inner()
+    assert ask("/v1/chat/completions", CHAT, inner=inner, query=b"api-version=x")[0] == 200
+    assert inner.seen[0][0]["query_string"] == b""
+
+
+def test_a_refusal_has_code_cause_field_and_remedy():
+    body = json.dumps({**json.loads(CHAT), "timeout": 1}).encode()
+    status, answer = ask("/v1/chat/completions", body)
+    assert status == 400
+    assert answer["error"]["code"] == "GATEWAY_FIELD"
+    assert answer["error"]["param"] == "timeout"
+    assert answer["error"]["remedy"]

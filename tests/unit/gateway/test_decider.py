@@ -279,6 +279,8 @@ REQUEST = httpx.Request("POST", "http://127.0.0.1/")
         (openai.InternalServerError("x", response=httpx.Response(500, request=REQUEST), body=None), "server error"),
         (openai.RateLimitError("x", response=httpx.Response(429, request=REQUEST), body=None), "server error"),
         (openai.BadRequestError("x", response=httpx.Response(400, request=REQUEST), body=None), None),
+        (httpx.HTTPStatusError("x", request=REQUEST, response=httpx.Response(503, request=REQUEST)), "server error"),
+        (httpx.HTTPStatusError("x", request=REQUEST, response=httpx.Response(400, request=REQUEST)), None),
         (TypeError("'bool' object is not iterable"), None),
         (None, None),
     ],

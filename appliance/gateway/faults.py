@@ -1,0 +1,93 @@
+"""What a client is told where a request failed behind the edge: whose fault it was, by a code, and never whose words.
+
+An error of LiteLLM quotes whoever failed: a model server's whole answer, an address, the prompt. The client gets the
+kind of the fault and the request's id; the log gets the true exceptions' names, and `/appliance/why` the rest.
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from appliance.gateway.health import blame, chain
+
+log = logging.getLogger("appliance.request")
+CLIENT_ERRORS = range(400, 500)
+TIMED_OUT = 408  # how LiteLLM calls a silent model server; to a client it would say that the client was slow
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why a request failed.
+
+    Attributes:
+        status: of HTTP.
+        code: of the catalogue.
+        message: for the client.
+    """
+
+    status: int
+    code: str
+    message: str
+
+
+UNHANDLED = Fault(500, "GATEWAY_UNHANDLED", "the gateway failed on this request in a way nobody foresaw")
+_SILENT = Fault(504, "GATEWAY_UPSTREAM_TIMEOUT", "no model server of the group answered in time")
+_UPSTREAM = {
+    "unreachable": "no model server of the group can be reached",
+    "no answer": "the model server broke the connection off",
+    "server error": "the model server failed",
+    None: "the request could not be put to the model server, or its answer could not be read",
+}
+
+
+def judge(error: BaseException, *, asked: bool) -> Fault | None:
+    """Whose fault an exception is; None where it is the client's, whom LiteLLM tells well enough.
+
+    Args:
+        error: as LiteLLM reports it.
+        asked: whether a deployment had been chosen, so that a model server may be to blame.
+    """
+    status = status_of(error)
+    if status in CLIENT_ERRORS and status != TIMED_OUT:
+        return None
+    if not asked:
+        return UNHANDLED
+    what = blame(error)
+    if what != "unreachable" and (status == TIMED_OUT or any(_is_timeout(each) for each in chain(error))):
+        return _SILENT
+    return Fault(502, "GATEWAY_UPSTREAM", _UPSTREAM[what])
+
+
+def status_of(error: BaseException) -> int | None:
+    """The status that an exception carries, in LiteLLM's ways."""
+    for name in ("status_code", "code"):
+        value = getattr(error, name, None)
+        if isinstance(value, int) or (isinstance(value, str) and value.isdecimal()):
+            return int(value)
+    return None
+
+
+def record(error: BaseException, fault: Fault, *, request_id: str) -> None:
+    """Name the true exceptions in the log: types, files and lines, no texts."""
+    log.error(
+        "request failed",
+        extra={
+            "code": fault.code,
+            "request_id": request_id,
+            "exceptions": [f"{type(each).__module__}.{type(each).__qualname__}" for each in chain(error)],
+            "where": list(_places(error)),
+        },
+    )
+
+
+def _places(error: BaseException) -> Iterator[str]:
+    for each in chain(error):
+        for frame in traceback.extract_tb(each.__traceback__)[-1:]:
+            yield f"{frame.filename}:{frame.lineno} {frame.name}"
+
+
+def _is_timeout(error: BaseException) -> bool:
+    return isinstance(error, TimeoutError) or type(error).__name__ in {"ReadTimeout", "APITimeoutError", "Timeout"}
