@@ -7,7 +7,12 @@ Check this file's SHA-256 against the one that reached you by the second channel
 the modules named below by `appliance bundle build`; a test of the project proves that it is nothing else.
 """
 
-from __future__ import annotations
+import posix  # this one and the next are part of the interpreter itself, and found in no folder
+import sys
+
+if __name__ == "__main__" and not sys.flags.isolated:
+    # nothing that lies beside this file, or where PYTHONPATH points, may stand in for a module of Python's
+    posix.execv(sys.executable, [sys.executable, "-I", __file__, *sys.argv[1:]])
 
 REMEDIES = {
     "BUNDLE_ANCHOR": "Take anchor.json, or its SHA-256, from the second channel and name it with `--trust`.",
@@ -456,6 +461,56 @@ def _check_region(members: tuple[Member, ...], segment_bytes: int, segments: tup
         raise Refused("BUNDLE_MANIFEST", f"{what} has another number of segments than its members fill")
 
 
+class _Fields:
+    """A mapping whose keys must all be asked for, each with its kind."""
+
+    def __init__(self, value: Any, what: str) -> None:
+        if not isinstance(value, dict):
+            raise Refused("BUNDLE_MANIFEST", f"{what} is not a mapping")
+        self._left = dict(value)
+        self.what = what
+
+    def _take(self, key: str, kind: type) -> Any:
+        value = self._left.pop(key, None)
+        if type(value) is not kind:
+            raise Refused("BUNDLE_MANIFEST", f"{self.what}: {key} is missing or not a {kind.__name__}", key=key)
+        return value
+
+    def text(self, key: str, pattern: re.Pattern[str] | None = None) -> str:
+        value: str = self._take(key, str)
+        if pattern is not None and not pattern.match(value):
+            raise Refused("BUNDLE_MANIFEST", f"{self.what}: {key} has an impossible value", value=value[:120])
+        return value
+
+    def number(self, key: str) -> int:
+        value: int = self._take(key, int)
+        return value
+
+    def sequence(self, key: str) -> list[Any]:
+        value: list[Any] = self._take(key, list)
+        return value
+
+    def texts(self, key: str) -> list[str]:
+        value = self.sequence(key)
+        if not all(type(item) is str for item in value):
+            raise Refused("BUNDLE_MANIFEST", f"{self.what}: {key} holds something else than text")
+        return value
+
+    def mapping(self, key: str, keys: set[str]) -> dict[str, str]:
+        value: dict[str, str] = self._take(key, dict)
+        if set(value) != keys or not all(type(item) is str for item in value.values()):
+            raise Refused("BUNDLE_MANIFEST", f"{self.what}: {key} must have exactly {', '.join(sorted(keys))}")
+        return value
+
+    def constant(self, key: str, expected: Any) -> None:
+        if self._take(key, type(expected)) != expected:
+            raise Refused("BUNDLE_MANIFEST", f"{self.what}: {key} is not {expected!r}")
+
+    def finish(self) -> None:
+        if self._left:
+            raise Refused("BUNDLE_MANIFEST", f"{self.what} has unknown keys", keys=sorted(self._left)[:5])
+
+
 def _segments(fields: _Fields) -> tuple[int, tuple[str, ...]]:
     size = fields.number("segment_bytes")
     if size < BLOCK or size > 64 * 1024**2 or size % BLOCK:
@@ -507,56 +562,6 @@ def _document(data: bytes, what: str) -> Any:
         )
     except (ValueError, RecursionError) as error:
         raise Refused("BUNDLE_MANIFEST", f"{what} is not a strict JSON document: {error}") from None
-
-
-class _Fields:
-    """A mapping whose keys must all be asked for, each with its kind."""
-
-    def __init__(self, value: Any, what: str) -> None:
-        if not isinstance(value, dict):
-            raise Refused("BUNDLE_MANIFEST", f"{what} is not a mapping")
-        self._left = dict(value)
-        self.what = what
-
-    def _take(self, key: str, kind: type) -> Any:
-        value = self._left.pop(key, None)
-        if type(value) is not kind:
-            raise Refused("BUNDLE_MANIFEST", f"{self.what}: {key} is missing or not a {kind.__name__}", key=key)
-        return value
-
-    def text(self, key: str, pattern: re.Pattern[str] | None = None) -> str:
-        value: str = self._take(key, str)
-        if pattern is not None and not pattern.match(value):
-            raise Refused("BUNDLE_MANIFEST", f"{self.what}: {key} has an impossible value", value=value[:120])
-        return value
-
-    def number(self, key: str) -> int:
-        value: int = self._take(key, int)
-        return value
-
-    def sequence(self, key: str) -> list[Any]:
-        value: list[Any] = self._take(key, list)
-        return value
-
-    def texts(self, key: str) -> list[str]:
-        value = self.sequence(key)
-        if not all(type(item) is str for item in value):
-            raise Refused("BUNDLE_MANIFEST", f"{self.what}: {key} holds something else than text")
-        return value
-
-    def mapping(self, key: str, keys: set[str]) -> dict[str, str]:
-        value: dict[str, str] = self._take(key, dict)
-        if set(value) != keys or not all(type(item) is str for item in value.values()):
-            raise Refused("BUNDLE_MANIFEST", f"{self.what}: {key} must have exactly {', '.join(sorted(keys))}")
-        return value
-
-    def constant(self, key: str, expected: Any) -> None:
-        if self._take(key, type(expected)) != expected:
-            raise Refused("BUNDLE_MANIFEST", f"{self.what}: {key} is not {expected!r}")
-
-    def finish(self) -> None:
-        if self._left:
-            raise Refused("BUNDLE_MANIFEST", f"{self.what} has unknown keys", keys=sorted(self._left)[:5])
 
 
 # ---- media.py ----
@@ -1554,7 +1559,9 @@ class _PrivateFiles:
 
 
 def _openssl(*arguments: str, code: str) -> str:
-    environment = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "OPENSSL_CONF": os.devnull}
+    # `.` or an empty entry would be the folder one stands in, which may be the medium
+    path = [folder for folder in os.environ.get("PATH", os.defpath).split(":") if folder.startswith("/")]
+    environment = {"PATH": ":".join(path), "LC_ALL": "C", "OPENSSL_CONF": os.devnull}
     try:
         done = subprocess.run(
             ["openssl", *arguments],
@@ -2548,7 +2555,8 @@ def _stage0(options: argparse.Namespace) -> int:
                 str(prefix.environment(manifest.release_id) / "bin" / "appliance"), "install",
                 *map(os.path.abspath, options.media), "--prefix", str(prefix.root), "--trust", str(anchor_file),
             ]  # fmt: skip
-            environment = {**os.environ, LOCK_VARIABLE: str(lock), "PYTHONDONTWRITEBYTECODE": "1"}
+            environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+            environment |= {LOCK_VARIABLE: str(lock), "PYTHONDONTWRITEBYTECODE": "1"}
             return subprocess.run(command, env=environment, pass_fds=[lock], check=False).returncode
 
 

@@ -1,7 +1,8 @@
 """Join the shared modules into the single file `stage0.py`.
 
-Each module goes in as it is, less its imports of the others and of `__future__`, which a single file cannot have twice.
-A reviewer who reads the modules has read stage 0.
+Each module goes in as it is, less its imports of the others and of `__future__`. A reviewer who reads the modules has
+read stage 0, but for the first lines: they start Python anew with its own library alone (`-I`), because the file comes
+on the medium that it checks, and Python looks for modules beside a file first, for `__future__` as for any other.
 """
 
 from __future__ import annotations
@@ -37,7 +38,12 @@ Check this file's SHA-256 against the one that reached you by the second channel
 the modules named below by `appliance bundle build`; a test of the project proves that it is nothing else.
 """
 
-from __future__ import annotations
+import posix  # this one and the next are part of the interpreter itself, and found in no folder
+import sys
+
+if __name__ == "__main__" and not sys.flags.isolated:
+    # nothing that lies beside this file, or where PYTHONPATH points, may stand in for a module of Python's
+    posix.execv(sys.executable, [sys.executable, "-I", __file__, *sys.argv[1:]])
 
 REMEDIES = {remedies}
 '''

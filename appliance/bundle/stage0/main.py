@@ -142,7 +142,8 @@ def _stage0(options: argparse.Namespace) -> int:
                 str(prefix.environment(manifest.release_id) / "bin" / "appliance"), "install",
                 *map(os.path.abspath, options.media), "--prefix", str(prefix.root), "--trust", str(anchor_file),
             ]  # fmt: skip
-            environment = {**os.environ, LOCK_VARIABLE: str(lock), "PYTHONDONTWRITEBYTECODE": "1"}
+            environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+            environment |= {LOCK_VARIABLE: str(lock), "PYTHONDONTWRITEBYTECODE": "1"}
             return subprocess.run(command, env=environment, pass_fds=[lock], check=False).returncode
 
 

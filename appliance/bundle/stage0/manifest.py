@@ -232,6 +232,56 @@ def _check_region(members: tuple[Member, ...], segment_bytes: int, segments: tup
         raise Refused("BUNDLE_MANIFEST", f"{what} has another number of segments than its members fill")
 
 
+class _Fields:
+    """A mapping whose keys must all be asked for, each with its kind."""
+
+    def __init__(self, value: Any, what: str) -> None:
+        if not isinstance(value, dict):
+            raise Refused("BUNDLE_MANIFEST", f"{what} is not a mapping")
+        self._left = dict(value)
+        self.what = what
+
+    def _take(self, key: str, kind: type) -> Any:
+        value = self._left.pop(key, None)
+        if type(value) is not kind:
+            raise Refused("BUNDLE_MANIFEST", f"{self.what}: {key} is missing or not a {kind.__name__}", key=key)
+        return value
+
+    def text(self, key: str, pattern: re.Pattern[str] | None = None) -> str:
+        value: str = self._take(key, str)
+        if pattern is not None and not pattern.match(value):
+            raise Refused("BUNDLE_MANIFEST", f"{self.what}: {key} has an impossible value", value=value[:120])
+        return value
+
+    def number(self, key: str) -> int:
+        value: int = self._take(key, int)
+        return value
+
+    def sequence(self, key: str) -> list[Any]:
+        value: list[Any] = self._take(key, list)
+        return value
+
+    def texts(self, key: str) -> list[str]:
+        value = self.sequence(key)
+        if not all(type(item) is str for item in value):
+            raise Refused("BUNDLE_MANIFEST", f"{self.what}: {key} holds something else than text")
+        return value
+
+    def mapping(self, key: str, keys: set[str]) -> dict[str, str]:
+        value: dict[str, str] = self._take(key, dict)
+        if set(value) != keys or not all(type(item) is str for item in value.values()):
+            raise Refused("BUNDLE_MANIFEST", f"{self.what}: {key} must have exactly {', '.join(sorted(keys))}")
+        return value
+
+    def constant(self, key: str, expected: Any) -> None:
+        if self._take(key, type(expected)) != expected:
+            raise Refused("BUNDLE_MANIFEST", f"{self.what}: {key} is not {expected!r}")
+
+    def finish(self) -> None:
+        if self._left:
+            raise Refused("BUNDLE_MANIFEST", f"{self.what} has unknown keys", keys=sorted(self._left)[:5])
+
+
 def _segments(fields: _Fields) -> tuple[int, tuple[str, ...]]:
     size = fields.number("segment_bytes")
     if size < BLOCK or size > 64 * 1024**2 or size % BLOCK:
@@ -283,53 +333,3 @@ def _document(data: bytes, what: str) -> Any:
         )
     except (ValueError, RecursionError) as error:
         raise Refused("BUNDLE_MANIFEST", f"{what} is not a strict JSON document: {error}") from None
-
-
-class _Fields:
-    """A mapping whose keys must all be asked for, each with its kind."""
-
-    def __init__(self, value: Any, what: str) -> None:
-        if not isinstance(value, dict):
-            raise Refused("BUNDLE_MANIFEST", f"{what} is not a mapping")
-        self._left = dict(value)
-        self.what = what
-
-    def _take(self, key: str, kind: type) -> Any:
-        value = self._left.pop(key, None)
-        if type(value) is not kind:
-            raise Refused("BUNDLE_MANIFEST", f"{self.what}: {key} is missing or not a {kind.__name__}", key=key)
-        return value
-
-    def text(self, key: str, pattern: re.Pattern[str] | None = None) -> str:
-        value: str = self._take(key, str)
-        if pattern is not None and not pattern.match(value):
-            raise Refused("BUNDLE_MANIFEST", f"{self.what}: {key} has an impossible value", value=value[:120])
-        return value
-
-    def number(self, key: str) -> int:
-        value: int = self._take(key, int)
-        return value
-
-    def sequence(self, key: str) -> list[Any]:
-        value: list[Any] = self._take(key, list)
-        return value
-
-    def texts(self, key: str) -> list[str]:
-        value = self.sequence(key)
-        if not all(type(item) is str for item in value):
-            raise Refused("BUNDLE_MANIFEST", f"{self.what}: {key} holds something else than text")
-        return value
-
-    def mapping(self, key: str, keys: set[str]) -> dict[str, str]:
-        value: dict[str, str] = self._take(key, dict)
-        if set(value) != keys or not all(type(item) is str for item in value.values()):
-            raise Refused("BUNDLE_MANIFEST", f"{self.what}: {key} must have exactly {', '.join(sorted(keys))}")
-        return value
-
-    def constant(self, key: str, expected: Any) -> None:
-        if self._take(key, type(expected)) != expected:
-            raise Refused("BUNDLE_MANIFEST", f"{self.what}: {key} is not {expected!r}")
-
-    def finish(self) -> None:
-        if self._left:
-            raise Refused("BUNDLE_MANIFEST", f"{self.what} has unknown keys", keys=sorted(self._left)[:5])

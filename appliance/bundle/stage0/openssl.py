@@ -217,7 +217,9 @@ class _PrivateFiles:
 
 
 def _openssl(*arguments: str, code: str) -> str:
-    environment = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "OPENSSL_CONF": os.devnull}
+    # `.` or an empty entry would be the folder one stands in, which may be the medium
+    path = [folder for folder in os.environ.get("PATH", os.defpath).split(":") if folder.startswith("/")]
+    environment = {"PATH": ":".join(path), "LC_ALL": "C", "OPENSSL_CONF": os.devnull}
     try:
         done = subprocess.run(
             ["openssl", *arguments],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -50,7 +51,7 @@ def anchor(authority, tmp_path) -> Path:
 
 
 def run(stage0: Path, *arguments, clock: str | None = None) -> subprocess.CompletedProcess:
-    command = [sys._base_executable, "-I", str(stage0), *map(str, arguments)]
+    command = [sys._base_executable, str(stage0), *map(str, arguments)]
     if clock:
         command = ["faketime", "-f", clock, *command]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=800)
@@ -85,6 +86,26 @@ def test_stage_0_takes_the_media_s_anchor_by_its_fingerprint_alone(stage0, relea
     assert done.returncode == 1
     assert "BUNDLE_ANCHOR" in done.stderr
     assert not (tmp_path / "p").exists()
+
+
+def test_nothing_that_lies_beside_stage_0_on_the_medium_runs(stage0, release, anchor, tmp_path):
+    """Python looks for modules beside a script first, and a PATH with an empty entry means the folder one stands in."""
+    medium, trace = tmp_path / "medium", tmp_path / "trace"
+    medium.mkdir()
+    (medium / "stage0.py").write_bytes(stage0.read_bytes())
+    (medium / "release.tar").write_bytes(release.media.read_bytes())
+    for module in sys.stdlib_module_names - {"sys", "posix", "builtins"}:
+        (medium / f"{module}.py").write_text(f"open({str(trace)!r}, 'a').write({module!r} + ' ')\n")
+    (medium / "openssl").write_text(f"#!/bin/sh\necho openssl >> {trace}\n")
+    (medium / "openssl").chmod(0o755)
+    poison = {"PATH": f":.:{os.environ['PATH']}"}
+    done = subprocess.run(
+        [sys._base_executable, "stage0.py", ".", "--prefix", tmp_path / "p", "--trust", anchor, "--dry-run"],
+        cwd=medium, env=os.environ | poison, capture_output=True, text=True, check=False, timeout=800,
+    )  # fmt: skip
+    assert not trace.exists(), trace.read_text()
+    assert done.returncode == 0, done.stderr
+    assert "nothing was written" in done.stderr
 
 
 def test_stage_0_refuses_another_authority_s_anchor(stage0, release, tmp_path):

@@ -53,9 +53,7 @@ def test_it_starts_on_a_bare_python():
 
 def test_wrong_arguments_are_a_usage_error():
     for arguments in ([], ["media", "--prefix", "p"], ["m", "--prefix", "p", "--trust", "a", "--trust-sha256", "b"]):
-        done = subprocess.run(
-            [sys._base_executable, "-I", str(COMMITTED), *arguments], capture_output=True, check=False
-        )
+        done = subprocess.run([sys._base_executable, str(COMMITTED), *arguments], capture_output=True, check=False)
         assert done.returncode == 2
 
 
