@@ -18,13 +18,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from appliance import documents
-from appliance.errors import ApplianceError, RegistryError
+from appliance.errors import ApplianceError, RegistryError, TrustError
 from appliance.files import sha256_hex
 from appliance.registry.cache import Cache
 from appliance.registry.channel import StatementSigner, envelope, split
 from appliance.registry.contract import POINTER_MAX_BYTES, Store, checked_name
 from appliance.registry.live import LiveConfig, assemble
-from appliance.trust.verification import TrustMaterial, Verdict, verify_statement
+from appliance.trust.verification import TrustMaterial, Verdict, disowned, verify_statement
 
 TYPE = "https://appliance.internal/config/v1"
 _PREFIX = "config/"
@@ -126,12 +126,11 @@ class Configs:
             if problem.error.code == "REGISTRY_ROW":  # what a row refers to may stand in the gateways' own files
                 cause = f"{problem.table} {problem.key}: {problem.cause}"
                 raise RegistryError("REGISTRY_ROW", cause, table=problem.table, key=problem.key)
-        known = self.current(name)
         statement = documents.write_json(
             {
                 "_type": TYPE,
                 "name": checked_name(name),
-                "epoch": (known.statement.epoch if known else 0) + 1,
+                "epoch": self._standing_epoch(name) + 1,
                 "issued": self._clock().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
                 "document": document,
             }
@@ -145,6 +144,25 @@ class Configs:
                 "REGISTRY_CHANNEL_RACE", f"another officer changed configuration {name} at the same moment", name=name
             )
         return written
+
+    def _standing_epoch(self, name: str) -> int:
+        """The epoch to count on from, 0 where there is none; a signer who was given up since does not end the counting.
+
+        Raises:
+            TrustError: what stands there was never a configuration of ours.
+        """
+        try:
+            blob = self._store.get(config_key(name), max_bytes=POINTER_MAX_BYTES)
+            return 0 if blob is None else self.unseal(blob.data, name=name).statement.epoch
+        except RegistryError as error:
+            if error.code != "REGISTRY_NOT_FOUND":
+                raise
+            return 0
+        except TrustError as error:
+            before = _noted(blob.data, name) if blob and disowned(error, "config", self._material().policy) else None
+            if before is None:
+                raise
+            return before.epoch
 
     def follow(self, name: str, cache: Cache) -> SignedConfig:
         """The newest configuration this host may use: the registry's where it is sound and newer, else the kept one.
@@ -165,11 +183,11 @@ class Configs:
             RegistryError: REGISTRY_CHANNEL_ROLLBACK, REGISTRY_CHANNEL_FORK.
         """
         kept = cache.pointer(f"config-{name}", "seen")
-        known = self.unseal(kept, name=name) if kept is not None else None
-        if offered is None or (known is not None and offered.digest == known.digest):
-            return known
-        if known is not None:
-            _check_newer(offered, known)
+        if offered is None or offered.envelope == kept:
+            return self.unseal(kept, name=name) if kept is not None else None
+        seen = None if kept is None else _noted(kept, name)  # it counts, whatever became of its signer
+        if seen is not None and offered.digest != seen.digest:
+            _check_newer(offered, seen.epoch)
         cache.keep_pointer(f"config-{name}", "seen", offered.envelope)
         return offered
 
@@ -228,8 +246,25 @@ class SignedSource:
         time.sleep(timeout_s)
 
 
-def _check_newer(offered: SignedConfig, known: SignedConfig) -> None:
-    new, old = offered.statement.epoch, known.statement.epoch
+@dataclass(frozen=True)
+class _Noted:
+    epoch: int
+    digest: str
+
+
+def _noted(sealed: bytes, name: str) -> _Noted | None:
+    """A configuration's epoch without a look at its signature, as `channel.noted`."""
+    try:
+        statement = split(sealed)[0]
+        value = documents.read_json(statement, what="config statement")
+        found = documents.validate(ConfigStatement, value, what="config statement")
+    except ApplianceError:
+        return None
+    return _Noted(found.epoch, sha256_hex(statement)) if found.name == name else None
+
+
+def _check_newer(offered: SignedConfig, old: int) -> None:
+    new = offered.statement.epoch
     if new > old:
         return
     code, what = (

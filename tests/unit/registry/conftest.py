@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -59,6 +59,14 @@ class Zone:
         """A host's follower with its own cache; asked again with the same name it is the host after a restart."""
         cache = Cache(self.root / name)
         return Follower(self.registry, cache, "default", material=lambda: self.material, clock=self.clock)
+
+    def give_up(self, identity: str) -> None:
+        """The zone no longer believes an officer, whenever he signed."""
+        roles = {
+            name: role.model_copy(update={"identities": tuple(i for i in role.identities if i.identity != identity)})
+            for name, role in self.material.policy.roles.items()
+        }
+        self.material = replace(self.material, policy=self.material.policy.model_copy(update={"roles": roles}))
 
     @property
     def pointer(self) -> Path:

@@ -308,21 +308,13 @@ def test_an_encoder_is_published_promoted_and_followed_like_a_router(zone: Zone)
     assert (served.artifact.kind, served.artifact.digest) == ("encoder", encoder.digest)
 
 
-def give_up(zone: Zone, identity: str) -> None:
-    roles = {
-        name: role.model_copy(update={"identities": tuple(i for i in role.identities if i.identity != identity)})
-        for name, role in zone.material.policy.roles.items()
-    }
-    zone.material = replace(zone.material, policy=zone.material.policy.model_copy(update={"roles": roles}))
-
-
 def test_a_host_does_not_forget_how_far_it_has_come_when_an_officer_leaves(served: Zone, zone_trust: tuple) -> None:
     """The second officer revoked 1.0.0 and left; a registry that shows the first one's old pointer is not followed."""
     second = zone_trust[1]("import-officer", identity="import-officer-2@appliance.internal")
     older = served.pointer.read_bytes()
     served.registry.revoke("default", [served.registry.fetch("default", "1.0.0").digest], second)
     served.host().poll()
-    give_up(served, "import-officer-2@appliance.internal")
+    served.give_up("import-officer-2@appliance.internal")
     served.pointer.write_bytes(older)
     again = served.host()
     assert again.boot() is None

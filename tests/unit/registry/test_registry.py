@@ -272,15 +272,6 @@ def test_a_forged_channel_does_not_decide_what_is_deleted(zone: Zone) -> None:
     assert len(zone.registry.versions()) == 1
 
 
-def give_up(zone: Zone, identity: str) -> None:
-    """The zone no longer believes an officer, whenever he signed."""
-    roles = {
-        name: role.model_copy(update={"identities": tuple(i for i in role.identities if i.identity != identity)})
-        for name, role in zone.material.policy.roles.items()
-    }
-    zone.material = replace(zone.material, policy=zone.material.policy.model_copy(update={"roles": roles}))
-
-
 def test_a_channel_goes_on_after_its_signer_was_given_up(zone: Zone, zone_trust: tuple) -> None:
     """The next officer counts on from the disowned pointer; hosts that followed it follow on, restarted or not."""
     second = zone_trust[1]("import-officer", identity="import-officer-2@appliance.internal")
@@ -291,7 +282,7 @@ def test_a_channel_goes_on_after_its_signer_was_given_up(zone: Zone, zone_trust:
     running, restarted = zone.host("running"), zone.host("restarted")
     running.poll()
     restarted.poll()
-    give_up(zone, "import-officer@appliance.internal")
+    zone.give_up("import-officer@appliance.internal")
     with pytest.raises(ApplianceError) as info:
         zone.registry.channel("default")
     assert code_of(info) == "TRUST_ROLE"
@@ -312,7 +303,7 @@ def test_a_channel_goes_on_after_its_signer_was_given_up(zone: Zone, zone_trust:
 def test_a_pointer_whose_signer_was_given_up_is_not_renewed(zone: Zone, zone_trust: tuple) -> None:
     zone.publish("1.0.0")
     zone.promote("1.0.0")
-    give_up(zone, "import-officer@appliance.internal")
+    zone.give_up("import-officer@appliance.internal")
     second = zone_trust[1]("import-officer", identity="import-officer-2@appliance.internal")
     with pytest.raises(RegistryError) as info:
         zone.registry.renew("default", second)
@@ -437,7 +428,7 @@ def two_faces(zone: Zone, zone_trust: tuple) -> tuple[Signer, bytes, bytes]:
     bundle = json.loads(channels.split(state.envelope)[1])
     digest = base64.b64encode(hashlib.sha256(statement).digest()).decode()
     bundle["messageSignature"]["messageDigest"]["digest"] = digest
-    give_up(zone, "import-officer@appliance.internal")
+    zone.give_up("import-officer@appliance.internal")
     honest = signed(router_files("default", "2.0.0", payload=b"checked"), second)
     zone.registry.publish(honest, name="default", version="2.0.0")
     return second, state.envelope, channels.envelope(statement, documents.write_json(bundle))
