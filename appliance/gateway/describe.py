@@ -1,4 +1,4 @@
-"""The page `docs/configuration.md` from the settings model: `python -m appliance.gateway.describe`."""
+"""The pages `docs/configuration.md`, from the settings model, and `docs/requests.md`, from the fields of the APIs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from appliance.gateway import fields
 from appliance.settings import Settings
 
 HEAD = """# Configuration
@@ -18,9 +19,33 @@ HEAD = """# Configuration
 Check a change with `appliance serve --config FILE --check`. This page is generated from `appliance/settings.py`.
 """
 
+REQUESTS = f"""# Requests
+
+What an application may send. Point an OpenAI or Anthropic client at the gateway and leave it as it is; this page tells
+what the gateway adds, and what it refuses that others ignore. It is generated from `appliance/gateway/fields.py`.
+
+A field that its path does not have is refused (`GATEWAY_FIELD`), and so is a value of another kind
+(`GATEWAY_FIELD_TYPE`); `param` of the error names it. Null says nothing, anywhere. A body may be {fields.MAX_DEPTH}
+levels deep. Tools are those that the client runs itself. LiteLLM's own fields and headers steer the gateway and are the
+operator's: [decided](decisions/0050-what-a-client-may-say.md).
+
+| header | |
+|---|---|
+| `x-appliance-cost-weight` | 0 to 1: how much cost counts against quality for this request |
+| `x-appliance-session` | requests of one session stay on one side of a canary; without it, `user` of the body counts |
+| `traceparent`, `tracestate` | carried on into the trace |
+
+| answer | |
+|---|---|
+| `x-appliance-request-id` | of this request, for `/appliance/why?request_id=` and the log |
+| `x-appliance-deployment`, `x-appliance-routing` | who was chosen, and how |
+| 502 `GATEWAY_UPSTREAM`, 504 `GATEWAY_UPSTREAM_TIMEOUT` | the model servers failed or were silent; ask again |
+| 500 `GATEWAY_UNHANDLED` | the gateway failed; asking again will not help |
+"""
+
 
 def markdown() -> str:
-    """The whole page."""
+    """The page of the configuration."""
     lines = [HEAD]
     for path, model in _sections(Settings, ""):
         lines += [
@@ -33,6 +58,19 @@ def markdown() -> str:
         ]
         for name, field in model.model_fields.items():
             lines.append(f"| `{name}` | {_type(field.annotation)} | {_default(field)} | {field.description or ''} |")
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def requests() -> str:
+    """The page of the requests."""
+    lines = [REQUESTS]
+    for api, known in fields.APIS.items():
+        kinds: dict[str, list[str]] = {}
+        for name, kind in known.items():
+            kinds.setdefault(kind.says, []).append(f"`{name}`")
+        lines += [f"## /v1/{api}", "", "| kind | fields |", "|---|---|"]
+        lines += [f"| {says} | {', '.join(names)} |" for says, names in kinds.items()]
         lines.append("")
     return "\n".join(lines).rstrip() + "\n"
 
@@ -88,7 +126,3 @@ def _default(field: FieldInfo) -> str:
 
 def _first_paragraph(model: type[BaseModel]) -> str:
     return " ".join((model.__doc__ or "").split("\n\n")[0].split())
-
-
-if __name__ == "__main__":
-    print(markdown(), end="")
