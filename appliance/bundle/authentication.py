@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,6 +16,7 @@ from appliance.bundle.stage0.manifest import read_delta, read_manifest
 from appliance.bundle.stage0.media import DELTA, DELTA_SIGNATURE, MANIFEST, SIGNATURE, Head
 from appliance.bundle.stage0.preparing import Authenticated
 from appliance.bundle.stage0.refusal import space_refusals
+from appliance.bundle.stage0.workspace import workspace
 from appliance.errors import BundleError, TrustError
 from appliance.files import sha256_hex
 from appliance.trust.store import TrustStore
@@ -52,8 +52,8 @@ class Authenticator:
             TrustError: whatever the trust repository, the signature or the policy refuses.
             BundleError: BUNDLE_ANCHOR, BUNDLE_HEAD. Refused: what the manifest's reader refuses.
         """
-        with _copying("reading the trust metadata"), tempfile.TemporaryDirectory(prefix="appliance-trust-") as work:
-            store = self._first_store(head, Path(work)) if self._state is None else self._store(head, Path(work))
+        with _copying("reading the trust metadata"), workspace("trust") as work:
+            store = self._first_store(head, work) if self._state is None else self._store(head, work)
             return self._judge(head, store.material(now=self._now), store.checked_time(self._now))
 
     def commit(self, head: Head, state: Path, *, witness: datetime) -> None:
@@ -67,8 +67,8 @@ class Authenticator:
         Raises:
             TrustError: as `__call__`.
         """
-        with _copying("taking over the trust metadata"), tempfile.TemporaryDirectory(prefix="appliance-trust-") as work:
-            source = _written(head, Path(work))
+        with _copying("taking over the trust metadata"), workspace("trust") as work:
+            source = _written(head, work)
             if state.is_dir():
                 store = TrustStore.open(state)
                 _refresh(store, source, self._now)

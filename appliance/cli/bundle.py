@@ -256,10 +256,9 @@ def delta(
     as_json: Json = False,
 ) -> None:
     """Build a delta: only what a zone, by its inventory, does not have of a full release."""
-    import tempfile
-
     from appliance.bundle.delta import build_delta
     from appliance.bundle.inventory import read_inventory
+    from appliance.bundle.stage0.workspace import workspace
     from appliance.bundle.volumes import split
     from appliance.files import read_regular
     from appliance.trust.anchor import RELEASE_ROLE
@@ -269,8 +268,8 @@ def delta(
         now, steps = datetime.now(UTC), Steps(quiet=as_json)
         signer = open_role(authority, RELEASE_ROLE, passphrase_file, key)
         anchor = read_regular(authority / "anchor.json", max_bytes=1024 * 1024)
-        with tempfile.TemporaryDirectory(prefix="appliance-trust-") as work:
-            store = TrustStore.initialise(Path(work) / "state", anchor, authority / "repository", now=now)
+        with workspace("trust") as work:
+            store = TrustStore.initialise(work / "state", anchor, authority / "repository", now=now)
             inventory = read_inventory(base, material=store.material(now=now), at=store.checked_time(now)).inventory
         built = build_delta(
             media,

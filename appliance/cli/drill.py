@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -33,6 +32,7 @@ def drill(
 ) -> None:
     """Drill every runbook on a throw-away installation. Exit 0 where every case held, else 1."""
     with refusals(as_json):
+        from appliance.bundle.stage0.workspace import workspace
         from appliance.operations.drill.run import drill as run
 
         payload = prefix.absolute() / "current" / "payload"
@@ -43,9 +43,9 @@ def drill(
                 terminal.print("held   " if each.held else "FAILED ", style=None if each.held else "bold red", end="")
                 terminal.print(f"{each.case} ({each.seconds} s): {each.seen}", markup=False)
 
-        with tempfile.TemporaryDirectory(prefix="appliance-drill-") as temporary:
+        with workspace("drill") as temporary:
             done = run(
-                (out or Path(temporary)).absolute(),
+                (out or temporary).absolute(),
                 scripts=(scripts or payload / "scripts").absolute(),
                 wheels=(wheels or payload / "wheels").absolute(),
                 now=datetime.now(UTC),

@@ -20,6 +20,7 @@ MODULES = (
     "media",
     "region",
     "extract",
+    "workspace",
     "openssl",
     "journal",
     "preflight",

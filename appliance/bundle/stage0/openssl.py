@@ -15,12 +15,12 @@ import json
 import os
 import re
 import subprocess
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .refusal import Refused
+from .workspace import workspace
 
 ANCHOR_TYPE = "https://appliance.internal/anchor/v1"
 MAX_ANCHOR_BYTES = 1024 * 1024
@@ -91,7 +91,7 @@ def verify_with_openssl(manifest: bytes, signature: bytes, anchor: Anchor) -> Fi
     """
     leaf, value, token, claimed_digest = _signature_parts(signature)
     digest = hashlib.sha256(manifest).digest()
-    with tempfile.TemporaryDirectory(prefix="stage0-") as work:
+    with workspace("stage0") as work:
         files = _PrivateFiles(work)
         # (1) the time-stamp: a signed statement of when this signature existed, checked at the time it names
         token_file, value_file = files.add("token.tsr", token), files.add("signature", value)
@@ -199,8 +199,8 @@ def _pem(der: bytes) -> bytes:
 class _PrivateFiles:
     """The private folder whose files openssl reads."""
 
-    def __init__(self, folder: str) -> None:
-        self._folder = Path(folder)
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
 
     def add(self, name: str, data: bytes) -> str:
         path = self._folder / name

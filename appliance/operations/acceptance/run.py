@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 
+from appliance.bundle.stage0.workspace import workspace
 from appliance.errors import ApplianceError
 from appliance.operations.acceptance import checks
 from appliance.operations.acceptance.bench import bench
@@ -51,22 +51,22 @@ def accept(
     snapshot = gather(places, now=now, deep=True, probe=probe)
     payload = places.prefix / "current" / "payload"
     results = [checks.dependencies(snapshot, payload)]
-    with tempfile.TemporaryDirectory(prefix="appliance-acceptance-") as name:
+    with workspace("acceptance") as name:
         say("starting a second gateway beside the running one")
-        with bench(places, Path(name), router=router) as made:
+        with bench(places, name, router=router) as made:
             for check in checks.BENCH_CHECKS:
                 say(check.__name__.replace("_", " "))
                 results.append(_safely(check.__name__, lambda check=check: check(made)))  # type: ignore[misc]
             results.append(_safely("isolation", lambda: checks.isolation(made, snapshot)))
     if endurance_s:
         say(f"endurance, {endurance_s:.0f} s")
-        with tempfile.TemporaryDirectory(prefix="appliance-endurance-") as name:
+        with workspace("endurance") as name:
             results.append(
                 _safely(
                     "endurance",
                     lambda: endurance(
                         places,
-                        Path(name),
+                        name,
                         endurance_s,
                         router=router,
                         media=upgrade,

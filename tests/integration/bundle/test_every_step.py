@@ -133,6 +133,7 @@ def test_killed_before_any_change_of_a_file_it_is_old_or_new_and_is_taken_up_aga
         shutil.rmtree(prefix)
     assert len(tried) > 40
     assert seen == set(ids), "the changes reach from the old state to the new one"
+    assert not list(Path(tempfile.gettempdir()).iterdir()), "the killed left nothing that the others did not clear away"
 
 
 @pytest.mark.parametrize("upgrade", [False, True], ids=["first", "upgrade"])
