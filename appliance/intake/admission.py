@@ -7,6 +7,7 @@ the converted artifact and it is published. Every step is a line of the journal;
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import shutil
 from collections.abc import Callable
@@ -16,16 +17,17 @@ from typing import Any
 
 from appliance import documents
 from appliance.artifact import SIGNATURE_NAME, ArtifactFiles, from_files, read
-from appliance.errors import ApplianceError, IntakeError
+from appliance.errors import ApplianceError, IntakeError, TrustError
 from appliance.files import read_regular, sha256_hex, translated, write_atomic
 from appliance.intake import approval
 from appliance.intake.case import Case
 from appliance.intake.examination import EncoderTrial, RouterTrial, digests, examine, verify, write_private
 from appliance.intake.journal import Journal
 from appliance.intake.sandbox import Limits
+from appliance.registry.contract import SIGNATURE_MAX_BYTES
 from appliance.registry.registry import Registry
 from appliance.trust.signing import Signer
-from appliance.trust.verification import TrustMaterial
+from appliance.trust.verification import TrustMaterial, verify_artifact
 
 REPORT_MAX_BYTES = 4 * 1024 * 1024
 DEFAULT_LIMITS = Limits()
@@ -106,8 +108,11 @@ class Border:
         Raises:
             IntakeError: INTAKE_CASE, INTAKE_JOURNAL_BROKEN.
         """
-        examined = [line for line in self.journal.verify().lines if line.case == identity and line.event == "examined"]
+        lines = [line for line in self.journal.verify().lines if line.case == identity]
+        examined = [line for line in lines if line.event == "examined"]
         folder = self._folder(identity)
+        if any(line.event == "admitted" for line in lines):
+            shutil.rmtree(folder, ignore_errors=True)  # a kill may have left it
         if not examined or not folder.is_dir():
             raise IntakeError("INTAKE_CASE", f"no case {identity[:32]!r} waits here", case=identity[:32])
         data = read_regular(folder / "report.json", max_bytes=REPORT_MAX_BYTES)
@@ -158,8 +163,7 @@ class Border:
 
     def _admit(self, case: Case, signer: Signer, registry: Registry, officers: tuple[str, ...]) -> None:
         """Sign for the zone, publish, record, and let the quarantined source go."""
-        signature = signer.sign_artifact(case.artifact.files)
-        signed = from_files({**case.artifact.files, SIGNATURE_NAME: signature})
+        signed = self._signed(case, signer)
         name, version = str(case.report["name"]), str(case.report["version"])
         registry.publish(signed, name=name, version=version)
         details = {
@@ -167,12 +171,30 @@ class Border:
             "name": name,
             "version": version,
             "digest": signed.digest,
-            "signature": sha256_hex(signature),
+            "signature": sha256_hex(signed.require_signature()),
             "officers": list(officers),
             "registry": registry.store.location,
         }
         self.journal.append("admitted", case.identity, details, at=self._clock())
         shutil.rmtree(self._folder(case.identity), ignore_errors=True)
+
+    def _signed(self, case: Case, signer: Signer) -> ArtifactFiles:
+        """The artifact with the zone's signature, which is kept before it is published.
+
+        No signature comes out the same twice, and a published version never changes: an officer who goes on after a
+        kill must bring the very bytes that may stand in the registry already.
+        """
+        kept = self._folder(case.identity) / SIGNATURE_NAME
+        if kept.exists():
+            signed = from_files(
+                {**case.artifact.files, SIGNATURE_NAME: read_regular(kept, max_bytes=SIGNATURE_MAX_BYTES)}
+            )
+            with contextlib.suppress(TrustError):  # its signer may have been given up meanwhile
+                verify_artifact(signed, material=self._material(), at=self._clock(), role=approval.ROLE)
+                return signed
+        signature = signer.sign_artifact(case.artifact.files)
+        write_atomic(kept, signature, mode=0o600)
+        return from_files({**case.artifact.files, SIGNATURE_NAME: signature})
 
     def _check_policy(self) -> None:
         """A case that nobody may approve is not begun: authorities made before approvals know no such statement."""

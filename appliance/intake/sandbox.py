@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import selectors
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -22,6 +24,7 @@ from appliance.errors import ApplianceError, ArtifactError, DocumentError, Intak
 from appliance.intake import frames
 
 MAX_ANSWER_BYTES = 1024**3
+_CHUNK = 256 * 1024  # bytes
 WORKER_CODES: dict[str, type[ApplianceError]] = {
     **dict.fromkeys(
         ("INTAKE_CONVERSION", "INTAKE_DIMENSIONS", "INTAKE_PICKLE_FORM", "INTAKE_PICKLE_IMPORT"), IntakeError
@@ -89,17 +92,58 @@ def run(job: Sequence[bytes], *, limits: Limits) -> Answer:
         close_fds=True,
     )
     try:
-        said, _ = process.communicate(frames.pack(job), timeout=limits.wall_seconds)
-    except subprocess.TimeoutExpired:
-        raise IntakeError(
-            "INTAKE_CONVERSION_KILLED", "the conversion took too long", wall_seconds=limits.wall_seconds
-        ) from None
+        said = _converse(process, frames.pack(job), wall_seconds=limits.wall_seconds)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     _check_end(process.returncode)
     return _answer(said, ("bubblewrap",) if outer else ())
+
+
+def _converse(process: subprocess.Popen[bytes], job: bytes, *, wall_seconds: float) -> bytes:
+    """Hand over the job and hear the answer, no longer and no more than allowed.
+
+    `communicate` would keep whatever comes: a worker that was taken over would fill this process's memory instead.
+    """
+    assert process.stdin is not None  # noqa: S101 (both are pipes)
+    assert process.stdout is not None  # noqa: S101
+    late = IntakeError("INTAKE_CONVERSION_KILLED", "the conversion took too long", wall_seconds=wall_seconds)
+    ends, said, left = time.monotonic() + wall_seconds, bytearray(), memoryview(job)
+    os.set_blocking(process.stdin.fileno(), False)
+    with process.stdin as asking, process.stdout as answer, selectors.DefaultSelector() as ready:
+        ready.register(asking, selectors.EVENT_WRITE)
+        ready.register(answer, selectors.EVENT_READ)
+        while ready.get_map():
+            found = ready.select(max(0.0, ends - time.monotonic()))
+            if not found:
+                raise late
+            if any(key.fileobj is asking for key, _ in found):
+                with contextlib.suppress(BlockingIOError):
+                    left = left[_some(asking.fileno(), left) :]
+                if not left:
+                    ready.unregister(asking)
+                    asking.close()
+            if any(key.fileobj is answer for key, _ in found):
+                chunk = os.read(answer.fileno(), _CHUNK)
+                said += chunk
+                if not chunk:
+                    ready.unregister(answer)
+                if len(said) > MAX_ANSWER_BYTES:
+                    raise IntakeError("INTAKE_CONVERSION_KILLED", "the answer does not end", max_bytes=MAX_ANSWER_BYTES)
+    try:
+        process.wait(max(0.0, ends - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        raise late from None
+    return bytes(said)
+
+
+def _some(descriptor: int, job: memoryview) -> int:
+    """Write what the pipe takes; a worker that has stopped listening is told nothing more."""
+    try:
+        return os.write(descriptor, job[:_CHUNK])
+    except BrokenPipeError:
+        return len(job)
 
 
 _ENVIRONMENT = {

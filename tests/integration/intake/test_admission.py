@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from appliance.artifact import read
+from appliance.artifact import SIGNATURE_NAME, read
 from appliance.errors import ApplianceError
 from appliance.intake.behaviour import make_probe
 from appliance.intake.case import describe
 from appliance.intake.examination import EncoderTrial, RouterTrial
 from appliance.intake.sandbox import Limits
+from appliance.registry.directory import DirectoryStore
+from appliance.registry.registry import Registry
 from appliance.routers.encoder import load_encoder
 from appliance.routers.loading import load_router
 from appliance.trust.verification import verify_artifact
@@ -116,6 +118,37 @@ def test_two_officers_admit_a_router_and_the_zone_signs_it(desk: Desk) -> None:
     ]
     assert list((desk.root / "border" / "cases").iterdir()) == []
     assert desk.border.cases() == []
+
+
+class Dying(DirectoryStore):
+    """A home whose officer's host loses its power right after a version's last file was written."""
+
+    def put(self, key: str, data: bytes, *, only_if_absent: bool = False) -> str:
+        super().put(key, data, only_if_absent=only_if_absent)
+        if key.endswith(SIGNATURE_NAME):
+            raise KeyboardInterrupt
+        return ""
+
+
+@pytest.mark.slow
+def test_an_admission_that_died_after_publishing_is_completed_by_the_next_approval(desk: Desk) -> None:
+    """The zone's signature never comes out the same twice, and what was published never changes."""
+    case = desk.border.examine(desk.hand_in(intake.router(intake.knn_payload())), RouterTrial(intake.probe()))
+    desk.border.approve(case.identity, desk.officer(1), desk.registry)
+    dying = Registry(Dying(desk.root / "registry"), material=lambda: desk.material, clock=desk.now)
+    with pytest.raises(KeyboardInterrupt):
+        desk.border.approve(case.identity, desk.officer(2), dying)
+    published = desk.registry.fetch("default", "1.0.0")
+    assert desk.border.cases() == [case.identity]
+    officers, done = desk.border.approve(case.identity, desk.officer(1), desk.registry)
+    assert (len(officers), done) == (2, True)
+    assert desk.registry.fetch("default", "1.0.0").signature == published.signature
+    assert desk.border.cases() == []
+    (desk.root / "border" / "cases" / case.identity).mkdir()  # a kill before the last step leaves the folder
+    with pytest.raises(ApplianceError) as info:
+        desk.border.approve(case.identity, desk.officer(2), desk.registry)
+    assert info.value.code == "INTAKE_CASE"
+    assert [line.event for line in desk.border.journal.verify().lines].count("admitted") == 1
 
 
 @pytest.mark.slow

@@ -447,6 +447,8 @@ YAMLS: dict[str, bytes] = {
     "not-a-mapping": b"- 1\n",
     "unknown-key": None,  # type: ignore[dict-item]
     "not-utf-8": b"\xff\xfe",
+    "to-the-base-of-sixty": b"schema_version: " + b"1:" * 300 + b"1.0\n",
+    "no-number": b"schema_version: .nan\n",
 }
 
 
