@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from appliance.cli.output import Json, refusals, show
+from appliance.cli.output import Json, hang, refusals, show
 
 if TYPE_CHECKING:
     from appliance.operations.doctor.finding import Finding
 
 DEFAULT_PREFIX = Path("/opt/appliance")
+DETAIL = " " * 9
 MARKS = {"ok": "green", "warning": "yellow", "critical": "bold red", "unknown": "magenta"}
 
 
@@ -57,15 +59,21 @@ def doctor(
 
 
 def _print(out: Any, findings: list[Finding]) -> None:
-    for each in findings:
+    """What is well first, the worst last: right above the prompt stands what to begin with."""
+    for each in sorted(findings, key=lambda finding: finding.severity.rank):
         word = each.severity.word
-        out.print(f"{word:8} ", style=MARKS[word], end="")
-        out.print(f"{each.check:15} {each.text}", markup=False)
+        out.print(f"{word:9}", style=MARKS[word], end="")
+        hang(out, f"{each.check:15} ", each.text, column=9)
         if each.code:
+            hang(out, DETAIL, each.code)
             for name, value in each.evidence.items():
-                if value not in {None, ""} if not isinstance(value, list | dict) else value:
-                    out.print(f"{'':24} {name}: {value}", markup=False)
-            out.print(f"{'':24} {each.code}\n{'':24} next: {each.remedy}", markup=False)
-    ill = [each for each in findings if each.code]
-    said = "all is well" if not ill else f"{len(ill)} of {len(findings)} findings want a hand"
-    out.print(f"{said} ({len(findings)} looked at)" if not ill else said)
+                for item in value if isinstance(value, list | tuple) else [value]:
+                    if item not in (None, "", {}):
+                        hang(out, f"{DETAIL}{name}: ", str(item))
+            hang(out, f"{DETAIL}next: ", each.remedy)
+    ill = Counter(each.severity for each in findings if each.code)
+    if not ill:
+        out.print(f"all is well ({len(findings)} looked at)")
+        return
+    counts = ", ".join(f"{ill[kind]} {kind.word}" for kind in sorted(ill, key=lambda kind: -kind.rank))
+    out.print(f"{sum(ill.values())} of {len(findings)} findings want a hand: {counts}")

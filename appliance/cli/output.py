@@ -11,6 +11,7 @@ import json
 import math
 import re
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any
@@ -30,6 +31,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document inst
 _ACTING = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ud800-\udfff\ufeff]"
 )
+_NARROW = 30  # columns: less room than this is no paragraph
 _FRAMES = 4  # of a defect's stack, innermost last
 
 
@@ -70,6 +72,24 @@ def show(value: Any, as_json: bool, text: Callable[[Console], None]) -> None:
         print(json_text(value))
     else:
         text(console())
+
+
+def hang(out: Console, label: str, text: str, *, column: int = 0) -> None:
+    """Print `label` and `text`; on a terminal what does not fit goes on below the text, not at the margin.
+
+    Args:
+        out: where to.
+        label: stands before the text.
+        text: taken for one line.
+        column: where the cursor stands already.
+    """
+    text = printable(text, one_line=True)
+    room = out.width - column - len(label)
+    if not out.is_terminal or room < _NARROW:
+        out.print(label + text)
+        return
+    lines = textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False) or [""]
+    out.print(label + ("\n" + " " * (column + len(label))).join(lines))
 
 
 def json_text(value: Any) -> str:

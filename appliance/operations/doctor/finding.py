@@ -23,9 +23,10 @@ class Severity(IntEnum):
         """Lower case."""
         return self.name.lower()
 
-
-# unknown is worse than a warning: nobody looked; and better than what is known to be broken
-_RANK = {Severity.OK: 0, Severity.WARNING: 1, Severity.UNKNOWN: 2, Severity.CRITICAL: 3}
+    @property
+    def rank(self) -> int:
+        """How bad: unknown is worse than a warning, nobody looked; and better than what is known to be broken."""
+        return (Severity.OK, Severity.WARNING, Severity.UNKNOWN, Severity.CRITICAL).index(self)
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def unknown(check: str, error: ApplianceError) -> Finding:
 
 def worst(findings: Iterable[Finding]) -> Severity:
     """The severity of the whole."""
-    return max((finding.severity for finding in findings), key=_RANK.__getitem__, default=Severity.OK)
+    return max((finding.severity for finding in findings), key=lambda severity: severity.rank, default=Severity.OK)
 
 
 def _ill(

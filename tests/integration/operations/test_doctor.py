@@ -17,6 +17,7 @@ from appliance.bundle.stage0.journal import Prefix
 from appliance.bundle.stage0.preparing import Conduct
 from appliance.cli.main import app
 from appliance.errors import ApplianceError
+from appliance.operations.doctor.checks import examine
 from appliance.operations.doctor.facts import host, release, trust
 from appliance.operations.doctor.gather import Places, gather
 from appliance.settings import load
@@ -212,6 +213,21 @@ def test_the_command_speaks_json_text_and_nagios_with_their_exit_status(prefix, 
     nagios = run("--prefix", str(prefix), "--nagios")
     assert nagios.exit_code == 2
     assert nagios.stdout.startswith("APPLIANCE CRITICAL - OPERATION_GATEWAY_DOWN")
+
+
+def test_on_a_host_where_everything_is_wrong_at_once_every_finding_is_named(prefix):
+    """A clock of 1970 must neither hide a changed file nor call the release's own signature into question."""
+    (prefix / "current" / "payload" / "foreign.sh").write_text("echo hi\n")
+    with socket.create_server(("0.0.0.0", 0)) as stranger:
+        port = stranger.getsockname()[1]
+        found = examine(gather(Places.below(prefix), now=datetime(1970, 1, 2, tzinfo=UTC)))
+    ill = {finding.code: finding for finding in found if finding.code}
+    assert {"OPERATION_CLOCK", "OPERATION_DRIFT", "OPERATION_LISTENING", "OPERATION_GATEWAY_DOWN"} <= set(ill)
+    assert ill["OPERATION_DRIFT"].evidence == {"foreign": ["payload/foreign.sh"]}
+    ports = [finding.evidence["port"] for finding in found if finding.code == "OPERATION_LISTENING"]
+    assert port in ports
+    assert {finding.check for finding in found if finding.check.startswith("trust")} == {"trust-metadata", "trust-keys"}
+    assert all(finding.remedy for finding in ill.values())
 
 
 def test_nothing_installed_is_a_refusal_and_a_strange_probe_wrong_usage(tmp_path):

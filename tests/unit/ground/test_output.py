@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from appliance.cli import main as entry
 from appliance.cli.ca_report import rows
-from appliance.cli.output import Json, Steps, console, json_text, print_refusal, printable, refusals, show
+from appliance.cli.output import Json, Steps, console, hang, json_text, print_refusal, printable, refusals, show
 from appliance.errors import FileError, TrustError
 
 HOSTILE = "a\x1b]0;owned\x07\x1b[2J\x9b1A\r\u202eb"
@@ -122,3 +122,17 @@ def test_our_own_refusals_and_usage_errors_pass_as_they_are():
     assert json.loads(_command(refused)("--json").stdout)["error"]["code"] == "TRUST_TYPE"
     assert _command(usage)().exit_code == 2
     assert _command(lambda as_json: show({"done": True}, as_json, lambda _out: None))("--json").exit_code == 0
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_on_a_terminal_long_text_goes_on_below_itself_and_in_a_pipe_on_its_line(terminal, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    out = console()
+    out._force_terminal = terminal
+    hang(out, "  next: ", "word " * 30 + HOSTILE)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("  next: word")
+    assert all(line.startswith(" " * 8 + "word") for line in lines[1:-1])
+    assert (len(lines) > 2) is terminal
+    assert not terminal or max(map(len, lines)) <= 80
+    assert "\x1b" not in "".join(lines)
