@@ -22,12 +22,13 @@ from typing import Any
 from appliance import artifact, documents, settings
 from appliance.errors import ApplianceError, GatewayError, OperationError
 from appliance.operations import status
+from appliance.operations.acceptance.manager import HAND_OVER
 from appliance.operations.acceptance.traffic import GROUP, PROMPTS
 from appliance.operations.acceptance.upstream import StandIn, stand_ins
 from appliance.operations.doctor.gather import Places
 
-BOOT_LIMIT_S = 120.0
-PATIENCE_S = 30.0  # with a gateway that does not answer its control socket on a crowded machine
+BOOT_LIMIT_S = 400.0
+PATIENCE_S = 120.0  # with a gateway that does not answer on a crowded machine
 
 
 @dataclass
@@ -76,7 +77,7 @@ class Bench:
         headers = {"content-type": "application/json", "authorization": f"Bearer {self.key}"}
         begun = time.monotonic()
         try:
-            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_S)
             with contextlib.closing(connection):
                 connection.request("POST", "/v1/chat/completions", body, headers)
                 got = connection.getresponse()
@@ -93,7 +94,7 @@ class Bench:
 
     def report(self, path: str, method: str = "GET") -> tuple[int, str]:
         """One of the gateway's own reports."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_S)
         with contextlib.closing(connection):
             connection.request(method, path, headers={"authorization": f"Bearer {self.key}"})
             got = connection.getresponse()
@@ -109,7 +110,7 @@ class Bench:
                 if error.code != "GATEWAY_BOOTING" or self.process.poll() is not None or time.monotonic() > end:
                     raise
 
-    def until(self, condition: Callable[[], bool], *, limit_s: float = 20.0) -> bool:
+    def until(self, condition: Callable[[], bool], *, limit_s: float = 60.0) -> bool:
         """Wait for a condition; False where it did not come."""
         end = time.monotonic() + limit_s
         while time.monotonic() < end:
@@ -164,11 +165,14 @@ def bench(places: Places, directory: Path, *, router: Path | None = None) -> Ite
     shutil.copytree(source, copy)
     shutil.copytree(installed.trust.store, directory / "trust", symlinks=True)
     models = sorted(set(artifact.router_metadata(artifact.read(copy)).labels.values()))
-    with stand_ins(models) as upstreams:
-        config, port, key = _write(directory, installed, upstreams)
+    with stand_ins(models) as upstreams, socket.create_server(("127.0.0.1", 0), backlog=2048) as listener:
+        port = int(listener.getsockname()[1])
+        config, key = _write(directory, installed, upstreams, port)
+        handed = str(listener.fileno())  # nobody else takes the port while the gateway boots
+        serve = [sys.executable, "-m", "appliance.cli.main", "serve", "--config", str(config)]
         with open(directory / "gateway.log", "ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "appliance.cli.main", "serve", "--config", str(config)],
+                [sys.executable, "-c", HAND_OVER, handed, *serve], pass_fds=[listener.fileno()],
                 stdout=log, stderr=log, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}, start_new_session=True,
             )  # fmt: skip
         made = Bench(directory, config, port, key, copy, upstreams, process, settings.load(config))
@@ -178,7 +182,7 @@ def bench(places: Places, directory: Path, *, router: Path | None = None) -> Ite
         finally:
             process.send_signal(signal.SIGTERM)
             try:
-                process.wait(20)
+                process.wait(PATIENCE_S)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait(5)
@@ -208,11 +212,8 @@ def master_key(directory: Path) -> str:
     return key
 
 
-def _write(directory: Path, installed: settings.Settings, upstreams: dict[str, StandIn]) -> tuple[Path, int, str]:
+def _write(directory: Path, installed: settings.Settings, upstreams: dict[str, StandIn], port: int) -> tuple[Path, str]:
     key = master_key(directory)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
     deployments = [each.as_deployment(GROUP) for each in upstreams.values()]
     document = {
         "schema_version": 1,
@@ -236,7 +237,7 @@ def _write(directory: Path, installed: settings.Settings, upstreams: dict[str, S
     }
     config = directory / "appliance.yaml"
     config.write_bytes(documents.write_json(document))  # JSON is YAML
-    return config, port, key
+    return config, key
 
 
 def _wait(made: Bench) -> None:

@@ -100,11 +100,11 @@ def fallback(bench: Bench) -> Result:
         victim.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
         noticed = bench.until(lambda: bench.status()["routers"]["acceptance"]["mode"] != "ml")
         problem = bench.status()["routers"]["acceptance"]["problem"] or {}
-        time.sleep(1)
+        bench.until(lambda: any(_by_weight(answer) for answer in answers))
         victim.write_bytes(good)
         recovered = bench.until(lambda: bench.status()["routers"]["acceptance"]["mode"] == "ml")
         time.sleep(1)
-    by_weight = sum(answer.status == 200 and not answer.by_model for answer in answers)
+    by_weight = sum(map(_by_weight, answers))
     failed = _failed(answers)
     evidence = {
         "requests": len(answers), "failed": failed, "by_weight": by_weight, "refused_with": problem.get("code"),
@@ -173,7 +173,7 @@ def ca_pinning(_: Bench) -> Result:
         for kind, (port, ca_file) in servers.items():
             chosen = S3Settings(
                 home="s3", endpoint=f"127.0.0.1:{port}", bucket="routers", ca_file=ca_file,
-                credentials_file=Path(name) / "unused", attempts=1,
+                credentials_file=Path(name) / "unused", attempts=1, connect_timeout_s=20, read_timeout_s=20,
             )  # fmt: skip
             try:
                 S3Store(chosen, Credentials(access_key="acceptance", secret_key="acceptance")).get("x", max_bytes=10)  # noqa: S106
@@ -243,6 +243,10 @@ BENCH_CHECKS: tuple[Callable[[Bench], Result], ...] = (
 
 def _failed(answers: list[Answer]) -> int:
     return sum(answer.status != 200 for answer in answers)
+
+
+def _by_weight(answer: Answer) -> bool:
+    return answer.status == 200 and not answer.by_model
 
 
 def _swaps(bench: Bench) -> int:

@@ -19,7 +19,7 @@ from appliance.errors import OperationError
 STOP_LIMIT_S = 40.0
 COMMAND_LIMIT_S = 900.0
 ENVIRONMENT = {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}  # as the unit's
-_HAND_OVER = (  # sd_listen_fds(3): the socket is descriptor 3 of the very process that is named
+HAND_OVER = (  # sd_listen_fds(3): the socket is descriptor 3 of the very process that is named
     "import os, sys\n"
     "os.dup2(int(sys.argv[1]), 3)\n"
     "os.environ.update(LISTEN_FDS='1', LISTEN_PID=str(os.getpid()))\n"
@@ -79,7 +79,7 @@ class Manager:
         self.served.append(self.prefix.active())
         with open(self.log, "ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _HAND_OVER, str(self._listener.fileno()), *self._command(),
+                [sys.executable, "-c", HAND_OVER, str(self._listener.fileno()), *self._command(),
                  "serve", "--config", str(config)],
                 pass_fds=[self._listener.fileno()], stdout=log, stderr=log, start_new_session=True,
                 env={**os.environ, **ENVIRONMENT}, cwd=self._directory,
