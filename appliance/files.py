@@ -10,6 +10,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import itertools
 import os
 import re
 import stat
@@ -115,15 +116,16 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
 def replaced(path: Path, *, mode: int = 0o644) -> Iterator[BinaryIO]:
     """Replace a file by what is written into the stream: temporary file beside it, fsync, rename, fsync of the folder.
 
-    A kill leaves old or new; an exception leaves the old.
+    A kill leaves old or new, and a temporary file that the next replacement of the same file removes; an exception
+    leaves the old. Of several at once, each writes its own, and the last to end wins.
 
     Raises:
         FileError: FILE_NO_SPACE, FILE_PERMISSION, FILE_MISSING (the folder).
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
     with translated(path):
+        temporary, descriptor = _temporary_beside(path, mode)
+        held = os.dup(descriptor)  # the lock ends with the last descriptor, after the file has its name or is gone
         try:
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
             with open(descriptor, "wb") as stream:
                 os.fchmod(stream.fileno(), mode)
                 yield stream
@@ -133,7 +135,66 @@ def replaced(path: Path, *, mode: int = 0o644) -> Iterator[BinaryIO]:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+        finally:
+            os.close(held)
         sync_directory(path.parent)
+
+
+def _temporary_beside(path: Path, mode: int) -> tuple[Path, int]:
+    """A new temporary file, locked as long as its writer lives; those of killed writers are removed on the way.
+
+    The first free number names it, so that leftovers are found without listing the folder. One that is locked has a
+    living writer, one that is another user's or no regular file is not ours: both are passed over.
+    """
+    for number in itertools.count():
+        temporary = path.with_name(f".{path.name}.{number}.tmp")
+        while True:
+            with contextlib.suppress(FileExistsError):
+                descriptor = os.open(
+                    temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode
+                )
+                if _lock_of(temporary, descriptor) is not False:
+                    _remove_leftover(temporary.with_name(f".{path.name}.{number + 1}.tmp"))
+                    return temporary, descriptor
+                os.close(descriptor)  # somebody took it for a leftover in the moment before it was locked
+                continue
+            if not _remove_leftover(temporary):
+                break
+    raise AssertionError
+
+
+def _remove_leftover(temporary: Path) -> bool:
+    """Remove what a killed writer left under this name; whether the name is free now."""
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    try:
+        status = os.fstat(descriptor)
+        if status.st_uid != os.geteuid() or not stat.S_ISREG(status.st_mode):
+            return False
+        if _lock_of(temporary, descriptor):
+            temporary.unlink()
+            return True
+        return not temporary.exists()
+    finally:
+        os.close(descriptor)
+
+
+def _lock_of(path: Path, descriptor: int) -> bool | None:
+    """Lock an open file, if nobody else has and it still is the one of that name; None where files have no locks."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except FileNotFoundError:
+        return False
 
 
 def sync_directory(path: Path) -> None:

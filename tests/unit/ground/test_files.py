@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 
 from appliance import files
 from appliance.errors import FileError
+from tests.support import children
 
 
 def refused(code, action, *args, **kwargs):
@@ -97,6 +100,93 @@ def test_an_atomic_write_replaces_whole_and_leaves_nothing_beside(tmp_path):
     assert target.read_bytes() == b"new"
     assert target.stat().st_mode & 0o777 == 0o600
     assert os.listdir(tmp_path) == ["state.json"]
+
+
+def killed_while_replacing(target: Path) -> None:
+    def replace() -> None:
+        with files.replaced(target) as stream:
+            stream.write(b"half")
+            stream.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert children.run(replace) == "killed"
+
+
+def test_what_a_killed_writer_left_goes_with_the_next_write_of_the_same_file(tmp_path):
+    target, other = tmp_path / "state.json", tmp_path / "other.json"
+    files.write_atomic(target, b"old")
+    for _ in range(3):
+        killed_while_replacing(target)
+        killed_while_replacing(other)
+        assert target.read_bytes() == b"old"
+        assert len(os.listdir(tmp_path)) == 3, "they do not pile up"
+    files.write_atomic(target, b"new")
+    assert sorted(os.listdir(tmp_path)) == [".other.json.0.tmp", "state.json"]
+    files.write_atomic(other, b"new")
+    assert sorted(os.listdir(tmp_path)) == ["other.json", "state.json"]
+
+
+def test_a_rival_s_file_in_progress_is_left_alone_and_the_last_to_end_wins(tmp_path):
+    target = tmp_path / "state.json"
+    with files.replaced(target) as first:
+        first.write(b"first")
+        with files.replaced(target) as second:
+            second.write(b"second")
+            files.write_atomic(target, b"third")
+            assert target.read_bytes() == b"third"
+        assert target.read_bytes() == b"second"
+    assert target.read_bytes() == b"first"
+    assert os.listdir(tmp_path) == ["state.json"]
+
+
+def test_a_writer_killed_beside_a_rival_is_cleared_away_as_well(tmp_path):
+    target = tmp_path / "state.json"
+    with files.replaced(target) as first:
+        first.write(b"first")
+        killed_while_replacing(target)
+        assert sorted(os.listdir(tmp_path)) == [".state.json.0.tmp", ".state.json.1.tmp"]
+    files.write_atomic(target, b"new")
+    assert os.listdir(tmp_path) == ["state.json"]
+
+
+def test_many_writers_and_deaths_at_once_leave_one_whole_file_and_nothing_else(tmp_path):
+    target = tmp_path / "state.json"
+
+    def writes(letter: bytes) -> None:
+        for _ in range(60):
+            files.write_atomic(target, letter * 5000)
+            assert len(set(target.read_bytes())) == 1
+
+    def dies() -> None:
+        for _ in range(10):
+            killed_while_replacing(target)
+
+    outcomes = children.run_together([*(lambda at=at: writes(bytes([at])) for at in b"abcdef"), dies])
+    assert outcomes == ["done"] * 7
+    assert len(target.read_bytes()) == 5000
+    files.write_atomic(target, b"last")
+    assert os.listdir(tmp_path) == ["state.json"]
+
+
+def test_what_only_has_the_name_of_a_leftover_is_left_alone(tmp_path):
+    target = tmp_path / "state.json"
+    precious = tmp_path / "precious"
+    precious.write_bytes(b"kept")
+    (tmp_path / ".state.json.0.tmp").symlink_to(precious)
+    (tmp_path / ".state.json.1.tmp").mkdir()
+    os.mkfifo(tmp_path / ".state.json.2.tmp")
+    before = sorted(os.listdir(tmp_path))
+    files.write_atomic(target, b"new")
+    assert sorted(os.listdir(tmp_path)) == sorted([*before, "state.json"])
+    assert (target.read_bytes(), precious.read_bytes()) == (b"new", b"kept")
+
+
+def test_another_user_s_leftover_is_left_alone(tmp_path, monkeypatch):
+    target = tmp_path / "state.json"
+    killed_while_replacing(target)
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    files.write_atomic(target, b"new")
+    assert sorted(os.listdir(tmp_path)) == [".state.json.0.tmp", "state.json"]
 
 
 WRITE_ON_A_FULL_DISK = """
