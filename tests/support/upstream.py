@@ -42,6 +42,7 @@ class Upstream:
         chunk_delay_s: pause between two chunks of a stream.
         delay_s: pause before anything is answered.
         words: of an answer.
+        headers: the requests' headers by lower-case name, in order.
         held: while it is set, a stream stops after its first chunk.
     """
 
@@ -49,6 +50,7 @@ class Upstream:
     mode: str = "ok"
     requests: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
     chunk_delay_s: float = 0.0
     delay_s: float = 0.0
     words: int = 5
@@ -89,6 +91,7 @@ def _handler(upstream: Upstream, stop: threading.Event) -> type[BaseHTTPRequestH
                 self._json(200, {"mode": upstream.mode})
                 return
             upstream.requests.append(body)
+            upstream.headers.append({name.lower(): value for name, value in self.headers.items()})
             upstream.keys.append(self.headers.get("authorization", "").removeprefix("Bearer "))
             if upstream.mode == "error":
                 self._json(500, {"error": {"message": "the upstream is broken", "type": "server_error"}})
