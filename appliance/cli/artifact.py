@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from appliance.cli import intake
+from appliance.cli import intake, serving
 from appliance.cli.keyring import DEFAULT_AUTHORITY, AuthorityFolder, KeyPlaces, PassphraseFile, open_role
 from appliance.cli.output import Json, Steps, refusals, show
+from appliance.cli.serving import (
+    Identity,
+    Name,
+    RegistryAt,
+    Role,
+    TrustAt,
+    channel_dict,
+    kind_of,
+    open_registry,
+    say_channel,
+    verdict_dict,
+)
 
 if TYPE_CHECKING:
-    from appliance.artifact import Kind
-    from appliance.registry.channel import ChannelState
     from appliance.registry.registry import Registry
-    from appliance.trust.verification import Verdict
 
 app = typer.Typer(no_args_is_help=True, help="Pack, sign, admit, publish, promote and revoke routers.")
 app.command()(intake.admit)
@@ -25,52 +34,6 @@ app.command()(intake.approve)
 app.add_typer(intake.journal, name="journal")
 
 Folder = Annotated[Path, typer.Argument(help="The artifact's folder.")]
-Name = Annotated[str, typer.Argument(help="Name of the router or channel.")]
-Version = Annotated[str, typer.Argument(help="Version of the router.")]
-RegistryAt = Annotated[
-    str, typer.Option("--registry", envvar="APPLIANCE_REGISTRY", help="A directory, or a YAML settings file.")
-]
-TrustAt = Annotated[Path, typer.Option("--trust", envvar="APPLIANCE_TRUST", help="The host's trust state.")]
-Role = Annotated[str, typer.Option("--role", help="The role that signs.")]
-Identity = Annotated[str | None, typer.Option("--identity", help="Who signs, where the role has several identities.")]
-Channel = Annotated[str | None, typer.Option("--channel", help="The channel; by default the router's name.")]
-ValidDays = Annotated[
-    int, typer.Option("--valid-days", min=1, max=3650, help="Days until the pointer must be renewed.")
-]
-
-
-def open_registry(location: str, trust: Path) -> Registry:
-    """The registry at `location`, with the trust kept at `trust`."""
-    from appliance.registry.homes import open_store
-    from appliance.registry.registry import Registry
-    from appliance.registry.trust_source import TrustSource
-
-    source = TrustSource(trust)
-    return Registry(open_store(location), material=source.material, clock=source.now)
-
-
-def verdict_dict(verdict: Verdict) -> dict[str, Any]:
-    """A verdict as `--json` prints it."""
-    return {**asdict(verdict), "signed_at": verdict.signed_at.isoformat()}
-
-
-def channel_dict(state: ChannelState) -> dict[str, Any]:
-    """A channel as `--json` prints it."""
-    return {
-        "channel": state.pointer.name,
-        "epoch": state.pointer.epoch,
-        "target": state.pointer.target.model_dump(mode="json") if state.pointer.target else None,
-        "revoked": list(state.pointer.revoked),
-        "promoted": state.pointer.promoted,
-        "expires": state.pointer.expires,
-        "signed_by": verdict_dict(state.verdict),
-    }
-
-
-def _say_channel(state: ChannelState) -> str:
-    pointer = state.pointer
-    target = f"{pointer.target.name} {pointer.target.version}" if pointer.target else "nothing (route by weights)"
-    return f"channel {pointer.name}: {target}, epoch {pointer.epoch}, renew before {pointer.expires}"
 
 
 @app.command()
@@ -171,98 +134,6 @@ def publish(
         show(report, as_json, lambda console: console.print(f"published {name} {version}: {artifact.digest}"))
 
 
-@app.command()
-def promote(
-    name: Name,
-    *,
-    registry: RegistryAt,
-    trust: TrustAt,
-    version: Annotated[str | None, typer.Argument(help="Version to serve from now on.")] = None,
-    channel: Channel = None,
-    renew: Annotated[bool, typer.Option("--renew", help="Sign the pointer anew without changing it.")] = False,
-    authority: AuthorityFolder = DEFAULT_AUTHORITY,
-    role: Role = "import-officer",
-    identity: Identity = None,
-    passphrase_file: PassphraseFile = None,
-    key: KeyPlaces = None,
-    valid_days: ValidDays = 90,
-    as_json: Json = False,
-) -> None:
-    """Point a channel to a published version; every follower serves it from its next poll on."""
-    if (version is None) != renew:
-        raise typer.BadParameter("give a VERSION, or --renew to sign the pointer anew")
-    with refusals(as_json):
-        home = open_registry(registry, trust)
-        signer = open_role(authority, role, passphrase_file, key, identity=identity)
-        validity = timedelta(days=valid_days)
-        if version is None:
-            state = home.renew(channel or name, signer, validity=validity)
-        else:
-            kind = _kind(home, name, version)
-            state = home.promote(name, version, signer, channel=channel, kind=kind, validity=validity)
-        show(channel_dict(state), as_json, lambda console: console.print(_say_channel(state), markup=False))
-
-
-@app.command()
-def revoke(
-    name: Name,
-    version: Version,
-    *,
-    registry: RegistryAt,
-    trust: TrustAt,
-    authority: AuthorityFolder = DEFAULT_AUTHORITY,
-    role: Role = "import-officer",
-    identity: Identity = None,
-    passphrase_file: PassphraseFile = None,
-    key: KeyPlaces = None,
-    channel: Annotated[list[str] | None, typer.Option("--channel", help="Only on these channels.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Forbid a version on every channel, for ever; a channel that serves it falls back to weights."""
-    with refusals(as_json):
-        home = open_registry(registry, trust)
-        digest = home.fetch(name, version).digest
-        signer = open_role(authority, role, passphrase_file, key, identity=identity)
-        states = [home.revoke(one, [digest], signer) for one in channel or home.channels()]
-        show(
-            {"digest": digest, "channels": [channel_dict(state) for state in states]},
-            as_json,
-            lambda console: console.print("\n".join(_say_channel(state) for state in states), markup=False),
-        )
-
-
-@app.command()
-def collect(
-    registry: RegistryAt,
-    trust: TrustAt,
-    keep: Annotated[
-        int, typer.Option(min=1, help="Newest versions of each router to keep beside the served ones.")
-    ] = 5,
-    delete: Annotated[bool, typer.Option("--delete", help="Delete; without it the versions are only listed.")] = False,
-    as_json: Json = False,
-) -> None:
-    """List, or delete, versions that no channel serves and that are not among the newest."""
-    with refusals(as_json):
-        from appliance.registry import garbage
-
-        home = open_registry(registry, trust)
-        now = datetime.now(UTC)
-        if delete:
-            done = garbage.collect(home, keep=keep, now=now)
-        else:
-            done = [garbage.Collected(one, "not asked to") for one in garbage.collectable(home, keep=keep, now=now)]
-        report = [{**asdict(one.version), "kept_because": one.kept_because} for one in done]
-
-        def text(console: Any) -> None:
-            for one in done:
-                what = f"kept: {one.kept_because}" if one.kept_because else "deleted"
-                console.print(f"{one.version.name} {one.version.version}: {what}", markup=False)
-            if not done:
-                console.print("nothing to collect")
-
-        show(report, as_json, text)
-
-
 @app.command("list")
 def list_(registry: RegistryAt, trust: TrustAt, as_json: Json = False) -> None:
     """What the registry holds: channels, and every version with its size."""
@@ -282,7 +153,7 @@ def list_(registry: RegistryAt, trust: TrustAt, as_json: Json = False) -> None:
 
         def text(console: Any) -> None:
             for state in states:
-                console.print(_say_channel(state), markup=False)
+                console.print(say_channel(state), markup=False)
             for one in versions:
                 mark = "" if one.complete else "  INCOMPLETE"
                 on = "".join(f"  <- {name}" for name in serving.get((one.name, one.version), []))
@@ -319,7 +190,7 @@ def show_(
         from appliance.registry.trust_source import TrustSource
 
         source = TrustSource(trust)
-        artifact = home.fetch(name, version, kind=_kind(home, name, version))
+        artifact = home.fetch(name, version, kind=kind_of(home, name, version))
         verdict = verify_admitted(artifact, material=source.material(), at=source.now())
         router = router_metadata(artifact) if artifact.kind == "router" else None
         described = router or encoder_metadata(artifact)
@@ -347,12 +218,6 @@ def show_(
         show(report, as_json, text)
 
 
-def _kind(home: Registry, name: str, version: str) -> Kind:
-    """Whether a name and version are an encoder's; what is neither is looked for, and missed, among the routers."""
-    encoders = {(one.name, one.version) for one in home.versions("encoder")}
-    return "encoder" if (name, version) in encoders else "router"
-
-
 def _show_channel(home: Registry, name: str, out: Path | None, as_json: bool) -> None:
     from appliance.errors import RegistryError
     from appliance.files import write_atomic
@@ -367,9 +232,13 @@ def _show_channel(home: Registry, name: str, out: Path | None, as_json: bool) ->
         write_atomic(out / f"{name}.json.sigstore.json", bundle)
 
     def text(console: Any) -> None:
-        console.print(_say_channel(state), markup=False)
+        console.print(say_channel(state), markup=False)
         console.print(f"signed by {state.verdict.identity} at {state.verdict.signed_at:%Y-%m-%d %H:%M} UTC")
         if state.pointer.expires_at < datetime.now(UTC):
             console.print("EXPIRED: followers serve on, with an alarm", style="bold red")
 
     show(channel_dict(state), as_json, text)
+
+
+for _command in (serving.promote, serving.revoke, serving.collect):
+    app.command()(_command)

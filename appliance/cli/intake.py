@@ -75,7 +75,7 @@ def approve(
 ) -> None:
     """Sign a case as one officer; the second officer's signature has the zone sign and publish the router."""
     with refusals(as_json):
-        from appliance.cli.artifact import open_registry
+        from appliance.cli.serving import open_registry
 
         signer = open_role(authority, "import-officer", passphrase_file, key, identity=identity)
         officers, published = _border(border, trust).approve(case, signer, open_registry(registry, trust))
@@ -204,7 +204,7 @@ def _current(source: Path, registry: str | None, trust: Path, channel: str | Non
     if registry is None:
         return None
     from appliance.artifact import read
-    from appliance.cli.artifact import open_registry
+    from appliance.cli.serving import open_registry
     from appliance.registry.trust_source import TrustSource
     from appliance.routers.loading import load_router
     from appliance.trust.verification import verify_artifact

@@ -1,16 +1,15 @@
 """A registry in a directory: a shared volume, a mounted disk, or the target of `appliance sync`.
 
-Every file is replaced whole (temporary file, fsync, rename). Links are followed nowhere below the root: whoever can
-write to the volume cannot point a reader outside it.
+Every file is replaced whole (temporary file, fsync, rename). Links are followed nowhere below the root, and nothing is
+looked up by path twice: whoever can write to the volume cannot point a reader or a writer outside it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
@@ -21,6 +20,7 @@ from appliance.registry.contract import Blob, Entry, checked_key
 
 LOCK_NAME = ".registry.lock"
 _CHUNK = 1024 * 1024  # bytes
+_DESCRIPTORS = "/proc/self/fd"  # proc_pid_fd(5): a path that begins at an open folder
 
 
 class DirectoryStore:
@@ -41,8 +41,7 @@ class DirectoryStore:
     def get(self, key: str, *, max_bytes: int, unless: str | None = None) -> Blob | None:
         """Read an object; see `Store.get`. The ETag is made of inode, size and modification time."""
         with self._open(key) as stream:
-            status = os.fstat(stream.fileno())
-            etag = f"{status.st_ino:x}-{status.st_size:x}-{status.st_mtime_ns:x}"
+            etag = _etag(os.fstat(stream.fileno()))
             if etag == unless:
                 return None
             data = stream.read(max_bytes + 1)
@@ -58,47 +57,54 @@ class DirectoryStore:
                 code = "REGISTRY_TOO_LARGE" if actual > size_bytes else "REGISTRY_INCOMPLETE"
                 raise RegistryError(code, f"{key} has another length", key=key, bytes=actual, expected_bytes=size_bytes)
             stream.seek(into.tell())
+            left = size_bytes - into.tell()  # a file that grows while it is read does not decide how much
             with translated(self._root):
-                shutil.copyfileobj(stream, into, _CHUNK)
+                while left > 0 and (chunk := stream.read(min(_CHUNK, left))):
+                    left -= into.write(chunk)
+            if left > 0:
+                raise RegistryError("REGISTRY_INCOMPLETE", f"{key} became shorter", key=key, missing_bytes=left)
 
     def put(self, key: str, data: bytes, *, only_if_absent: bool = False) -> str:
         """Write an object; see `Store.put`. Writers of one volume take turns, so `only_if_absent` is exact."""
-        path = self._root / checked_key(key)
-        with _as_registry_errors(key), locked(self._root / LOCK_NAME):
-            if only_if_absent and os.path.lexists(path):
+        *folders, name = checked_key(key).split("/")
+        with _as_registry_errors(key), locked(self._root / LOCK_NAME), self._opened(folders, make=True) as [*_, folder]:
+            if only_if_absent and _stands(name, folder):
                 raise RegistryError("REGISTRY_EXISTS", f"{key} stands already", key=key)
-            self._make_parents(path)
-            write_atomic(path, data)
-            status = path.stat(follow_symlinks=False)
-        return f"{status.st_ino:x}-{status.st_size:x}-{status.st_mtime_ns:x}"
+            write_atomic(Path(f"{_DESCRIPTORS}/{folder}/{name}"), data)  # by descriptor, not by a path that may change
+            return _etag(os.stat(name, dir_fd=folder, follow_symlinks=False))
 
     def list(self, prefix: str) -> list[Entry]:
         """Every object below a prefix; see `Store.list`. Temporary files and links are not objects."""
-        start = self._root / prefix if prefix.endswith("/") or not prefix else (self._root / prefix).parent
-        found: list[Entry] = []
-        with _as_registry_errors(prefix), translated(self._root):
-            for folder, folders, names in os.walk(start, followlinks=False):
-                folders.sort()
-                for name in names:
-                    path = Path(folder) / name
-                    key = path.relative_to(self._root).as_posix()
-                    if name.startswith(".") or not key.startswith(prefix):
-                        continue
-                    status = path.stat(follow_symlinks=False)
-                    if stat.S_ISREG(status.st_mode):
-                        found.append(Entry(key, status.st_size, datetime.fromtimestamp(status.st_mtime, UTC)))
+        folders = prefix.split("/")[:-1]
+        begin, found = "".join(f"{each}/" for each in folders), []
+        try:
+            with _as_registry_errors(prefix), self._opened(folders) as [*_, start]:
+                for folder, _, names, descriptor in os.fwalk(dir_fd=start):
+                    for name in names:
+                        key = begin + f"{folder}/{name}".removeprefix("./")
+                        if name.startswith(".") or not key.startswith(prefix):
+                            continue
+                        status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
+                        if stat.S_ISREG(status.st_mode):
+                            found.append(Entry(key, status.st_size, datetime.fromtimestamp(status.st_mtime, UTC)))
+        except RegistryError as error:
+            if error.code != "REGISTRY_NOT_FOUND" or not self._root.is_dir():
+                raise
         return sorted(found, key=lambda entry: entry.key)
 
     def delete(self, key: str) -> None:
         """Remove an object and the folders it leaves empty; see `Store.delete`."""
-        path = self._root / checked_key(key)
-        with _as_registry_errors(key), locked(self._root / LOCK_NAME), translated(path):
-            path.unlink(missing_ok=True)
-            for parent in path.parents:
-                if parent == self._root:
-                    break
-                with contextlib.suppress(OSError):
-                    parent.rmdir()
+        *folders, name = checked_key(key).split("/")
+        try:
+            with _as_registry_errors(key), locked(self._root / LOCK_NAME), self._opened(folders) as opened:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(name, dir_fd=opened[-1])
+                for folder, parent in zip(reversed(folders), reversed(opened[:-1]), strict=True):
+                    with contextlib.suppress(OSError):
+                        os.rmdir(folder, dir_fd=parent)
+        except RegistryError as error:
+            if error.code != "REGISTRY_NOT_FOUND":
+                raise
 
     def check_present(self) -> None:
         """Refuse a volume that is not there, before anything is fetched for it.
@@ -109,31 +115,43 @@ class DirectoryStore:
         if not self._root.is_dir():
             raise RegistryError("REGISTRY_VOLUME", f"{self._root} is no folder", path=str(self._root))
 
-    def _make_parents(self, path: Path) -> None:
-        for parent in reversed(path.relative_to(self._root).parents):
-            with translated(path):
-                folder = self._root / parent
-                if folder != self._root:
-                    folder.mkdir(exist_ok=True)
-                if not stat.S_ISDIR(folder.stat(follow_symlinks=False).st_mode) and folder != self._root:
-                    raise RegistryError("REGISTRY_DENIED", f"{folder} is not a folder", path=str(folder))
+    @contextlib.contextmanager
+    def _opened(self, folders: Sequence[str], *, make: bool = False) -> Iterator[Sequence[int]]:
+        """Descriptors of the root and of each folder below it, one by one, following no link."""
+        with contextlib.ExitStack() as opened, translated(self._root.joinpath(*folders)):
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+            descriptors = [os.open(self._root, flags)]
+            opened.callback(os.close, descriptors[0])
+            for folder in folders:
+                if make:
+                    with contextlib.suppress(FileExistsError):
+                        os.mkdir(folder, dir_fd=descriptors[-1])
+                descriptors.append(os.open(folder, flags | os.O_NOFOLLOW, dir_fd=descriptors[-1]))
+                opened.callback(os.close, descriptors[-1])
+            yield descriptors
 
     @contextlib.contextmanager
     def _open(self, key: str) -> Iterator[BinaryIO]:
-        """Open an object for reading, part by part, following no link below the root."""
+        """Open an object for reading."""
         *folders, name = checked_key(key).split("/")
-        with _as_registry_errors(key), contextlib.ExitStack() as opened, translated(self._root / key):
-            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-            current = os.open(self._root, flags)
-            opened.callback(os.close, current)
-            for folder in folders:
-                current = os.open(folder, flags | os.O_NOFOLLOW, dir_fd=current)
-                opened.callback(os.close, current)
-            descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=current)
-            stream = opened.enter_context(open(descriptor, "rb"))
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise RegistryError("REGISTRY_DENIED", f"{key} is not a regular file", key=key)
-            yield stream
+        with _as_registry_errors(key), self._opened(folders) as [*_, folder], translated(self._root / key):
+            descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=folder)
+            with open(descriptor, "rb") as stream:
+                if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                    raise RegistryError("REGISTRY_DENIED", f"{key} is not a regular file", key=key)
+                yield stream
+
+
+def _etag(status: os.stat_result) -> str:
+    return f"{status.st_ino:x}-{status.st_size:x}-{status.st_mtime_ns:x}"
+
+
+def _stands(name: str, folder: int) -> bool:
+    try:
+        os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 @contextlib.contextmanager
@@ -146,6 +164,7 @@ def _as_registry_errors(key: str) -> Iterator[None]:
             "FILE_MISSING": "REGISTRY_NOT_FOUND",
             "FILE_NO_SPACE": "REGISTRY_NO_SPACE",
         }.get(error.code, "REGISTRY_DENIED")
-        raise RegistryError(code, error.cause, key=key, **error.evidence) from None
+        cause = f"{key}: {error.cause.rpartition(': ')[2]}" if error.cause.startswith(_DESCRIPTORS) else error.cause
+        raise RegistryError(code, cause, **{**error.evidence, "key": key}) from None
     except OSError as error:
         raise RegistryError("REGISTRY_UNREACHABLE", f"the volume failed: {error.strerror}", key=key) from error

@@ -8,7 +8,7 @@ from itertools import groupby
 
 from appliance.artifact import SIGNATURE_NAME
 from appliance.errors import RegistryError
-from appliance.registry.contract import version_prefix
+from appliance.registry.contract import SIGNATURE_MAX_BYTES, version_prefix
 from appliance.registry.registry import Registry, VersionSummary
 
 HALF_DONE_AFTER = timedelta(days=2)  # a publication does not take so long
@@ -37,11 +37,7 @@ def collectable(registry: Registry, *, keep: int, now: datetime) -> list[Version
     Raises:
         TrustError, RegistryError: a channel does not verify.
     """
-    served: set[tuple[str, str]] = set()
-    for channel in registry.channels():
-        state = registry.current(channel)
-        if state is not None and (target := state.pointer.target) is not None:
-            served.add((target.name, target.version))
+    served = _served(registry)
     going: list[VersionSummary] = []
     for _, group in groupby(registry.versions("router"), key=lambda one: one.name):
         versions = [one for one in group if (one.name, one.version) not in served]
@@ -52,18 +48,49 @@ def collectable(registry: Registry, *, keep: int, now: datetime) -> list[Version
 
 
 def collect(registry: Registry, *, keep: int, now: datetime) -> list[Collected]:
-    """Delete what `collectable` names; the signature first, so that a kill leaves an incomplete version."""
-    done: list[Collected] = []
-    for version in collectable(registry, keep=keep, now=now):
-        prefix = version_prefix(version.kind, version.name, version.version)
-        entries = [entry.key for entry in registry.store.list(prefix)]
-        reason = None
+    """Delete what `collectable` names; the signature first, so that a kill leaves an incomplete version.
+
+    Raises:
+        TrustError, RegistryError: as `collectable`; what the home refuses.
+    """
+    return [Collected(one, _remove(registry, one)) for one in collectable(registry, keep=keep, now=now)]
+
+
+def _remove(registry: Registry, version: VersionSummary) -> str | None:
+    """Remove a version unless it is promoted at this very moment; None where it is gone, else why it is not.
+
+    The signature goes first, then the channels are looked at again; a promotion writes its pointer first and looks for
+    the signature then (`Registry.promote`). So whichever way the two meet, one of them sees the other.
+    """
+    prefix, store = version_prefix(version.kind, version.name, version.version), registry.store
+    signature = prefix + SIGNATURE_NAME
+    keys = [entry.key for entry in store.list(prefix)]
+    kept = store.get(signature, max_bytes=SIGNATURE_MAX_BYTES) if signature in keys else None
+    try:
+        store.delete(signature)
         try:
-            for key in sorted(entries, key=lambda key: key != prefix + SIGNATURE_NAME):
-                registry.store.delete(key)
-        except RegistryError as error:
-            if error.code not in {"REGISTRY_DENIED", "REGISTRY_LOCKED"}:
-                raise
-            reason = str(error)
-        done.append(Collected(version, reason))
-    return done
+            promoted = (version.name, version.version) in _served(registry)
+        except BaseException:
+            promoted = True
+            raise
+        finally:
+            if promoted and kept is not None:
+                store.put(signature, kept.data, only_if_absent=True)
+        if promoted:
+            return "it was promoted meanwhile"
+        for key in keys:
+            if key != signature:
+                store.delete(key)
+    except RegistryError as error:
+        if error.code not in {"REGISTRY_DENIED", "REGISTRY_LOCKED"}:
+            raise
+        return str(error)
+    return None
+
+
+def _served(registry: Registry) -> set[tuple[str, str]]:
+    """Name and version of what channels point to."""
+    states = [registry.current(channel) for channel in registry.channels()]
+    return {
+        (state.pointer.target.name, state.pointer.target.version) for state in states if state and state.pointer.target
+    }

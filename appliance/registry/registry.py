@@ -12,7 +12,6 @@ every file by digest, so a replaced file is refused by every follower even if it
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -28,31 +27,17 @@ from appliance.artifact import (
 )
 from appliance.errors import RegistryError, TrustError
 from appliance.registry.admitted import verify_admitted
-from appliance.registry.channel import (
-    DEFAULT_VALIDITY,
-    ChannelState,
-    Pointer,
-    StatementSigner,
-    Target,
-    check_successor,
-    noted,
-    seal,
-    successor,
-    target_of,
-    unseal,
-)
+from appliance.registry.channel import DEFAULT_VALIDITY, ChannelState, StatementSigner, target_of
+from appliance.registry.channels import Channels
 from appliance.registry.contract import (
-    POINTER_MAX_BYTES,
     PREFIXES,
     SIGNATURE_MAX_BYTES,
     Entry,
-    Store,
-    channel_key,
     checked_name,
     file_key,
     version_prefix,
 )
-from appliance.trust.verification import TrustMaterial, disowned
+from appliance.trust.verification import disowned, verify_artifact
 
 
 @dataclass(frozen=True)
@@ -73,19 +58,26 @@ class VersionSummary:
     modified: datetime
 
 
-class Registry:
-    """A registry.
+class Registry(Channels):
+    """A registry: versions, and the channels that point to them.
 
-    Args:
-        store: its home.
-        material: gives the zone's trust; asked anew for each verification, so that a refreshed trust counts at once.
-        clock: gives the checked time (UTC).
+    Args: as `Channels`.
     """
 
-    def __init__(self, store: Store, *, material: Callable[[], TrustMaterial], clock: Callable[[], datetime]) -> None:
-        self.store = store
-        self._material = material
-        self._clock = clock
+    def digest_of(self, name: str, version: str, *, kind: Kind = "router") -> str:
+        """The digest of a version, to revoke it: what lies there must be what was signed, by whomever.
+
+        Raises:
+            TrustError, ArtifactError, RegistryError: other bytes lie there than were signed, or under another name.
+        """
+        artifact, material = self.fetch(name, version, kind=kind), self._material()
+        try:
+            verify_artifact(artifact, material=material, at=self._clock())
+        except TrustError as error:
+            if not disowned(error, kind, material.policy):  # who is given up is often why it is revoked
+                raise
+        _check_identity(artifact, name=name, version=version)
+        return artifact.digest
 
     def publish(self, artifact: ArtifactFiles, *, name: str, version: str) -> None:
         """Put a verified artifact under its name and version, for ever.
@@ -157,25 +149,6 @@ class Registry:
         self.store.copy(entry.key, buffer, size_bytes=entry.size_bytes)
         return buffer.getvalue()
 
-    def channel(self, name: str, *, unless: str | None = None) -> ChannelState | None:
-        """Read and verify a channel's pointer.
-
-        Args:
-            name: the channel.
-            unless: an ETag; None is returned where the pointer still has it.
-
-        Raises:
-            TrustError, RegistryError, DocumentError: as `channel.unseal`, and what the home refuses.
-        """
-        blob = self.store.get(channel_key(name), max_bytes=POINTER_MAX_BYTES, unless=unless)
-        if blob is None:
-            return None
-        return unseal(blob.data, channel=name, etag=blob.etag, material=self._material(), at=self._clock())
-
-    def unseal(self, envelope: bytes, *, channel: str) -> ChannelState:
-        """Verify a pointer that was kept (the cache's); see `channel.unseal`."""
-        return unseal(envelope, channel=channel, etag="", material=self._material(), at=self._clock())
-
     def promote(
         self,
         name: str,
@@ -190,98 +163,22 @@ class Registry:
 
         Raises:
             TrustError, ArtifactError: the version does not verify.
-            RegistryError: REGISTRY_REVOKED, REGISTRY_CHANNEL_RACE; what the home refuses.
+            RegistryError: REGISTRY_REVOKED, REGISTRY_CHANNEL_RACE, REGISTRY_INCOMPLETE; what the home refuses.
         """
         artifact = self.fetch(name, version, kind=kind)
         verify_admitted(artifact, material=self._material(), at=self._clock())
         _check_identity(artifact, name=name, version=version)
         target = target_of(artifact, name=name, version=version)
-        return self._advance(channel or name, signer, target=lambda _old: target, validity=validity)
-
-    def renew(self, channel: str, signer: StatementSigner, *, validity: timedelta = DEFAULT_VALIDITY) -> ChannelState:
-        """Sign a channel's pointer anew, unchanged but for epoch and expiry.
-
-        Raises:
-            RegistryError: REGISTRY_NOT_FOUND, REGISTRY_CHANNEL_RACE.
-        """
-        return self._advance(channel, signer, target=_same_target, validity=validity)
-
-    def revoke(
-        self, channel: str, digests: Iterable[str], signer: StatementSigner, *, validity: timedelta = DEFAULT_VALIDITY
-    ) -> ChannelState:
-        """Forbid artifacts on a channel for ever; where it points to one of them, it then points to none.
-
-        Raises:
-            RegistryError: REGISTRY_NOT_FOUND, REGISTRY_CHANNEL_RACE.
-        """
-        revoked = tuple(digests)
-
-        def keep_unless_revoked(old: ChannelState | None) -> Target | None:
-            target = _same_target(old)
-            return None if target is not None and target.digest in revoked else target
-
-        return self._advance(channel, signer, target=keep_unless_revoked, validity=validity, revoke=revoked)
-
-    def _advance(
-        self,
-        channel: str,
-        signer: StatementSigner,
-        *,
-        target: Callable[[ChannelState | None], Target | None],
-        validity: timedelta,
-        revoke: Iterable[str] = (),
-    ) -> ChannelState:
-        known, before = self._standing(channel)
-        pointer = successor(
-            before, channel=channel, target=target(known), at=self._clock(), validity=validity, revoke=revoke
-        )
-        envelope = seal(pointer, signer)
-        written = unseal(envelope, channel=channel, etag="", material=self._material(), at=self._clock())
-        check_successor(written, known)
-        self.store.put(channel_key(channel), envelope)
-        standing = self.channel(channel)
-        if standing is None or standing.digest != written.digest:
+        state = self._advance(channel or name, signer, target=lambda _old: target, validity=validity)
+        signature = file_key(kind, name, version, SIGNATURE_NAME)
+        if signature not in {entry.key for entry in self.store.list(signature)}:
             raise RegistryError(
-                "REGISTRY_CHANNEL_RACE",
-                f"another officer changed channel {channel} at the same moment",
-                channel=channel,
-                ours=written.digest,
-                standing=standing.digest if standing else None,
+                "REGISTRY_INCOMPLETE",
+                f"{name} {version} was collected while it was promoted; followers go on with what they serve",
+                channel=state.pointer.name,
+                remedy="Publish it again with `appliance artifact publish`; the channel points to it already.",
             )
-        return standing
-
-    def _standing(self, channel: str) -> tuple[ChannelState | None, Pointer | None]:
-        """The verified pointer, and the one to count on from.
-
-        They differ after a compromise: the pointer that stands was signed by whom the zone no longer believes, and
-        the next one must follow it all the same, or the channel could never be promoted again.
-        """
-        try:
-            blob = self.store.get(channel_key(channel), max_bytes=POINTER_MAX_BYTES)
-        except RegistryError as error:
-            if error.code != "REGISTRY_NOT_FOUND":
-                raise
-            return None, None
-        if blob is None:
-            return None, None
-        material = self._material()
-        try:
-            known = unseal(blob.data, channel=channel, etag=blob.etag, material=material, at=self._clock())
-        except TrustError as error:
-            before = noted(blob.data, channel=channel) if disowned(error, "channel", material.policy) else None
-            if before is None:
-                raise
-            return None, before.pointer
-        return known, known.pointer
-
-    def current(self, channel: str) -> ChannelState | None:
-        """The pointer that stands now, or None where the channel was never promoted."""
-        try:
-            return self.channel(channel)
-        except RegistryError as error:
-            if error.code != "REGISTRY_NOT_FOUND":
-                raise
-            return None
+        return state
 
     def versions(self, kind: Kind = "router") -> list[VersionSummary]:
         """Every version of a kind, by name and version."""
@@ -302,17 +199,6 @@ class Registry:
             )
             for (name, version), entries in sorted(found.items())
         ]
-
-    def channels(self) -> list[str]:
-        """The names of all channels."""
-        keys = [entry.key for entry in self.store.list("channels/")]
-        return [key.removeprefix("channels/").removesuffix(".json") for key in keys if key.endswith(".json")]
-
-
-def _same_target(old: ChannelState | None) -> Target | None:
-    if old is None:
-        raise RegistryError("REGISTRY_NOT_FOUND", "the channel was never promoted")
-    return old.pointer.target
 
 
 def _check_identity(artifact: ArtifactFiles, *, name: str, version: str) -> None:

@@ -124,10 +124,12 @@ class S3Store:
 
         def attempt(_deadline: Deadline) -> list[Entry]:
             found: list[Entry] = []
-            start = len(self._settings.prefix)
-            for item in self._client.list_objects(self._settings.bucket, prefix=self._name(prefix), recursive=True):
+            start, asked = len(self._settings.prefix), self._name(prefix)
+            for item in self._client.list_objects(self._settings.bucket, prefix=asked, recursive=True):
                 if item.object_name is None or item.last_modified is None or item.is_dir:
                     continue
+                if not item.object_name.startswith(asked) or (item.size or 0) < 0:
+                    raise RegistryError("REGISTRY_ANSWER", "the listing names what was not asked for", prefix=prefix)
                 if len(found) >= MAX_ENTRIES:
                     raise RegistryError("REGISTRY_ANSWER", "the listing does not end", entries=len(found))
                 found.append(Entry(item.object_name[start:], item.size or 0, item.last_modified))
