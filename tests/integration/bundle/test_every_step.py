@@ -136,6 +136,34 @@ def test_killed_before_any_change_of_a_file_it_is_old_or_new_and_is_taken_up_aga
     assert not list(Path(tempfile.gettempdir()).iterdir()), "the killed left nothing that the others did not clear away"
 
 
+def test_a_return_killed_before_any_change_of_a_file_leaves_one_of_the_two_and_can_be_repeated(work, host, old, new):
+    both = start(work / "both", host)
+    bring(new, both)
+    seen, number, outcome = set(), 0, "killed"
+    while outcome == "killed":
+        prefix = start(work / "returning", both)
+        back = lambda p=prefix: rollback(Prefix(p), to=None, now=datetime.now(UTC))  # noqa: E731
+        outcome = children.kill_before_change(prefix, number, back)
+        left = running(prefix)
+        seen.add(left)
+        if left == new.built.manifest.release_id:
+            back()
+        assert running(prefix) == old.built.manifest.release_id, number
+        assert rollback(Prefix(prefix), to=new.built.manifest.release_id, now=datetime.now(UTC)).current
+        assert running(prefix) == new.built.manifest.release_id, number
+        shutil.rmtree(prefix)
+        number += 1
+    assert outcome == "done"
+    assert number > 4
+    assert seen == {old.built.manifest.release_id, new.built.manifest.release_id}
+
+
+def test_two_prefixes_are_installed_at_once_and_do_not_meet(work, new):
+    places = [work / f"apart-{number}" for number in range(4)]
+    assert children.run_together([lambda p=place: bring(new, p) for place in places]) == ["done"] * 4
+    assert {running(place) for place in places} == {new.built.manifest.release_id}
+
+
 @pytest.mark.parametrize("upgrade", [False, True], ids=["first", "upgrade"])
 def test_out_of_space_before_any_change_of_a_file_it_is_old_or_new_and_goes_on_with_space(
     work, host, old, new, upgrade
