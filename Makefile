@@ -27,7 +27,7 @@ demo: needs env
 	@$(RUN) -m scripts.demo
 
 test: env
-	$(PYTEST) -n 2 --dist loadfile --durations 15 $(if $(REPORTS),--junitxml=$(REPORTS)/tests.xml) $(TESTARGS)
+	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder --durations 15 $(if $(REPORTS),--junitxml=$(REPORTS)/tests.xml) $(TESTARGS)
 
 test-fast: env
 	$(PYTEST) -m "not slow and not server" -n 2 --dist loadfile tests/unit $(TESTARGS)

@@ -21,6 +21,7 @@ import httpx
 import yaml
 
 from appliance import settings
+from appliance.errors import GatewayError
 from appliance.operations.status import collect
 from tests.support.ports import free_port
 from tests.support.upstream import Upstream
@@ -77,8 +78,14 @@ class Gateway:
         return self.client.post("/v1/chat/completions", json={"model": model, "messages": [message], **body})
 
     def status(self) -> dict[str, Any]:
-        """What `appliance status --json` prints, without the time a new process takes."""
-        return collect(settings.load(self.config))
+        """What `appliance status --json` prints; a gateway that is too busy to say it in time is asked again."""
+        end = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                return collect(settings.load(self.config))
+            except GatewayError as error:
+                if error.code != "GATEWAY_BOOTING" or self.process.poll() is not None or time.monotonic() > end:
+                    raise
 
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run `appliance ...`."""
