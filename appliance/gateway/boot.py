@@ -19,7 +19,7 @@ from pathlib import Path
 from appliance import documents
 from appliance.errors import ApplianceError, FileError, GatewayError
 from appliance.files import locked, translated, write_atomic
-from appliance.gateway import litellm_config, live, lockdown, logs, proxy, secrets, server
+from appliance.gateway import litellm_config, live, lockdown, logs, prices, proxy, secrets, server
 from appliance.gateway.prepared import Prepared
 from appliance.gateway.supervisor import Supervisor
 from appliance.registry.live import LiveConfig
@@ -85,10 +85,12 @@ def boot(settings: Settings) -> int:
         for stale in run_dir.glob("worker-*.sock"):
             stale.unlink(missing_ok=True)
         prepared = _prepare(checked)
+        proxy.application()
+        document = prices.all_marked(checked.config.document, proxy.price_list())
+        write_atomic(_config_path(run_dir), documents.write_json(document), mode=0o600)  # JSON is YAML
         if settings.listen.workers == 1:
             _serve(prepared, 0, listener)
             return 0
-        proxy.application()
         return Supervisor(settings.listen.workers, lambda number, shared: _serve(prepared, number, shared), _say).run(
             listener
         )
@@ -97,11 +99,9 @@ def boot(settings: Settings) -> int:
 def _prepare(checked: Checked) -> Prepared:
     run_dir = checked.settings.state_dir / "run"
     _own_temporary_folder(run_dir / "tmp")
-    config_path = run_dir / "litellm.yaml"
-    write_atomic(config_path, documents.write_json(dict(checked.config.document)), mode=0o600)  # JSON is YAML
     proxy.prepare_environment(
         os.environ,
-        config_path=str(config_path),
+        config_path=str(_config_path(run_dir)),
         master_key=checked.master_key,
         secrets=checked.secrets,
         telemetry=checked.settings.telemetry,
@@ -111,6 +111,11 @@ def _prepare(checked: Checked) -> Prepared:
         booted = live.first(checked.settings, checked.config)
     locks = lockdown.before_import(checked.settings, checked.config)
     return Prepared(checked.settings, checked.config, checked.master_key, booted, locks)
+
+
+def _config_path(run_dir: Path) -> Path:
+    """Where LiteLLM finds its configuration when it starts."""
+    return run_dir / "litellm.yaml"
 
 
 def _own_temporary_folder(folder: Path) -> None:

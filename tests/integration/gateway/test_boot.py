@@ -33,6 +33,11 @@ def test_weights_of_the_local_file_decide_exactly_and_evenly(running):
     assert chosen[:4].count("small") == chosen[4:].count("small") == 3
 
 
+def test_litellm_is_told_that_a_deployment_without_a_price_is_free(running):
+    entries = json.loads((running.directory / "state" / "run" / "litellm.yaml").read_text())["model_list"]
+    assert {entry["model_info"]["input_cost_per_token"] for entry in entries} == {0.0}
+
+
 def test_the_answer_comes_from_the_deployment_that_the_header_names(running):
     response = running.chat("who are you?")
     assert response.status_code == 200
