@@ -78,7 +78,7 @@ def gather(places: Places, *, now: datetime, deep: bool = False, probe: Sequence
         at=now,
         uid=os.geteuid(),
         trust=trusted,
-        volumes=host.volumes([*state, places.prefix, Path("/tmp")]),  # noqa: S108 (its space is looked at)
+        volumes=host.volumes([*state, places.prefix, Path("/tmp")], releases=places.prefix),  # noqa: S108 (its space is looked at)
         certificates=_looked(places.config, lambda: trust.certificates(chosen)),
         drift=_looked(places.prefix, lambda: release.drift(places.prefix, now=time, deep=deep)),
         modes=host.modes(_secrets(chosen, places), [*state, store], _code(places)),

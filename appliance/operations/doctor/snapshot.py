@@ -38,7 +38,10 @@ class Trust:
 
 @dataclass(frozen=True)
 class Volume:
-    """A file system, in bytes and inodes; `inodes` is 0 where it does not count them."""
+    """A file system, in bytes and inodes; `inodes` is 0 where it does not count them.
+
+    `releases` says whether the next release will be installed there.
+    """
 
     path: Path
     free_bytes: int
@@ -46,6 +49,7 @@ class Volume:
     free_inodes: int = 0
     inodes: int = 0
     read_only: bool = False
+    releases: bool = True
 
 
 @dataclass(frozen=True)

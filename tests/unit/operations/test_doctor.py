@@ -324,6 +324,13 @@ def test_a_clock_of_1970_is_named_where_the_trust_state_cannot_be_read():
     assert ("trust-metadata", "unknown", "TRUST_STATE_DAMAGED") in found
 
 
+def test_only_where_releases_go_there_must_be_room_for_one():
+    temporary = Volume(Path("/tmp"), 2 * GB, 3 * GB, releases=False)
+    assert not ill(volumes=(VOLUME, temporary))
+    assert ill(volumes=(VOLUME, replace(temporary, releases=True))) == {("disk", "warning", "OPERATION_DISK_LOW")}
+    assert ill(volumes=(replace(temporary, free_bytes=GB // 3),)) == {("disk", "warning", "OPERATION_DISK_LOW")}
+
+
 def test_a_manifest_that_does_not_verify_hides_no_changed_file():
     unsigned = TrustError("TRUST_SIGNATURE", "the signature does not fit")
     drifted = replace(DRIFT, changed=("payload/scripts/restore",), signature_problem=unsigned)

@@ -9,6 +9,7 @@ from appliance.operations.doctor.finding import Finding, critical, fine, warning
 from appliance.operations.doctor.snapshot import FileMode, Snapshot
 
 SPACE_WARNING_BYTES = 3 * 1024**3  # room for one more release
+SPACE_SMALL_BYTES = 512 * 1024**2  # where no release will go
 SPACE_CRITICAL_BYTES = 256 * 1024**2
 INODES_WARNING = 0.05  # share that is free
 LANDLOCK_WANTED = 4  # the first ABI with TCP rules
@@ -28,8 +29,10 @@ def disk(snapshot: Snapshot) -> Iterator[Finding]:
             yield critical(name, "OPERATION_DISK_READ_ONLY", f"{volume.path} is mounted read-only", **evidence)
         elif volume.free_bytes < SPACE_CRITICAL_BYTES:
             yield critical(name, "OPERATION_DISK_LOW", f"only {free}", **evidence)
-        elif volume.free_bytes < SPACE_WARNING_BYTES:
+        elif volume.releases and volume.free_bytes < SPACE_WARNING_BYTES:
             yield warning(name, "OPERATION_DISK_LOW", f"{free}: not enough for the next release", **evidence)
+        elif volume.free_bytes < SPACE_SMALL_BYTES:
+            yield warning(name, "OPERATION_DISK_LOW", free, **evidence)
         elif volume.inodes and volume.free_inodes / volume.inodes < INODES_WARNING:
             text = f"{volume.free_inodes} inodes free at {volume.path}"
             yield warning(name, "OPERATION_DISK_LOW", text, free_inodes=volume.free_inodes, inodes=volume.inodes)

@@ -20,9 +20,10 @@ _LANDLOCK_CREATE_RULESET_VERSION = 1
 _LISTEN = "0A"  # TCP_LISTEN in /proc/net/tcp
 
 
-def volumes(paths: Iterable[Path]) -> tuple[Volume, ...]:
-    """The file systems below the paths, each once."""
+def volumes(paths: Iterable[Path], *, releases: Path) -> tuple[Volume, ...]:
+    """The file systems below the paths, each once; the next release will want room below `releases`."""
     found: dict[int, Volume] = {}
+    device = releases.stat().st_dev if releases.exists() else None
     for path in paths:
         with contextlib.suppress(OSError):  # not there, or not ours to see
             space = os.statvfs(path)
@@ -35,6 +36,7 @@ def volumes(paths: Iterable[Path]) -> tuple[Volume, ...]:
                     space.f_favail,
                     space.f_files,
                     bool(space.f_flag & os.ST_RDONLY) and path.name == "state",
+                    releases=path.stat().st_dev == device,
                 ),
             )
     return tuple(found.values())
