@@ -666,16 +666,18 @@ def open_sources(paths: Sequence[str | Path]) -> Iterator[tuple[list[Source], li
     with contextlib.ExitStack() as stack:
         sources: list[Source] = []
         problems: dict[Path, Refused] = {}
-        for path in _candidates(paths):
-            descriptor = _open_regular(path)
-            stack.callback(os.close, descriptor)
+        for path, named in _candidates(paths).items():
             try:
+                descriptor = _open_regular(path)
+                stack.callback(os.close, descriptor)
                 sources.append(_open_source(path, descriptor))
             except OSError as error:
                 cause = f"{path.name} cannot be read: {error.strerror}"
                 problems[path] = Refused("BUNDLE_UNREADABLE", cause, file=str(path))
             except Refused as refused:
-                problems[path] = Refused(refused.code, refused.cause, file=str(path), **refused.evidence)
+                if refused.code == "BUNDLE_NO_MEDIA" and named:
+                    raise
+                problems[path] = Refused(refused.code, refused.cause, **{"file": str(path)} | refused.evidence)
         if not sources:
             for problem in problems.values():
                 raise problem
@@ -715,16 +717,17 @@ def choose(
     return genuine, chosen, [str(source.path) for source in sources if source not in chosen]
 
 
-def _candidates(paths: Sequence[str | Path]) -> list[Path]:
-    found: dict[Path, None] = {}
+def _candidates(paths: Sequence[str | Path]) -> dict[Path, bool]:
+    """Files to open, and whether each was named itself, not only the folder that it lies in."""
+    found: dict[Path, bool] = {}
     for path in map(Path, paths):
         if path.is_dir():
-            found.update((each, None) for each in sorted(path.iterdir()) if _looks_like_ours(each))
+            found.update((each, False) for each in sorted(path.iterdir()) if _looks_like_ours(each))
         elif path.exists():
-            found[path] = None
+            found[path] = True
         else:
             raise Refused("BUNDLE_NO_MEDIA", f"{path} does not exist", path=str(path))
-    return list(found)
+    return found
 
 
 def _looks_like_ours(path: Path) -> bool:
@@ -1906,6 +1909,8 @@ _BASELINE = {"x86_64": {"ssse3", "sse4_1", "sse4_2", "popcnt", "cx16"}, "aarch64
 _FAST = {"x86_64": {"avx2", "fma"}, "aarch64": {"asimddp"}}  # what the encoder is quick with
 CLOCK_TOLERANCE = dt.timedelta(hours=24)
 _BYTECODE = 1.2  # compiled modules lie beside their sources
+_OURS = {"releases", "current", "state", "etc", "lost+found"}
+_WITHOUT_LINKS = {"vfat", "msdos", "exfat"}  # the switch between releases is a symbolic link
 
 
 @dataclass(frozen=True)
@@ -1918,7 +1923,9 @@ class Host:
         glibc: (major, minor), or None where the C library is another.
         cpu_features: flags of the first processor; empty where unknown.
         free_bytes, free_inodes: on the prefix's file system; inodes None where it does not count them.
-        noexec: whether the prefix's file system forbids execution.
+        file_system: kind of the prefix's, as the kernel names it; empty where unknown.
+        noexec: whether it forbids execution.
+        foreign: what lies below a prefix that holds no installation yet, and belongs to none.
         writable: whether the prefix, or the nearest folder above it that exists, may be written.
         selinux_enforcing: whether SELinux enforces.
         busy_ports: of the ports asked for, those in use.
@@ -1931,7 +1938,9 @@ class Host:
     cpu_features: frozenset[str]
     free_bytes: int
     free_inodes: int | None
+    file_system: str
     noexec: bool
+    foreign: tuple[str, ...]
     writable: bool
     selinux_enforcing: bool
     busy_ports: tuple[int, ...]
@@ -1970,7 +1979,9 @@ def read_host(prefix: Path, *, now: dt.datetime, python: tuple[int, int], ports:
         cpu_features=_cpu_features(),
         free_bytes=space.f_bavail * space.f_frsize,
         free_inodes=space.f_favail if space.f_files else None,
+        file_system=_file_system(nearest),
         noexec=bool(space.f_flag & os.ST_NOEXEC),
+        foreign=_foreign(prefix.absolute()),
         writable=nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK) and not space.f_flag & os.ST_RDONLY,
         selinux_enforcing=_text("/sys/fs/selinux/enforce").strip() == "1",
         busy_ports=tuple(port for port in ports if _busy(port)),
@@ -1994,6 +2005,7 @@ def preflight_findings(manifest: Manifest, host: Host, prefix: Path, *, staged_b
         _cpu(host),
         _disk(manifest, host, prefix, staged_bytes),
         _inodes(manifest, host, prefix),
+        _prefix(host, prefix),
         _permissions(host, prefix),
         _mount(host, prefix),
         _clock(manifest, host),
@@ -2083,6 +2095,20 @@ def _inodes(manifest: Manifest, host: Host, prefix: Path) -> Finding:
     )  # fmt: skip
 
 
+def _prefix(host: Host, prefix: Path) -> Finding:
+    if host.file_system in _WITHOUT_LINKS:
+        return Finding(
+            "prefix", "refused", f"{prefix} lies on {host.file_system}, which knows no symbolic links",
+            "INSTALL_PREFIX", "Choose a prefix on ext4, xfs or the like, see `findmnt -D`",
+        )  # fmt: skip
+    if host.foreign:
+        return Finding(
+            "prefix", "refused", f"{prefix} holds other things: {', '.join(host.foreign[:5])}",
+            "INSTALL_PREFIX", "Choose an empty folder, or one that does not exist yet",
+        )  # fmt: skip
+    return Finding("prefix", "ok", f"{prefix} is the appliance's own")
+
+
 def _permissions(host: Host, prefix: Path) -> Finding:
     if host.writable:
         return Finding("permissions", "ok", f"{prefix} may be written")
@@ -2128,6 +2154,29 @@ def _selinux(host: Host, prefix: Path) -> Finding:
         remedy=f"Label the programs: semanage fcontext -a -t bin_t '{prefix}/releases/[^/]+/env/bin(/.*)?' "
         f"&& restorecon -R {prefix}",
     )  # fmt: skip
+
+
+def _foreign(prefix: Path) -> tuple[str, ...]:
+    try:
+        if (prefix / "state" / "install").is_dir():
+            return ()
+        names = sorted(entry.name for entry in prefix.iterdir())
+    except OSError:  # not there yet, or not to be entered: another check says so
+        return ()
+    return tuple(name for name in names if name not in _OURS and not name.startswith("."))
+
+
+def _file_system(folder: Path, table: Path = Path("/proc/self/mountinfo")) -> str:
+    """Kind of file system that a folder lies on; proc(5) describes the table."""
+    where, found, kind = f"{folder.resolve()}/", "", ""
+    for line in _text(str(table)).splitlines():
+        fields = line.split(" ")
+        if len(fields) < 8 or "-" not in fields[6:-1]:
+            continue
+        point = fields[4].replace("\\040", " ").rstrip("/") + "/"
+        if where.startswith(point) and len(point) >= len(found):  # of two at one place the later covers the earlier
+            found, kind = point, fields[fields.index("-", 6) + 1]
+    return kind
 
 
 def _glibc() -> tuple[int, int] | None:
@@ -2215,6 +2264,7 @@ def make_environment(payload: Path, release: Path, *, python: str = sys.executab
                 "--no-index", "--find-links", str(payload / "wheels"), "--no-build", "--no-deps", "--require-hashes",
                 "--link-mode", "hardlink", "--requirement", str(payload / REQUIREMENTS), "--quiet",
             )  # fmt: skip
+            (environment / ".lock").unlink(missing_ok=True)  # uv's own, which everybody may write
         finally:
             uv.unlink(missing_ok=True)
 

@@ -49,6 +49,7 @@ def make_environment(payload: Path, release: Path, *, python: str = sys.executab
                 "--no-index", "--find-links", str(payload / "wheels"), "--no-build", "--no-deps", "--require-hashes",
                 "--link-mode", "hardlink", "--requirement", str(payload / REQUIREMENTS), "--quiet",
             )  # fmt: skip
+            (environment / ".lock").unlink(missing_ok=True)  # uv's own, which everybody may write
         finally:
             uv.unlink(missing_ok=True)
 

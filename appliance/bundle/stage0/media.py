@@ -102,16 +102,18 @@ def open_sources(paths: Sequence[str | Path]) -> Iterator[tuple[list[Source], li
     with contextlib.ExitStack() as stack:
         sources: list[Source] = []
         problems: dict[Path, Refused] = {}
-        for path in _candidates(paths):
-            descriptor = _open_regular(path)
-            stack.callback(os.close, descriptor)
+        for path, named in _candidates(paths).items():
             try:
+                descriptor = _open_regular(path)
+                stack.callback(os.close, descriptor)
                 sources.append(_open_source(path, descriptor))
             except OSError as error:
                 cause = f"{path.name} cannot be read: {error.strerror}"
                 problems[path] = Refused("BUNDLE_UNREADABLE", cause, file=str(path))
             except Refused as refused:
-                problems[path] = Refused(refused.code, refused.cause, file=str(path), **refused.evidence)
+                if refused.code == "BUNDLE_NO_MEDIA" and named:
+                    raise
+                problems[path] = Refused(refused.code, refused.cause, **{"file": str(path)} | refused.evidence)
         if not sources:
             for problem in problems.values():
                 raise problem
@@ -151,16 +153,17 @@ def choose(
     return genuine, chosen, [str(source.path) for source in sources if source not in chosen]
 
 
-def _candidates(paths: Sequence[str | Path]) -> list[Path]:
-    found: dict[Path, None] = {}
+def _candidates(paths: Sequence[str | Path]) -> dict[Path, bool]:
+    """Files to open, and whether each was named itself, not only the folder that it lies in."""
+    found: dict[Path, bool] = {}
     for path in map(Path, paths):
         if path.is_dir():
-            found.update((each, None) for each in sorted(path.iterdir()) if _looks_like_ours(each))
+            found.update((each, False) for each in sorted(path.iterdir()) if _looks_like_ours(each))
         elif path.exists():
-            found[path] = None
+            found[path] = True
         else:
             raise Refused("BUNDLE_NO_MEDIA", f"{path} does not exist", path=str(path))
-    return list(found)
+    return found
 
 
 def _looks_like_ours(path: Path) -> bool:

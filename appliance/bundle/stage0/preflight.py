@@ -21,6 +21,8 @@ _BASELINE = {"x86_64": {"ssse3", "sse4_1", "sse4_2", "popcnt", "cx16"}, "aarch64
 _FAST = {"x86_64": {"avx2", "fma"}, "aarch64": {"asimddp"}}  # what the encoder is quick with
 CLOCK_TOLERANCE = dt.timedelta(hours=24)
 _BYTECODE = 1.2  # compiled modules lie beside their sources
+_OURS = {"releases", "current", "state", "etc", "lost+found"}
+_WITHOUT_LINKS = {"vfat", "msdos", "exfat"}  # the switch between releases is a symbolic link
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,9 @@ class Host:
         glibc: (major, minor), or None where the C library is another.
         cpu_features: flags of the first processor; empty where unknown.
         free_bytes, free_inodes: on the prefix's file system; inodes None where it does not count them.
-        noexec: whether the prefix's file system forbids execution.
+        file_system: kind of the prefix's, as the kernel names it; empty where unknown.
+        noexec: whether it forbids execution.
+        foreign: what lies below a prefix that holds no installation yet, and belongs to none.
         writable: whether the prefix, or the nearest folder above it that exists, may be written.
         selinux_enforcing: whether SELinux enforces.
         busy_ports: of the ports asked for, those in use.
@@ -46,7 +50,9 @@ class Host:
     cpu_features: frozenset[str]
     free_bytes: int
     free_inodes: int | None
+    file_system: str
     noexec: bool
+    foreign: tuple[str, ...]
     writable: bool
     selinux_enforcing: bool
     busy_ports: tuple[int, ...]
@@ -85,7 +91,9 @@ def read_host(prefix: Path, *, now: dt.datetime, python: tuple[int, int], ports:
         cpu_features=_cpu_features(),
         free_bytes=space.f_bavail * space.f_frsize,
         free_inodes=space.f_favail if space.f_files else None,
+        file_system=_file_system(nearest),
         noexec=bool(space.f_flag & os.ST_NOEXEC),
+        foreign=_foreign(prefix.absolute()),
         writable=nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK) and not space.f_flag & os.ST_RDONLY,
         selinux_enforcing=_text("/sys/fs/selinux/enforce").strip() == "1",
         busy_ports=tuple(port for port in ports if _busy(port)),
@@ -109,6 +117,7 @@ def preflight_findings(manifest: Manifest, host: Host, prefix: Path, *, staged_b
         _cpu(host),
         _disk(manifest, host, prefix, staged_bytes),
         _inodes(manifest, host, prefix),
+        _prefix(host, prefix),
         _permissions(host, prefix),
         _mount(host, prefix),
         _clock(manifest, host),
@@ -198,6 +207,20 @@ def _inodes(manifest: Manifest, host: Host, prefix: Path) -> Finding:
     )  # fmt: skip
 
 
+def _prefix(host: Host, prefix: Path) -> Finding:
+    if host.file_system in _WITHOUT_LINKS:
+        return Finding(
+            "prefix", "refused", f"{prefix} lies on {host.file_system}, which knows no symbolic links",
+            "INSTALL_PREFIX", "Choose a prefix on ext4, xfs or the like, see `findmnt -D`",
+        )  # fmt: skip
+    if host.foreign:
+        return Finding(
+            "prefix", "refused", f"{prefix} holds other things: {', '.join(host.foreign[:5])}",
+            "INSTALL_PREFIX", "Choose an empty folder, or one that does not exist yet",
+        )  # fmt: skip
+    return Finding("prefix", "ok", f"{prefix} is the appliance's own")
+
+
 def _permissions(host: Host, prefix: Path) -> Finding:
     if host.writable:
         return Finding("permissions", "ok", f"{prefix} may be written")
@@ -243,6 +266,29 @@ def _selinux(host: Host, prefix: Path) -> Finding:
         remedy=f"Label the programs: semanage fcontext -a -t bin_t '{prefix}/releases/[^/]+/env/bin(/.*)?' "
         f"&& restorecon -R {prefix}",
     )  # fmt: skip
+
+
+def _foreign(prefix: Path) -> tuple[str, ...]:
+    try:
+        if (prefix / "state" / "install").is_dir():
+            return ()
+        names = sorted(entry.name for entry in prefix.iterdir())
+    except OSError:  # not there yet, or not to be entered: another check says so
+        return ()
+    return tuple(name for name in names if name not in _OURS and not name.startswith("."))
+
+
+def _file_system(folder: Path, table: Path = Path("/proc/self/mountinfo")) -> str:
+    """Kind of file system that a folder lies on; proc(5) describes the table."""
+    where, found, kind = f"{folder.resolve()}/", "", ""
+    for line in _text(str(table)).splitlines():
+        fields = line.split(" ")
+        if len(fields) < 8 or "-" not in fields[6:-1]:
+            continue
+        point = fields[4].replace("\\040", " ").rstrip("/") + "/"
+        if where.startswith(point) and len(point) >= len(found):  # of two at one place the later covers the earlier
+            found, kind = point, fields[fields.index("-", 6) + 1]
+    return kind
 
 
 def _glibc() -> tuple[int, int] | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.bundle.stage0.preflight import Host, preflight_findings, read_host, refuse_unfit
+from appliance.bundle.stage0.preflight import Host, _file_system, preflight_findings, read_host, refuse_unfit
 from appliance.bundle.stage0.refusal import Refused
 from tests.support import bundle as support
 
@@ -32,7 +32,9 @@ def host(manifest) -> Host:
         cpu_features=CPU,
         free_bytes=10**12,
         free_inodes=10**6,
+        file_system="ext4",
         noexec=False,
+        foreign=(),
         writable=True,
         selinux_enforcing=False,
         busy_ports=(),
@@ -45,7 +47,7 @@ def test_a_fit_host_passes_every_check(manifest, host):
     assert {finding.status for finding in findings} == {"ok"}
     names = [finding.check for finding in findings]
     assert names[:6] == ["python", "architecture", "glibc", "cpu", "disk", "inodes"]
-    assert names[6:] == ["permissions", "mount", "clock", "ports", "selinux"]
+    assert names[6:] == ["prefix", "permissions", "mount", "clock", "ports", "selinux"]
     refuse_unfit(findings)
 
 
@@ -57,6 +59,8 @@ UNFIT = {
     "cpu": ({"cpu_features": frozenset({"sse2"})}, "INSTALL_CPU", "processor"),
     "disk": ({"free_bytes": 10}, "INSTALL_NO_SPACE", "df -h"),
     "inodes": ({"free_inodes": 1}, "INSTALL_NO_SPACE", "df -i"),
+    "prefix on vfat": ({"file_system": "vfat"}, "INSTALL_PREFIX", "ext4"),
+    "prefix in use": ({"foreign": ("bin", "home")}, "INSTALL_PREFIX", "empty folder"),
     "permissions": ({"writable": False}, "INSTALL_PERMISSION", "install -d"),
     "mount": ({"noexec": True}, "INSTALL_NOEXEC", "remount,exec"),
     "clock": ({"now": datetime(1970, 1, 2, tzinfo=UTC)}, "INSTALL_CLOCK", "date -u -s"),
@@ -106,6 +110,41 @@ def test_what_a_killed_run_has_staged_is_not_asked_for_again(manifest, host):
     assert any(f.status == "refused" for f in preflight_findings(manifest, tight, PREFIX))
     staged = manifest.payload_bytes
     assert not any(f.status == "refused" for f in preflight_findings(manifest, tight, PREFIX, staged_bytes=staged))
+
+
+@pytest.mark.parametrize(
+    ("entries", "foreign"),
+    [
+        ([], ()),
+        (["bin", "etc", "usr"], ("bin", "usr")),
+        (["etc", "lost+found", ".bashrc"], ()),
+        (["bin", "state/install"], ()),
+    ],
+)
+def test_a_folder_that_belongs_to_something_else_is_no_prefix_and_an_installation_always_is(tmp_path, entries, foreign):
+    for entry in entries:
+        (tmp_path / entry).mkdir(parents=True)
+    assert read_host(tmp_path, now=datetime.now(UTC), python=(3, 11)).foreign == foreign
+
+
+def test_the_root_of_the_system_is_no_prefix():
+    assert read_host(Path("/"), now=datetime.now(UTC), python=(3, 11)).foreign
+
+
+def test_the_file_system_is_that_of_the_nearest_mount_and_of_the_last_one_there(tmp_path):
+    table = tmp_path / "mountinfo"
+    table.write_text(
+        "22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/root rw\n"
+        f"30 22 8:1 / {tmp_path}/usb\\040stick rw - ext4 /dev/sdb1 rw\n"
+        f"31 22 8:1 / {tmp_path}/usb\\040stick rw,nosuid shared:5 master:2 - vfat /dev/sdb1 rw\n"
+        f"32 22 8:2 / {tmp_path}/usb rw - xfs /dev/sdc1 rw\n"
+        "a line of another kind\n"
+    )
+    assert _file_system(tmp_path / "usb stick" / "below", table) == "vfat"
+    assert _file_system(tmp_path / "usb", table) == "xfs"
+    assert _file_system(tmp_path, table) == "ext4"
+    assert _file_system(tmp_path, tmp_path / "missing") == ""
+    assert _file_system(Path("/dev/shm")) == "tmpfs"
 
 
 def test_this_host_is_read_as_it_is(tmp_path):

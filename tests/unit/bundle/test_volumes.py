@@ -124,6 +124,18 @@ def test_a_volume_whose_head_is_damaged_is_rebuilt(volumes, honest, tmp_path):
         volumes[1].write_bytes(good)
 
 
+@pytest.mark.parametrize("kind", ["link", "folder", "pipe"])
+def test_a_volume_that_is_no_file_any_more_is_rebuilt_where_its_folder_was_named(volumes, honest, tmp_path, kind):
+    volumes[1].unlink()
+    {"link": lambda path: path.symlink_to(volumes[2]), "folder": Path.mkdir, "pipe": os.mkfifo}[kind](volumes[1])
+    _, repaired = support.unpack([volumes[0].parent], tmp_path / "target")
+    assert support.tree(tmp_path / "target") == honest
+    assert len(repaired) == 1
+    with pytest.raises(Refused) as caught:
+        support.unpack([volumes[1]], tmp_path / "other")
+    assert caught.value.code == "BUNDLE_NO_MEDIA"
+
+
 def test_volumes_each_damaged_at_another_place_are_all_rebuilt(volumes, honest, tmp_path):
     """Parity mends one piece in every stripe, whichever volume it lies on."""
     size = volumes[0].stat().st_size
