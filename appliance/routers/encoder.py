@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from appliance.artifact import ArtifactFiles, EncoderMetadata, encoder_metadata
 from appliance.errors import RouterError
-from appliance.routers.onnx_file import check_network
+from appliance.routers.onnx_file import open_session
 from appliance.routers.strategies import Floats, Prompts
 
 MAX_CHARACTERS_PER_TOKEN = 16  # text beyond this many characters a token can only lie in the truncated middle
@@ -113,22 +113,9 @@ class OnnxEncoder(TokenEncoder):
     """
 
     def __init__(self, artifact: ArtifactFiles, metadata: EncoderMetadata, *, threads: int, max_tokens: int) -> None:
-        import onnxruntime
-
         super().__init__(artifact, metadata, max_tokens=max_tokens)
-        check_network(artifact.files[metadata.network], what=metadata.network)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3
-        try:
-            self._session = onnxruntime.InferenceSession(
-                artifact.files[metadata.network], options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # noqa: BLE001 (it raises bare Exceptions of its own making)
-            raise RouterError("ROUTER_ENCODER", f"the encoder cannot be built: {str(error)[:300]}") from None
+        network = artifact.files[metadata.network]
+        self._session = open_session(network, what=metadata.network, threads=threads, code="ROUTER_ENCODER")
         inputs = {node.name for node in self._session.get_inputs()}
         outputs = {node.name: node.shape for node in self._session.get_outputs()}
         if inputs != set(INPUTS) or OUTPUT not in outputs or outputs[OUTPUT][-1] not in (self.dimensions, None):

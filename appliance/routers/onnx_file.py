@@ -8,7 +8,7 @@ operator the file asks for. Both are refused here with a reader of the few proto
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from appliance.errors import RouterError
 
@@ -20,6 +20,7 @@ FORBIDDEN_OPERATORS = frozenset(
     {"Loop", "Scan", "If", "SequenceMap", "StringSplit", "RegexFullMatch", "TfIdfVectorizer"}
 )
 
+_ORT_FORMAT = b"ORTM"  # https://onnxruntime.ai/docs/performance/model-optimizations/ort-format-models.html
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _EXTERNAL = 1  # TensorProto.DataLocation.EXTERNAL
 
@@ -34,7 +35,40 @@ def check_network(data: bytes, *, what: str) -> None:
     Raises:
         RouterError: ROUTER_NETWORK.
     """
+    if data[4:8] == _ORT_FORMAT:  # legal in ONNX, as part of a name; the runtime would read another model than we do
+        raise RouterError("ROUTER_NETWORK", f"{what}: it passes for a file of onnxruntime's own format", file=what)
     _Walk(what).model(memoryview(data))
+
+
+def open_session(data: bytes, *, what: str, threads: int = 1, code: str = "ROUTER_NETWORK") -> Any:
+    """Check a network and give it to onnxruntime, as ONNX whatever else its bytes may pass for.
+
+    Args:
+        data: the ONNX file, verified.
+        what: its name, for the message.
+        threads: of one call.
+        code: of a refusal by the runtime.
+
+    Returns:
+        The `onnxruntime.InferenceSession`.
+
+    Raises:
+        RouterError: ROUTER_NETWORK as `check_network`; `code`.
+    """
+    check_network(data, what=what)
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.load_model_format", "ONNX")
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # noqa: BLE001 (it raises bare exceptions of its own making)
+        raise RouterError(code, f"{what} cannot be built: {str(error)[:300]}") from None
 
 
 class _Walk:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -22,6 +23,8 @@ PROTOCOL = 2  # an older protocol selects older node classes
 MAX_SCHEMA_BYTES = 16 * 1024**2
 MAX_DEPTH = 64
 MAX_MEMBERS = 4096
+MAX_UNFOLDING = 16  # members read, each as often as the schema names it, times the file's length
+LEAST_UNFOLDED_BYTES = 16 * 1024**2  # small files may be mostly zeros
 
 _BUILT_IN = frozenset(
     {
@@ -119,8 +122,14 @@ def _check(data: bytes, what: str) -> None:
         if archive.getinfo("schema.json").file_size > MAX_SCHEMA_BYTES:
             raise RouterError("ROUTER_MODEL", f"the schema of {what} is longer than {MAX_SCHEMA_BYTES} bytes")
         schema = json.loads(archive.read("schema.json"))
+        sizes = {info.filename: info.file_size for info in infos}  # no more than that is read of a member
     if not isinstance(schema, dict) or schema.get("protocol") != PROTOCOL or isinstance(schema["protocol"], bool):
         raise RouterError("ROUTER_MODEL", f"{what} is not written in protocol {PROTOCOL}")
+    _walk(schema, sizes, max(LEAST_UNFOLDED_BYTES, MAX_UNFOLDING * len(data)), what)
+
+
+def _walk(schema: dict[str, Any], sizes: Mapping[str, int], left: int, what: str) -> None:
+    """Look at every node; `left` bytes may be read of members of these sizes."""
     pending: list[tuple[Any, int]] = [(schema, 0)]
     while pending:
         value, depth = pending.pop()
@@ -129,6 +138,10 @@ def _check(data: bytes, what: str) -> None:
         if isinstance(value, dict):
             if "__loader__" in value or "__class__" in value:
                 _check_node(value, what)
+            if isinstance(file := value.get("file"), str):
+                left -= sizes[file]
+            if left < 0:
+                raise RouterError("ROUTER_MODEL", f"the arrays of {what} are many times as large as the file")
             pending += [(child, depth + 1) for child in value.values()]
         elif isinstance(value, list):
             pending += [(child, depth + 1) for child in value]

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from appliance.errors import RouterError
 
 MAX_MEMBERS = 4096
+MAX_SHARING = 8  # read and laid out together, times the file's length: each once, twice as wide, a few shared
 # storage -> NumPy type; bfloat16 is the upper half of a float32
 STORAGES = {
     "FloatStorage": "<f4", "DoubleStorage": "<f8", "HalfStorage": "<f2", "BFloat16Storage": "<u2",
@@ -54,6 +55,7 @@ class _Archive:
 
     def __init__(self, archive: zipfile.ZipFile, size_bytes: int, what: str) -> None:
         self._archive, self._what = archive, what
+        self._left = MAX_SHARING * size_bytes
         infos = archive.infolist()
         self._top = infos[0].filename.partition("/")[0] if infos else ""
         if len(infos) > MAX_MEMBERS or any(info.compress_type != zipfile.ZIP_STORED for info in infos):
@@ -81,7 +83,7 @@ class _Archive:
         """What stands for a name of torch's."""
         known: dict[tuple[str, str], Any] = {
             ("collections", "OrderedDict"): dict,
-            ("torch._utils", "_rebuild_tensor_v2"): _lay,
+            ("torch._utils", "_rebuild_tensor_v2"): self._lay,
             ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
             **{("torch", storage): storage for storage in STORAGES},
         }
@@ -96,12 +98,24 @@ class _Archive:
         kind, storage, key, _location, length = pid
         if kind != "storage" or storage not in STORAGES or not str(key).isdecimal():
             raise RouterError("ROUTER_MODEL", f"{self._what} names a storage that does not exist")
+        self._spend(self._archive.getinfo(f"{self._top}/data/{key}").file_size)
         flat = np.frombuffer(self._archive.read(f"{self._top}/data/{key}"), STORAGES[storage])
         if len(flat) != length:
             raise RouterError("ROUTER_MODEL", f"a storage of {self._what} has {len(flat)} numbers, not {length}")
         if storage == "BFloat16Storage":
             return (flat.astype(np.uint32) << 16).view(np.float32)
         return flat
+
+    def _lay(self, flat: Any, *rest: Any) -> NDArray[Any]:
+        tensor = _lay(flat, *rest)
+        self._spend(tensor.nbytes)
+        return tensor
+
+    def _spend(self, size_bytes: int) -> None:
+        """Tensors may share a storage, but not turn a small file into more than this process has."""
+        self._left -= size_bytes
+        if self._left < 0:
+            raise RouterError("ROUTER_MODEL", f"the tensors of {self._what} are many times as large as the file")
 
 
 def _lay(flat: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> NDArray[Any]:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from appliance.errors import RouterError
-from appliance.routers.onnx_file import check_network
+from appliance.routers.onnx_file import open_session
 from appliance.routers.strategies import Floats, Prompts, Strategy, StrategyFiles, parameters
 
 
@@ -34,19 +34,9 @@ class Onnx(Strategy):
     name: ClassVar[str] = "onnx"
 
     def __init__(self, labels: tuple[str, ...], network: NDArray[np.uint8], parameters: OnnxParameters) -> None:
-        import onnxruntime
-
         super().__init__(labels)
         self.network, self.parameters = network, parameters
-        data = network.tobytes()
-        check_network(data, what="network")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        try:
-            self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # noqa: BLE001 (onnxruntime raises bare exceptions of its own making)
-            raise RouterError("ROUTER_NETWORK", f"the network cannot be built: {str(error)[:300]}") from None
+        self._session = open_session(network.tobytes(), what="network")
         inputs, outputs = (
             {node.name for node in nodes} for nodes in (self._session.get_inputs(), self._session.get_outputs())
         )

@@ -275,6 +275,49 @@ def test_a_compressed_state_dict_that_would_unfold_in_memory_is_refused():
     assert code({"model_pt": buffer.getvalue()}) == "ROUTER_MODEL"
 
 
+def shared(times: int, numbers: int) -> bytes:
+    """A state dict of many tensors over one storage, each named and read anew."""
+    buffer = io.BytesIO()
+    program = b"\x80\x02}("
+    for number in range(times):
+        name = b"%d.weight" % number
+        program += b"X" + len(name).to_bytes(4, "little") + name + b"ctorch._utils\n_rebuild_tensor_v2\n("
+        program += b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpu"
+        program += b"I%d\ntQI0\n(I%d\nt(I1\nttR" % (numbers, numbers)
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("archive/data.pkl", program + b"u.")
+        archive.writestr("archive/data/0", np.ones(numbers, np.float32).tobytes())
+    return buffer.getvalue()
+
+
+def test_tensors_that_share_a_storage_do_not_multiply_a_file_in_memory():
+    assert len(torch_file.read_state_dict(shared(2, 100_000), what="model.pt")) == 2
+    with pytest.raises(RouterError) as refused:
+        torch_file.read_state_dict(shared(500, 100_000), what="model.pt")
+    assert refused.value.code == "ROUTER_MODEL"
+    assert "many times" in refused.value.cause
+
+
+@pytest.mark.parametrize("times", [1, 40])
+def test_a_skops_file_that_would_unfold_in_memory_is_refused(times, ridge_skops):
+    """One array that shrinks to nothing in the archive, or one that the schema names again and again."""
+    size = 20 * 1024**2 if times == 1 else 1024**2
+
+    def repeat(schema):
+        node = {"__module__": "numpy", "__class__": "ndarray", "__loader__": "NdArrayNode", "type": "numpy"}
+        nodes = [{**node, "__id__": 1000 + n, "file": "big.npy"} for n in range(times)]
+        schema["content"]["content"] |= {f"a{n}": one for n, one in enumerate(nodes)}
+
+    buffer = io.BytesIO(reschemed(ridge_skops, repeat))
+    with zipfile.ZipFile(buffer, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("big.npy", b"\0" * size)
+    with pytest.raises(RouterError) as refused:
+        skops_file.check(buffer.getvalue(), what="model.skops")
+    assert refused.value.code == "ROUTER_MODEL"
+    assert "many times" in refused.value.cause
+    skops_file.check(ridge_skops, what="model.skops")
+
+
 def test_neither_torch_nor_scikit_learn_is_imported_until_a_router_needs_it():
     program = (
         "import sys; from appliance.routers import loading; import appliance.gateway.loading;"

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from appliance.errors import RouterError
-from appliance.routers.onnx_file import check_network
+from appliance.routers.onnx_file import check_network, open_session
 
 
 def model(nodes=None, initializers=None, **options):
@@ -96,3 +96,16 @@ def test_any_bytes_are_refused_or_pass_and_never_crash(data):
         check_network(data, what="network.onnx")
     except RouterError as error:
         assert error.code == "ROUTER_NETWORK"
+
+
+def test_a_network_that_the_runtime_would_take_for_another_format_is_refused():
+    """One file, two models: legal ONNX whose producer's name reads as onnxruntime's own format, checked by nobody."""
+    import onnxruntime
+
+    plain = model(ir_version=8, opset_imports=[helper.make_opsetid("", 13)]).SerializeToString()
+    both = b"\x12\x7f\0\0ORTM" + b"\0" * 121 + plain
+    assert onnx.load_from_string(both).graph == onnx.load_from_string(plain).graph
+    with pytest.raises(Exception, match="ORT model"):
+        onnxruntime.InferenceSession(both, providers=["CPUExecutionProvider"])
+    refused(both, "own format")
+    open_session(plain, what="network.onnx")
