@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from appliance.operations.doctor.facts.host import kernel
 from tests.support import systemd as manager
 from tests.support.gateway import deployment, write_config
 from tests.support.routing import zone
@@ -109,6 +110,51 @@ def test_it_runs_as_its_own_user_without_a_single_capability(room):
 def test_memory_and_tasks_are_limited(room):
     assert room.property(GATEWAY, "MemoryMax") == str(4 * 1024**3)
     assert room.property(GATEWAY, "TasksMax") == "256"
+
+
+LISTEN = """
+import socket
+listener = socket.create_server(("10.99.0.1", 7777))
+print("listens", flush=True)
+while True:
+    listener.accept()
+"""
+CONNECT = """
+import os, socket, sys
+open(f"/sys/fs/cgroup{sys.argv[1]}/cgroup.procs", "w").write(str(os.getpid()))
+try:
+    socket.create_connection(("10.99.0.1", 7777), 3)
+except OSError as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+"""
+
+
+def test_what_runs_in_the_units_control_group_reaches_nobody_but_this_host(room):
+    """The kernel's filter, with a listener that anybody else in the room reaches."""
+    assert room.run("ip", "address", "add", "10.99.0.1/32", "dev", "lo").returncode == 0
+    command = room.command(sys.executable, "-c", LISTEN)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as stranger:
+        try:
+            assert stranger.stdout.readline() == "listens\n"
+            free = room.run(sys.executable, "-c", CONNECT, "/")
+            assert free.returncode == 0, free.stderr
+            caught = room.run(sys.executable, "-c", CONNECT, room.property(GATEWAY, "ControlGroup"))
+            assert caught.returncode != 0
+            assert "imeout" in caught.stderr or "not permitted" in caught.stderr, caught.stderr
+        finally:
+            stranger.kill()
+
+
+def test_the_doctor_sees_from_its_unit_what_is_there(room):
+    """A filter that kept the doctor's own questions from the kernel would make it warn on every host."""
+    room.systemctl("start", "appliance-doctor.service")  # fails where a finding wants a hand, as here
+    said = (room.home / "appliance-doctor.log").read_text()
+    findings = {line.split()[1]: line for line in said.splitlines() if line[:1].strip()}
+    assert findings["gateway"].startswith("ok"), said
+    assert findings["permissions"].startswith("ok"), said
+    abi = kernel().landlock_abi
+    assert f"Landlock ABI {abi}" in findings["kernel"] or f"(has {abi})" in findings["kernel"], said
+    assert (room.prefix / "state" / "doctor.prom").exists()
 
 
 def test_a_gateway_that_hangs_is_killed_by_the_watchdog_and_comes_back(room):
