@@ -7,6 +7,7 @@ LiteLLM, whose own handling of it needs a database engine.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from appliance.gateway.edge import Message, Receive, Refused, Scope, Send
 from appliance.gateway.faults import Fault
 from appliance.gateway.metrics import Metrics
 
+log = logging.getLogger("appliance.request")
 Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
 Query = Mapping[str, list[str]]
 Answer = Callable[[Query], Awaitable[tuple[int, Any]]]
@@ -140,6 +142,8 @@ class Application:
                 fault = _fault(message["status"], request)
                 if fault is not None:
                     replaced = True
+                    if request.fault is None:
+                        log.error("answered with an error of no known cause", extra={"request_id": request.id})
                     await _failed(send, fault, request)
                     return
                 message["headers"] = [*message.get("headers", ()), *_told(request)]

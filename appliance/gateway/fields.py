@@ -65,33 +65,65 @@ def _either(*tests: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: any(test(value) for test in tests)
 
 
-def _with_role(message: Any) -> bool:
-    return isinstance(message, dict) and isinstance(message.get("role"), str) and bool(message["role"])
-
-
 def _is_id(value: Any) -> bool:
     return isinstance(value, str) and "://" not in value  # LiteLLM would fetch it
 
 
 _called = _object(name=_is_text, arguments=_is_text)
-_part = _object(
-    type=_is_text,
-    text=_is_text,
-    image_url=_either(_is_text, _object(url=_is_text, detail=_is_text)),
-    input_audio=_object(data=_is_text, format=_is_text),
-    file=_object(file_data=_is_text, file_id=_is_id, filename=_is_text, format=_is_text),
-    cache_control=_object(type=_is_text, ttl=_is_text),
-)
+_cached = _object(type=_is_text, ttl=_is_text)
+_PARTS: Mapping[str, Callable[[Any], bool]] = {
+    "text": _is_text,
+    "image_url": _either(_is_text, _object(url=_is_text, detail=_is_text)),
+    "input_audio": _object(data=_is_text, format=_is_text),
+    "file": _object(file_data=_is_text, file_id=_is_id, filename=_is_text, format=_is_text),
+}
+_part_fields = _object(cache_control=_cached, **_PARTS)
+
+
+def _is_part(part: Any) -> bool:
+    """A part of OpenAI's: a type, and what the type says it holds."""
+    if not _part_fields(part) or not isinstance(part.get("type"), str):
+        return False
+    return part["type"] not in _PARTS or part.get(part["type"]) is not None
+
+
+def _is_block(block: Any) -> bool:
+    """A block of Anthropic's content."""
+    return (
+        _object(text=_is_text, cache_control=_cached)(block)
+        and isinstance(block.get("type"), str)
+        and (block["type"] == "text" or block["type"] not in _PARTS)
+    )
+
+
 _message_fields = _object(
-    content=_either(_is_text, _are(_part)),
+    content=_either(_is_text, _are(_is_part)),
     name=_is_text,
     tool_call_id=_is_text,
     tool_calls=_are(_object(id=_is_text, type=_is_text, function=_called)),
     function_call=_called,
     refusal=_is_text,
     reasoning_content=_is_text,
-    cache_control=_object(type=_is_text, ttl=_is_text),
+    cache_control=_cached,
 )
+_SILENT = frozenset({"assistant", "tool", "function"})  # whose turn may hold no text
+
+
+def _is_message(message: Any) -> bool:
+    if not _message_fields(message) or not isinstance(message.get("role"), str) or not message["role"]:
+        return False
+    return message.get("content") is not None or message["role"] in _SILENT
+
+
+def _is_turn(turn: Any) -> bool:
+    """A message of Anthropic's API."""
+    return (
+        isinstance(turn, dict)
+        and turn.get("role") in ("user", "assistant")
+        and _either(_is_text, _are(_is_block))(turn.get("content"))
+    )
+
+
 # run by whoever asks; a hosted tool (mcp, web search, file search) would make gateway or model server reach out
 _CLIENTS_TOOLS = re.compile(r"(?:function|custom|(?:bash|text_editor|computer|memory)_\d{8})")
 
@@ -130,9 +162,10 @@ TOKENS = Kind(
     "text, a list of texts, or tokens",
     _either(_is_text, _are(_is_text), _are(_is_whole), _are(_are(_is_whole))),
 )
-MESSAGES = Kind("a list of objects with role and content", _are(lambda m: _with_role(m) and _message_fields(m)))
+MESSAGES = Kind("a list of messages with role and content", _are(_is_message))
 ITEMS = Kind("text or a list of items", _either(_is_text, _are(_object(role=_is_text, type=_is_text))))
-SYSTEM = Kind("text or a list of text parts", _either(_is_text, _are(_part)))
+TURNS = Kind("a list of turns of user and assistant with content", _are(_is_turn))
+SYSTEM = Kind("text or a list of text parts", _either(_is_text, _are(_is_block)))
 FUNCTIONS = Kind("a list of functions", _are(_object(name=_is_text, description=_is_text, parameters=_is_object)))
 TOOLS = Kind("a list of tools that the client runs itself", _are(_is_tool))
 FORMAT = Kind(
@@ -212,7 +245,7 @@ RESPONSES: Fields = {
     "include": TEXTS, "reasoning": REASONING, "text": TEXT_FORMAT, "tools": TOOLS, "tool_choice": TEXT_OR_OBJECT,
 }  # fmt: skip
 COUNTED: Fields = {
-    "model": TEXT, "messages": MESSAGES, "system": SYSTEM, "tools": TOOLS, "tool_choice": OBJECT, "thinking": THINKING,
+    "model": TEXT, "messages": TURNS, "system": SYSTEM, "tools": TOOLS, "tool_choice": OBJECT, "thinking": THINKING,
 }  # fmt: skip
 ANTHROPIC: Fields = {
     **COUNTED, **_SAMPLING,

@@ -110,12 +110,27 @@ def test_every_field_is_of_one_kind_and_null_says_nothing(api, name):
         {"role": "user", "content": [{"type": 5}]}, {"role": "user", "content": [{"type": "text", "text": 5}]},
         {"role": "user", "content": [{"type": "image_url", "image_url": {"url": 5}}]}, {"role": "user", "name": 5},
         {"role": "user", "content": [{"type": "file", "file": {"file_id": "http://192.0.2.1/secret"}}]},
+        {"role": "developer"}, {"role": "user", "content": None}, {"role": "user", "content": [{}]}, {"role": "user", "content": ["x"]},
+        {"role": "user", "content": [{"type": "image_url"}]}, {"role": "user", "content": [{"type": "text"}]},
         {"role": "assistant", "tool_calls": 5}, {"role": "assistant", "tool_calls": [5]},
         {"role": "assistant", "tool_calls": [{"function": {"arguments": {}}}]},
     ],
 )  # fmt: skip
 def test_a_message_of_another_form_is_the_clients_error(message):
     assert refused("chat/completions", messages=[message]).code == "GATEWAY_FIELD_TYPE"
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        5, {"role": "user"}, {"role": "tool", "content": "x"}, {"role": "user", "content": None}, {"role": "user", "content": [{}]},
+        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": ""}}]}, {"role": ["user"], "content": "x"},
+        {"role": "user", "content": [{"type": "text", "text": 5}]},
+    ],
+)  # fmt: skip
+def test_a_turn_of_another_form_is_the_clients_error_too(turn):
+    for api in ("messages", "messages/count_tokens"):
+        assert refused(api, **{**HONEST[api], "messages": [turn]}).param == "messages"
 
 
 @pytest.mark.parametrize(

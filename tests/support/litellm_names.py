@@ -1,0 +1,47 @@
+"""The names by which LiteLLM may be steered from a body, read from its source without importing it."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+FILES = (
+    "main.py", "router.py", "types/litellm_params.py", "types/router.py", "types/utils.py", "responses/main.py",
+    "rerank_api/main.py", "proxy/litellm_pre_call_utils.py", "proxy/common_request_processing.py",
+    "proxy/route_llm_request.py", "proxy/auth/auth_utils.py",
+)  # fmt: skip
+BAGS = ("kwargs", "data", "params", "body", "request")  # what the dictionaries are called that hold a request
+
+
+def steering_names() -> set[str]:
+    """Parameters of its functions, fields of its models, and keys that it asks a request for; some 2,700."""
+    spec = importlib.util.find_spec("litellm")
+    assert spec is not None
+    assert spec.origin is not None
+    root = Path(spec.origin).parent
+    return {name for file in FILES for name in _names(ast.parse((root / file).read_text("utf-8"))) if name}
+
+
+def _names(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        match node:
+            case ast.arg(arg=name) if name != "self":
+                yield name
+            case ast.AnnAssign(target=ast.Name(id=name)):
+                yield name
+            case ast.Call(
+                func=ast.Attribute(value=bag, attr="get" | "pop" | "setdefault"),
+                args=[ast.Constant(value=str(name)), *_],
+            ):
+                if _holds_a_request(bag):
+                    yield name
+            case ast.Subscript(value=bag, slice=ast.Constant(value=str(name))) if _holds_a_request(bag):
+                yield name
+            case ast.Compare(left=ast.Constant(value=str(name)), comparators=[bag]) if _holds_a_request(bag):
+                yield name
+
+
+def _holds_a_request(node: ast.expr) -> bool:
+    return any(word in ast.unparse(node) for word in BAGS)
