@@ -120,9 +120,13 @@ def replaced(path: Path, *, mode: int = 0o644) -> Iterator[BinaryIO]:
     leaves the old. Of several at once, each writes its own, and the last to end wins.
 
     Raises:
-        FileError: FILE_NO_SPACE, FILE_PERMISSION, FILE_MISSING (the folder).
+        FileError: FILE_NO_SPACE, FILE_PERMISSION, FILE_MISSING (the folder); FILE_NOT_REGULAR for a device, a pipe, a
+            folder, or a link to one: root would put a file in the place of /dev/stdout.
     """
     with translated(path):
+        with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISREG(path.stat().st_mode):
+                raise FileError("FILE_NOT_REGULAR", f"{path} is no file that could be replaced", path=str(path))
         temporary, descriptor = _temporary_beside(path, mode)
         held = os.dup(descriptor)  # the lock ends with the last descriptor, after the file has its name or is gone
         try:

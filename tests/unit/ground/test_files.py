@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -245,3 +246,34 @@ def test_a_lock_excludes_others_and_dies_with_its_holder(tmp_path):
         holder.wait()
     with files.locked(lock, wait=False):
         pass
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device", "link to a device"])
+def test_what_is_no_file_is_not_replaced_by_one(kind, tmp_path):
+    """`--out /dev/stdout`, by root, would take the device away from the whole host."""
+    path = tmp_path / "out"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "link to a device":
+        path.symlink_to("/dev/null")
+    elif os.geteuid():
+        path = Path("/dev/null")  # which only root could harm
+    else:
+        os.mknod(path, 0o600 | stat.S_IFCHR, os.makedev(1, 3))
+    before = path.lstat()
+    with pytest.raises(FileError) as refusal:
+        files.write_atomic(path, b"text")
+    assert refusal.value.code == "FILE_NOT_REGULAR"
+    assert os.path.samestat(path.lstat(), before)
+    assert [each.name for each in tmp_path.iterdir() if each.name.startswith(".")] == []
+
+
+def test_a_link_to_a_file_or_to_nothing_is_replaced_and_its_target_stays(tmp_path):
+    (tmp_path / "kept").write_bytes(b"kept")
+    for name, target in (("link", "kept"), ("dangling", "nothing")):
+        (tmp_path / name).symlink_to(target)
+        files.write_atomic(tmp_path / name, b"new")
+        assert not (tmp_path / name).is_symlink()
+    assert (tmp_path / "kept").read_bytes() == b"kept"
