@@ -30,11 +30,11 @@ def authority(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory, authority):
-    """An encoder that takes some 20 ms behind a deadline of ten seconds, one thread, a queue of 3."""
+    """An encoder that takes some 20 ms behind a deadline of a second, one thread, a queue of 3."""
     home = tmp_path_factory.mktemp("slow")
     here = zone(home / "zone", authority, labels=LABELS, work=10)
     here.put()
-    sections = here.sections(deadline_ms=10_000, queue=3, breaker={"failures": 1000})
+    sections = here.sections(deadline_ms=1000, queue=3, breaker={"failures": 1000})
     with (
         upstream("small") as small,
         upstream("large") as large,

@@ -47,7 +47,7 @@ def room():
             f"ExecStart={sys.executable} -m tests.support.upstream --name {upstream.name} --port {upstream.port}\n"
             for upstream in upstreams
         }
-        units["appliance-gateway.service.d/impatient.conf"] = "[Service]\nWatchdogSec=20\nTimeoutAbortSec=2\n"
+        units["appliance-gateway.service.d/impatient.conf"] = "[Service]\nWatchdogSec=40\nTimeoutAbortSec=2\n"
         prefix = manager.prepare(home, extra=units)
         here = zone(home / "zone", make_authority(home / "ca"), labels={"small": "small", "large": "large"})
         here.put()
