@@ -12,7 +12,6 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat import asn1
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.certificate_transparency import SignedCertificateTimestamp
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, ObjectIdentifier
 
@@ -88,7 +87,7 @@ def read_leaf(der: bytes, anchors: Anchors) -> Leaf:
         certificate = x509.load_der_x509_certificate(der)
         extensions = {each.oid: each for each in certificate.extensions}
         key = certificate.public_key()
-        exact = certificate.public_bytes(Encoding.DER) == der
+        exact = der.endswith(b"\0" + certificate.signature)  # a count of unused bits would be part of no signature
         certificate.issuer, certificate.subject, certificate.signature_hash_algorithm  # noqa: B018 (read lazily)
     except _UNREADABLE as error:
         raise TrustError("TRUST_CERTIFICATE_MALFORMED", f"the certificate cannot be read: {str(error)[:200]}") from None

@@ -164,6 +164,20 @@ def test_an_attack_on_the_certificate_is_refused_with_its_code(name, forger, zon
     refused(code, forger.statement(PAYLOAD, **changes), zone.material, now + timedelta(hours=1))
 
 
+def test_bits_that_are_said_to_be_unused_are_part_of_the_certificate(forger, zone, now):
+    """Where a signature ends in a zero bit, its BIT STRING may call that bit unused and still be DER: other bytes."""
+    ends = []
+
+    def one_unused(der):
+        ends.append(der[-1] & 1)
+        at = len(der) - len(x509.load_der_x509_certificate(der).signature) - 1
+        return der[:at] + b"\x01" + der[at + 1 :]
+
+    while not ends or ends[-1]:  # one signature in two ends in a zero bit; the others are no DER
+        bundle = forger.statement(PAYLOAD, leaf=LeafPlan(der=one_unused))
+        refused("TRUST_CERTIFICATE_MALFORMED", bundle, zone.material, now)
+
+
 def test_a_signature_under_a_strangers_authority_is_refused(stranger, zone, now):
     refused("TRUST_CERTIFICATE_AUTHORITY", stranger.statement(PAYLOAD), zone.material, now)
 
