@@ -41,9 +41,6 @@ FORBIDDEN = (
     "PYTHONSTARTUP", "STORE_MODEL_IN_DB", "LITELLM_LOG", "DEBUG", "DETAILED_DEBUG",
 )  # fmt: skip
 MASTER_KEY = "LITELLM_MASTER_KEY"
-# LiteLLM makes and drops some ten thousand objects for a request, nearly all without the collector's help: at Python's
-# 700, 10, 10 it looked for garbage a dozen times a request, a tenth of the processor time
-COLLECT_AFTER = (20_000, 50, 100)
 
 
 def prepare_environment(
@@ -87,14 +84,15 @@ def application() -> Any:
     collection after it and unshare the workers' memory.
     """
     no_database.stand_in()
+    collecting = gc.isenabled()
     gc.disable()
     try:
         import litellm
         from litellm.proxy.proxy_server import app
     finally:
         gc.freeze()
-        gc.set_threshold(*COLLECT_AFTER)
-        gc.enable()
+        if collecting:
+            gc.enable()
     litellm.telemetry = False
     litellm.suppress_debug_info = True
     app.exception_handlers[Exception] = _not_here

@@ -17,6 +17,7 @@ from typing import Any
 import uvicorn
 
 from appliance.errors import GatewayError
+from appliance.gateway import garbage
 from appliance.notify import handed_sockets, notify, watchdog_interval_s
 from appliance.settings import Drain, Listen
 
@@ -173,6 +174,7 @@ class Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second, from the event loop: a loop that hangs gives no sign of life."""
         self._give_sign()
+        garbage.collect_if_due()
         if self._close_at is not None and time.monotonic() >= self._close_at:
             self.should_exit = True
             # the limit holds even where a library does not let go of a cancelled request
@@ -203,5 +205,5 @@ class Server(uvicorn.Server):
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve until stopped."""
-        with asyncio.Runner(loop_factory=self._loop_factory) as runner:
+        with garbage.by_hand(), asyncio.Runner(loop_factory=self._loop_factory) as runner:
             runner.run(self.serve(sockets=sockets))
