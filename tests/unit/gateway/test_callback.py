@@ -30,7 +30,7 @@ def callback(*, last_resort: str | None = "spare") -> RoutingCallback:
         round_robin=SmoothWeightedRoundRobin(),
         scorer=Scorer(pool=Pool(threads=1, queue_length=1), breaker=Breaker(failures=1, open_s=1), cache=ScoreCache(0)),
         health=UpstreamHealth(failures=1, open_s=60, probes=1),
-        deadline_s=1,
+        deadline_s=60,
         decisions=DecisionLog(),
     )
     return RoutingCallback(decider, GROUPS, lambda: ALL)
