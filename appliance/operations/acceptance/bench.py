@@ -177,7 +177,7 @@ def bench(places: Places, directory: Path, *, router: Path | None = None) -> Ite
             )  # fmt: skip
         made = Bench(directory, config, port, key, copy, upstreams, process, settings.load(config))
         try:
-            _wait(made)
+            _wait(made, source)
             yield made
         finally:
             process.send_signal(signal.SIGTERM)
@@ -226,7 +226,7 @@ def _write(directory: Path, installed: settings.Settings, upstreams: dict[str, S
             },
             "master_key_file": "master.key",
         },
-        "trust": {"store": "trust"},
+        "trust": {"store": "trust", "router_role": installed.trust.router_role if installed.trust else None},
         "routing": {
             "deadline_ms": installed.routing.deadline_ms,
             "encoders": [str(path) for path in installed.routing.encoders],
@@ -240,7 +240,7 @@ def _write(directory: Path, installed: settings.Settings, upstreams: dict[str, S
     return config, key
 
 
-def _wait(made: Bench) -> None:
+def _wait(made: Bench, source: Path) -> None:
     def ready() -> bool:
         if made.process.poll() is not None:
             said = (made.directory / "gateway.log").read_text("utf-8", "replace").strip().splitlines()[-1:]
@@ -250,5 +250,18 @@ def _wait(made: Bench) -> None:
         except ApplianceError:
             return False
 
+    def settled() -> bool:
+        view = made.status()["routers"]["acceptance"]
+        return view["mode"] == "ml" or view["problem"] is not None
+
     if not made.until(ready, limit_s=BOOT_LIMIT_S):
         raise OperationError("OPERATION_ACCEPTANCE_SETUP", f"the second gateway was not ready in {BOOT_LIMIT_S:.0f} s")
+    made.until(settled)
+    view = made.status()["routers"]["acceptance"]
+    if view["mode"] != "ml":  # without a router that serves, nothing can be shown of reloads, fallback or latency
+        problem = view["problem"] or {}
+        raise OperationError(
+            "OPERATION_ACCEPTANCE_SETUP",
+            f"the gateway does not serve the router: {problem.get('code')}, {problem.get('cause')}",
+            router=str(source),
+        )

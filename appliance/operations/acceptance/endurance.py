@@ -64,7 +64,7 @@ def endurance(
         turn = 0
         with traffic.flowing():
             steps = run.disturbances()
-            while time.monotonic() - begun < seconds or once or turn < len(steps):
+            while run.ended is None and (time.monotonic() - begun < seconds or once or turn < len(steps)):
                 if once and time.monotonic() - begun >= once[0][0]:
                     once.pop(0)[1]()
                 else:
@@ -74,8 +74,9 @@ def endurance(
                         say(f"{time.monotonic() - begun:.0f} s, {sum(traffic.counts.values())} requests, "
                             f"{traffic.failed} failed")  # fmt: skip
                 levels.watch(run.pid, pace_s)
-            run.recover()
-        return _result(run, traffic, levels, time.monotonic() - begun)
+            if (ended := run.ended) is None:
+                run.recover()
+        return _result(run, traffic, levels, time.monotonic() - begun, ended)
 
 
 @contextlib.contextmanager
@@ -87,16 +88,19 @@ def _run(directory: Path, zone: Zone, places: Places, upstreams: dict[str, Stand
         run.close()
 
 
-def _result(run: Scene, traffic: Traffic, levels: Levels, seconds: float) -> Result:
-    processes = [{"release": release, **each} for release, each in zip(run.served, levels.processes(), strict=True)]
+def _result(run: Scene, traffic: Traffic, levels: Levels, seconds: float, ended: str | None) -> Result:
+    pairs = zip(run.served, levels.processes(), strict=ended is None)
+    processes = [{"release": release, **each} for release, each in pairs]
     judged = any(each["slope_judged"] for each in processes)
+    sound = ended is None and not traffic.failed and not run.missed
     return Result(
         "endurance",
         "no request fails while one model server lives, whatever is reloaded, replaced or taken away; what was changed "
         "arrives; memory, descriptors and threads do not grow",
-        not traffic.failed and not run.missed and levels.flat() and (judged or seconds < JUDGED_FROM_S),
+        sound and levels.flat() and (judged or seconds < JUDGED_FROM_S),
         {
             "seconds": round(seconds),
+            "ended": ended,
             "requests": sum(traffic.counts.values()),
             "by_kind": dict(traffic.counts),
             "failed": traffic.failed,

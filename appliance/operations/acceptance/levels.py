@@ -35,12 +35,15 @@ class Levels:
     samples: list[Sample] = field(default_factory=list)
 
     def watch(self, pid: int, seconds: float) -> None:
-        """Wait so long, and look meanwhile."""
+        """Wait so long, and look meanwhile; no longer than the process lives."""
         end = time.monotonic() + seconds
         while True:
             now = time.monotonic()
             if not self.samples or now - self.samples[-1].at_s >= SAMPLE_S:
-                self.samples.append(look(pid, now))
+                try:
+                    self.samples.append(look(pid, now))
+                except ProcessLookupError:
+                    return
             if now >= end:
                 return
             time.sleep(min(SAMPLE_S, end - now))
@@ -61,11 +64,20 @@ class Levels:
 
 
 def look(pid: int, at_s: float) -> Sample:
-    """What a process holds now."""
+    """What a process holds now.
+
+    Raises:
+        ProcessLookupError: it has ended.
+    """
     folder = Path("/proc") / str(pid)
-    status = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines() if ":" in line)
-    rss_bytes = int(status["VmRSS"].split()[0]) * 1024
-    return Sample(at_s, pid, rss_bytes, len(list((folder / "fd").iterdir())), int(status["Threads"]))
+    try:
+        status = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines() if ":" in line)
+        descriptors = len(list((folder / "fd").iterdir()))
+    except FileNotFoundError:
+        raise ProcessLookupError(pid) from None
+    if "VmRSS" not in status:  # it ended, and nobody has asked how
+        raise ProcessLookupError(pid)
+    return Sample(at_s, pid, int(status["VmRSS"].split()[0]) * 1024, descriptors, int(status["Threads"]))
 
 
 def describe(samples: Sequence[Sample]) -> dict[str, Any]:

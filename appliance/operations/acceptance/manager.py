@@ -70,9 +70,14 @@ class Manager:
         """What is installed in the run's own prefix, oldest first."""
         return [release.id for release in installed_releases(self.prefix)]
 
-    def running(self) -> bool:
-        """Whether the gateway has not ended."""
-        return self._process is not None and self._process.poll() is None
+    def ended(self) -> str | None:
+        """How the gateway ended, and the last it said; None while it runs."""
+        if self._process is None or self._process.poll() is None:
+            return None
+        status = self._process.returncode
+        how = f"by {signal.Signals(-status).name}" if status < 0 else f"with {status}"
+        said = self.log.read_text("utf-8", "replace").strip().splitlines()[-1:]
+        return f"the gateway ended {how}; its last words: {said[0][:300] if said else 'none'}"
 
     def start(self, config: Path) -> None:
         """Start the gateway of the current release; its listener waits already."""

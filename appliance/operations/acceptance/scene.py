@@ -60,6 +60,11 @@ class Scene:
         """The releases that served, one after the other."""
         return self._manager.served
 
+    @property
+    def ended(self) -> str | None:
+        """How the gateway ended that serves now; None while it runs."""
+        return self._manager.ended()
+
     def close(self) -> None:
         """Stop everything."""
         self._manager.close()
@@ -113,9 +118,8 @@ class Scene:
 
     def _ready(self) -> None:
         def by_model() -> bool:
-            if not self._manager.running():
-                said = self._manager.log.read_text("utf-8", "replace").strip().splitlines()[-1:]
-                raise OperationError("OPERATION_ACCEPTANCE_SETUP", "the gateway ended", said=said)
+            if (ended := self.ended) is not None:
+                raise OperationError("OPERATION_ACCEPTANCE_SETUP", ended)
             return self._serving() is not None
 
         if not _until(by_model, BOOT_LIMIT_S):

@@ -68,6 +68,15 @@ def test_without_a_router_the_acceptance_says_what_is_missing(places, tmp_path):
     assert refused.value.code == "OPERATION_ACCEPTANCE_SETUP"
 
 
+def test_a_router_that_no_gateway_serves_is_said_before_anything_is_judged(places, authority, tmp_path):
+    here = zone(tmp_path / "zone", authority, labels={"small": "small", "large": "large"})
+    here.put(role="producer")
+    with pytest.raises(OperationError) as refused, bench(places, tmp_path / "b", router=here.router_directory):
+        pass
+    assert refused.value.code == "OPERATION_ACCEPTANCE_SETUP"
+    assert "REGISTRY_NOT_ADMITTED" in refused.value.cause
+
+
 def test_the_command_writes_a_report_that_verifies_and_fails_where_a_requirement_fails(places, authority, tmp_path):
     run = CliRunner().invoke(
         app,

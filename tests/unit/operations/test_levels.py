@@ -1,6 +1,8 @@
 """What the endurance run reads from its samples."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -57,6 +59,19 @@ def test_what_fills_while_warming_up_is_no_growth():
 def test_every_process_is_judged_on_its_own():
     levels = Levels([*samples(100, pid=1), *samples(100, pid=2)])
     assert [each["seconds"] for each in levels.processes()] == [99, 99]
+
+
+def test_a_process_that_has_ended_has_no_levels_and_is_not_waited_for():
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    os.waitid(os.P_PID, gone.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and nobody has asked how
+    with pytest.raises(ProcessLookupError):
+        look(gone.pid, 0.0)
+    gone.wait()
+    with pytest.raises(ProcessLookupError):
+        look(gone.pid, 0.0)
+    levels = Levels()
+    levels.watch(gone.pid, 3600.0)
+    assert not levels.samples
 
 
 def test_a_look_at_this_very_process():
