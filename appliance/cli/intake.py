@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -180,15 +182,12 @@ def _probe(encoder: Path, prompts: Path, trust: Path) -> Probe:
 
 def _texts(prompts: Path) -> list[str]:
     """The first distinct queries of a JSONL file."""
-    import gzip
-
     from appliance import documents
     from appliance.errors import DocumentError
-    from appliance.files import translated
 
     texts: dict[str, None] = {}
-    with translated(prompts), (gzip.open if prompts.suffix == ".gz" else open)(prompts, "rb") as stream:
-        for number, line in enumerate(stream, start=1):
+    with _unpacked(prompts) as stream:
+        for number, line in enumerate(iter(lambda: stream.readline(documents.MAX_BYTES + 1), b""), start=1):
             row = documents.read_json(line, what=f"{prompts.name} line {number}")
             query = row.get("query") if isinstance(row, dict) else None
             if not isinstance(query, str):
@@ -197,6 +196,22 @@ def _texts(prompts: Path) -> list[str]:
             if len(texts) >= MAX_PROMPTS:
                 break
     return list(texts)
+
+
+@contextlib.contextmanager
+def _unpacked(path: Path) -> Iterator[IO[bytes]]:
+    """A file, or what a `.gz` holds."""
+    import gzip
+    import zlib
+
+    from appliance.errors import DocumentError
+    from appliance.files import translated
+
+    try:
+        with translated(path), (gzip.open if path.suffix == ".gz" else open)(path, "rb") as stream:
+            yield cast("IO[bytes]", stream)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DocumentError("DOCUMENT_MALFORMED", f"{path.name} cannot be unpacked: {error}", path=str(path)) from None
 
 
 def _current(source: Path, registry: str | None, trust: Path, channel: str | None) -> LoadedRouter | None:

@@ -20,7 +20,9 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from appliance.cli.main import app
 from appliance.errors import ApplianceError
 from appliance.intake.examination import EncoderTrial, RouterTrial
 from appliance.intake.sandbox import Limits
@@ -573,3 +575,27 @@ WORDED = [f"{word} {n}" for n, word in enumerate(("easy", "hard", "what", "prove
 def test_the_suite_is_as_large_as_promised() -> None:
     named = len(PICKLES) + len(ARCHIVES) + len(TENSORS) + len(BEHAVIOURS) + len(YAMLS) + len(ENCODERS) + len(SKOPS)
     assert named >= 75
+
+
+LINES = b'{"query":"a"}\n' * 1000
+PACKED = gzip.compress(LINES, mtime=0)
+PROMPTS = {
+    "half a file": (PACKED[: len(PACKED) // 2], "DOCUMENT_MALFORMED"),
+    "no gzip at all": (LINES, "DOCUMENT_MALFORMED"),
+    "another checksum": (PACKED[:-8] + b"\x00\x01\x02\x03" + PACKED[-4:], "DOCUMENT_MALFORMED"),
+    "other bits within": (PACKED[:20] + bytes([PACKED[20] ^ 255]) + PACKED[21:], "DOCUMENT_MALFORMED"),
+    "a line without an end": (gzip.compress(b"a" * 5_000_000, mtime=0), "DOCUMENT_TOO_LARGE"),
+    "in order, beside an encoder that is not": (PACKED, "ARTIFACT_UNSIGNED"),  # the honest twin: read, and on
+}
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_recorded_prompts_are_refused_that_are(name: str, tmp_path: Path, authority: DevelopmentAuthority) -> None:
+    data, code = PROMPTS[name]
+    (tmp_path / "prompts.jsonl.gz").write_bytes(data)
+    source = write({"encoder.yaml": b""}, tmp_path / "encoder")
+    authority.store(tmp_path / "trust")
+    places = ["--trust", str(tmp_path / "trust"), "--border", str(tmp_path / "border")]
+    asked = ["artifact", "admit", str(source), "--prompts", str(tmp_path / "prompts.jsonl.gz"), *places, "--json"]
+    result = CliRunner().invoke(app, asked)
+    assert json.loads(result.stdout)["error"]["code"] == code
