@@ -32,6 +32,10 @@ def init(
     as_json: Json = False,
 ) -> None:
     """Make an authority: keys, certificates, logs, trust repository, anchor."""
+    from appliance.trust.names import is_domain
+
+    if not is_domain(domain):
+        raise typer.BadParameter(f"{domain!r} is not a domain such as zone.example", param_hint="--domain")
     with refusals(as_json):
         from appliance.trust.ceremony import create_authority
         from appliance.trust.keys import no_passphrase

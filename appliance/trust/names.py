@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from cryptography.x509 import ObjectIdentifier
@@ -23,6 +24,8 @@ IN_TOTO_PAYLOAD_TYPE: Final = "application/vnd.in-toto+json"
 IN_TOTO_STATEMENT: Final = "https://in-toto.io/Statement/v1"
 OMS_PREDICATE: Final = "https://model_signing/signature/v1.0"
 
+_LABEL = "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+_DOMAIN: Final = re.compile(rf"(?=.{{3,48}}\Z){_LABEL}(\.{_LABEL})+")  # with a key's name it is a common name: 64
 _STATEMENT_TYPE: Final = "https://appliance.internal/{kind}/v1"
 
 
@@ -39,6 +42,11 @@ def service_url(service: str, domain: str) -> str:
 def domain_of(url: str) -> str:
     """The authority's domain in a service's name."""
     return url.removeprefix("https://").partition(".")[2]
+
+
+def is_domain(text: str) -> bool:
+    """Whether an authority may have this name: two labels or more, lower case, as in DNS, 48 characters at most."""
+    return _DOMAIN.fullmatch(text) is not None
 
 
 def role_identity(role: str, domain: str = DOMAIN) -> str:

@@ -7,17 +7,15 @@ is this zone's policy.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from appliance.errors import TrustError
 from appliance.files import read_regular, write_atomic
 from appliance.trust.authority import Authority
-from appliance.trust.names import domain_of
+from appliance.trust.names import domain_of, is_domain
 from appliance.trust.trusted_root import Anchors, read
 
 _MAX_BYTES = 1024 * 1024
-_DOMAIN = re.compile(r"[a-z0-9]([a-z0-9-]{0,62})(\.[a-z0-9][a-z0-9-]{0,62})+")
 
 
 def enrol(authority: Authority, trusted_root: bytes) -> str:
@@ -33,13 +31,14 @@ def enrol(authority: Authority, trusted_root: bytes) -> str:
     names = [chain.uri for chain in (*found.authorities, *found.timestampers)]
     names += [log.url for log in (*found.logs.values(), *found.certificate_logs.values())]
     domains = {domain_of(name) for name in names}
-    if len(domains) != 1 or not _DOMAIN.fullmatch(domain := next(iter(domains))):
+    if len(domains) != 1 or not is_domain(domain := next(iter(domains))):
         raise TrustError("TRUST_PEER", "a peer speaks under one domain of its own", domains=sorted(domains)[:5])
     if domain == authority.state.domain:
         raise TrustError("TRUST_PEER", f"{domain} is this authority's own domain", domain=domain)
-    own = authority.anchors()
-    if found.logs.keys() & own.logs.keys() or found.certificate_logs.keys() & own.certificate_logs.keys():
-        raise TrustError("TRUST_PEER", "the peer uses keys of this authority", domain=domain)
+    others = {each: _peer(_folder(authority) / f"{each}.json") for each in peers(authority) if each != domain}
+    for name, known in {"this authority": authority.anchors(), **others}.items():
+        if shared := _keys(found) & _keys(known):  # under its own names it would take the other's signatures away
+            raise TrustError("TRUST_PEER", f"the peer uses keys of {name}", domain=domain, keys=sorted(shared)[:5])
     _folder(authority).mkdir(exist_ok=True)
     write_atomic(_folder(authority) / f"{domain}.json", trusted_root)
     return domain
@@ -59,6 +58,12 @@ def all_anchors(authority: Authority) -> Anchors:
 def peers(authority: Authority) -> list[str]:
     """Domains of the enrolled peers."""
     return sorted(path.stem for path in _folder(authority).glob("*.json"))
+
+
+def _keys(anchors: Anchors) -> set[str]:
+    """Every key that speaks for an authority, by its id."""
+    issuing = {chain.issuing_key_id for chain in (*anchors.authorities, *anchors.timestampers)}
+    return {key.hex() for key in (*anchors.logs, *anchors.certificate_logs, *issuing)}
 
 
 def _peer(path: Path) -> Anchors:

@@ -1,5 +1,6 @@
 """Two authorities: the connected side signs releases, the zone signs what it admits; each speaks for itself alone."""
 
+import json
 import shutil
 from dataclasses import replace
 from datetime import timedelta
@@ -25,6 +26,7 @@ from tests.support.trust import RECIPES, DevelopmentAuthority
 RELEASE = documents.write_json({"_type": statement_type("release"), "version": "1.2.3"})
 CHANNEL = documents.write_json({"_type": statement_type("channel"), "name": "stable", "epoch": 1})
 VENDOR = "vendor.example"
+OTHER = "other.example"
 
 
 def refused(code, call, *args, **kwargs):
@@ -46,6 +48,14 @@ def recipes(domain):
 def vendor(tmp_path_factory, birth_time):
     folder = tmp_path_factory.mktemp("vendor") / "ca"
     ceremony.create_authority(folder, recipes(VENDOR), development=True, now=birth_time, domain=VENDOR)
+    return DevelopmentAuthority(folder)
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory, birth_time):
+    folder = tmp_path_factory.mktemp("other") / "ca"
+    own_recipes = read_recipes(RECIPES, domain=OTHER)
+    ceremony.create_authority(folder, own_recipes, development=True, now=birth_time, domain=OTHER)
     return DevelopmentAuthority(folder)
 
 
@@ -191,6 +201,23 @@ def test_a_peer_with(name, own, vendor, now):
     refused("TRUST_PEER", ceremony.enrol_peer, authority, PEERS[name](own, vendor), now=now)
     assert Repository(authority).version("targets") == before
     assert not peers(authority)
+
+
+@pytest.mark.parametrize("kept", ["tlogs", "ctlogs", "certificateAuthorities", "timestampAuthorities"])
+def test_a_peer_with_a_key_of_another_peer_is_refused(kept, joined, vendor, other, now):
+    """Under its own name it would take the other's signatures away from the zone."""
+    theirs = json.loads(trusted_root(vendor).replace(VENDOR.encode(), OTHER.encode()))
+
+    def borrow(document):
+        document[kept] = document[kept] + theirs[kept]
+
+    honest = trusted_root(other)
+    authority = Authority.open(joined.path)
+    refused("TRUST_PEER", ceremony.enrol_peer, authority, edit(honest, borrow), now=now)
+    assert ceremony.enrol_peer(authority, honest, now=now) == OTHER
+    assert peers(authority) == [OTHER, VENDOR]
+    bundle = vendor.signer("release-signer", at=now).sign_statement(RELEASE)
+    assert judge(joined.material, RELEASE, bundle, "release", now).role == "release-signer"
 
 
 def test_a_peer_that_is_no_trusted_root_is_refused(own, now):
