@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,11 +19,13 @@ from appliance.errors import TrustError
 from appliance.trust import keys as k
 from appliance.trust import oms
 from appliance.trust.authority import Authority, Service
+from appliance.trust.certificates import identity_name
 from appliance.trust.encoding import b64, canonical_json
 from appliance.trust.keys import Passphrase, PrivateKey, no_passphrase
 from appliance.trust.log import Inclusion
 from appliance.trust.names import BUNDLE_MEDIA_TYPE, IN_TOTO_PAYLOAD_TYPE, role_identity
 
+_IDENTITY: Final = re.compile(r"(?=[!-~]{3,256}\Z)([^@]+@[^@]+|[a-z][a-z0-9+.-]*://.+)")
 SIGNING_SERVICES: Final[tuple[Service, ...]] = ("signing", "ct", "log", "tsa")  # whose keys every signature takes
 
 
@@ -152,7 +155,7 @@ def open_signer(
         elsewhere: keys that are not in the authority's folder: name -> file, or a token's key.
 
     Raises:
-        TrustError: TRUST_AUTHORITY_MISSING, TRUST_AUTHORITY_DAMAGED, TRUST_ROLE_UNKNOWN.
+        TrustError: TRUST_AUTHORITY_MISSING, TRUST_AUTHORITY_DAMAGED, TRUST_ROLE_UNKNOWN, TRUST_IDENTITY.
     """
     from appliance.trust.repository import Repository
 
@@ -163,7 +166,21 @@ def open_signer(
     if identity is None:
         known = [each.identity for each in roles[role].identities if each.issuer == opened.issuer]
         identity = known[0] if known else role_identity(role, opened.state.domain)
+    _check_identity(identity)
     return Signer(opened, identity, at)
+
+
+def _check_identity(identity: str) -> None:
+    """Refuse what no certificate can carry as its one name, before anything is signed under it."""
+    try:
+        identity_name(identity)
+        fits = _IDENTITY.fullmatch(identity)
+    except ValueError:
+        fits = None
+    if fits is None:
+        raise TrustError(
+            "TRUST_IDENTITY", f"{identity[:80]!r} is no e-mail address or URI that a certificate can carry"
+        )
 
 
 def _log_entry(key: PrivateKey, kind: str, body: bytes, entry: Inclusion, at: datetime) -> dict[str, Any]:

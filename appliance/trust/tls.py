@@ -24,6 +24,7 @@ from appliance.trust.authority import Authority
 
 TlsProfile = Literal["tls-server", "tls-client"]
 TLS_PROFILES: tuple[TlsProfile, ...] = ("tls-server", "tls-client")
+_MAX_NAME = 64  # characters of a common name (RFC 5280 appendix A.1)
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,8 @@ def issue_tls(
     now = (at or datetime.now(UTC)).astimezone(UTC).replace(microsecond=0)
     if profile == "tls-server" and not sans:
         raise TrustError("TRUST_TLS_NAMES", "a server certificate needs a host name or address", profile=profile)
+    if not 1 <= len(name) <= _MAX_NAME or "/" in name:
+        raise TrustError("TRUST_TLS_NAMES", f"a certificate's own name has 1 to {_MAX_NAME} characters and no slash")
     issuer = opened.current("tls", now)
     issuer_certificate = opened.certificate(issuer.name)
     key = keys.generate()

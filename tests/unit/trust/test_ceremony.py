@@ -401,6 +401,8 @@ def test_a_server_certificate_needs_names_and_they_must_be_names(authority, now)
     refused("TRUST_TLS_NAMES", tls.issue_tls, authority, "tls-server", "gw", at=now)
     for nonsense in ("", "two words", "https://x/", "ümlaut"):
         refused("TRUST_TLS_NAMES", tls.issue_tls, authority, "tls-server", "gw", sans=[nonsense], at=now)
+    for name in ("", "a/b", "x" * 65):
+        refused("TRUST_TLS_NAMES", tls.issue_tls, authority, "tls-client", name, at=now)
 
 
 def test_a_certificate_for_an_unknown_name_cannot_be_renewed(authority, now):

@@ -4,11 +4,14 @@ import subprocess
 
 import pytest
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat
+from typer.testing import CliRunner
 
 from appliance.cli.keyring import Passphrases
+from appliance.cli.main import app
 from appliance.errors import TrustError
 from appliance.trust.encryption import COST
 from appliance.trust.keys import KeyRing, generate, public_der
+from appliance.trust.signing import open_signer
 
 
 def ring(folder, secret):
@@ -65,3 +68,23 @@ def test_a_file_of_one_passphrase_or_of_names_is_read(tmp_path):
     (tmp_path / "file").write_text("default=online\ntuf-root-1=mine=all mine\n")
     names = Passphrases(tmp_path / "file")
     assert (names("tsa-1"), names("tuf-root-1")) == (b"online", b"mine=all mine")
+
+
+@pytest.mark.parametrize(
+    "name", ["é@zone.example", "a\nb@c", "\x1b[2J@x", "", "nobody", "a b@c", "a<b@c>", "a(b)@c", "x" * 300 + "@c"]
+)
+def test_nobody_signs_under_a_name_that_a_certificate_cannot_carry(name, zone, now):
+    with pytest.raises(TrustError) as refusal:
+        open_signer(zone.path, "release-signer", identity=name, at=now)
+    assert refusal.value.code == "TRUST_IDENTITY"
+    for honest in ("release-signer@appliance.internal", "https://ci.example/release/1?a=b@c"):
+        assert open_signer(zone.path, "release-signer", identity=honest, at=now).identity == honest
+
+
+@pytest.mark.parametrize(
+    "domain", ["../x", "a\nb.c", "UPPER.example", "nodot", "", ".example", "a-.b", "x." + "y" * 64, "x." + "y" * 47]
+)
+def test_an_authority_is_not_made_under_a_name_that_is_no_domain(domain, tmp_path):
+    result = CliRunner().invoke(app, ["ca", "init", "--out", str(tmp_path / "ca"), "--domain", domain, "--development"])
+    assert result.exit_code == 2
+    assert not list(tmp_path.iterdir())
