@@ -63,7 +63,7 @@ function lock(hint) {
 
 function unreachable() {
   state("bad", "no answer");
-  const since = last ? `This is how it was at ${last.at.toLocaleTimeString()}. ` : "";
+  const since = last ? `This is how it was at ${clock(last.at)}. ` : "";
   notes([{ bad: true, title: "The gateway does not answer.", text: `${since}Look with: systemctl status appliance-gateway` }]);
   $("main").hidden = false;
   $("unlock").hidden = true;
@@ -76,12 +76,14 @@ function notes(list) {
   $("notes").replaceChildren(...list.map((n) => el("div", { class: n.bad ? "note bad" : "note" }, el("strong", {}, n.title), n.text)));
 }
 
+const clock = (time) => `${time.toISOString().slice(11, 19)} UTC`;  // as the decisions and the logs say it
+
 function show(now) {
   const sum = summary(now);
   $("unlock").hidden = true;
   $("main").hidden = $("forget").hidden = false;
   state(sum.state, sum.word);
-  $("updated").textContent = `seen ${now.at.toLocaleTimeString()}`;
+  $("updated").textContent = `seen ${clock(now.at)}`;
   notes(sum.notes);
   $("numbers").replaceChildren(...sum.tiles.map(tile));
   $("shares").replaceChildren(...shares(now).map(group));
@@ -126,13 +128,13 @@ function rows(list) {
     const shown = open.has(d.request_id);
     const id = `d-${d.request_id}`;
     const toggle = () => { shown ? open.delete(d.request_id) : open.add(d.request_id); document.activeElement.blur(); rows(list); document.querySelector(`[aria-controls="${CSS.escape(id)}"]`)?.focus(); };
-    const row = el("tr", {}, el("td", {}, d.at.slice(11, 19)), el("td", {}, d.group), el("td", {}, d.selected || "none"), el("td", {}, d.strategy),
-      el("td", { "data-state": d.outcome === "success" ? null : "warn" }, REASONS[d.reason] || d.reason), el("td", { class: "num" }, d.score === null ? "" : d.score.toFixed(3)), el("td", { class: "num" }, `${d.latency_ms.toFixed(1)} ms`),
+    const row = el("tr", {}, el("td", {}, d.at.slice(11, 19)), el("td", { class: "spare" }, d.group), el("td", {}, d.selected || "none"), el("td", { class: "spare" }, d.strategy),
+      el("td", { "data-state": d.outcome === "success" ? null : "warn" }, REASONS[d.reason] || d.reason), el("td", { class: "num spare" }, d.score === null ? "" : d.score.toFixed(3)), el("td", { class: "num" }, `${d.latency_ms.toFixed(1)} ms`),
       el("td", {}, el("button", { type: "button", "aria-expanded": String(shown), "aria-controls": id, on: toggle }, shown ? "Less" : "More")));
     if (!shown) return [row];
     const scores = Object.entries(d.scores).sort((a, b) => b[1] - a[1]).map(([label, score]) => `${label} ${score.toFixed(3)}`).join(", ");
     const out = Object.entries(d.excluded).map(([who, why]) => `${who} (${why})`).join(", ");
-    const facts = [["Request", d.request_id], ["Scores", scores || "none"], ["Could be chosen", d.candidates.join(", ")], ["Left out", out || "nobody"], ["Prompt digest", d.prompt_digest || "none"]];
+    const facts = [["Request", d.request_id], ["Group", `${d.group}, by ${d.strategy}`], ["Scores", scores || "none"], ["Could be chosen", d.candidates.join(", ")], ["Left out", out || "nobody"], ["Prompt digest", d.prompt_digest || "none"]];
     return [row, el("tr", { class: "detail", id }, el("td", { colspan: 8 }, el("dl", { class: "facts" }, ...facts.flatMap(([t, v]) => [el("dt", {}, t), el("dd", {}, v)]))))];
   }));
 }
