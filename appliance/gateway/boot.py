@@ -22,6 +22,7 @@ from appliance.files import locked, translated, write_atomic
 from appliance.gateway import litellm_config, live, lockdown, logs, prices, proxy, secrets, server
 from appliance.gateway.prepared import Prepared
 from appliance.gateway.supervisor import Supervisor
+from appliance.gateway.turns import Turns
 from appliance.registry.live import LiveConfig
 from appliance.settings import Settings
 
@@ -110,7 +111,9 @@ def _prepare(checked: Checked) -> Prepared:
     if checked.settings.live is not None:
         booted = live.first(checked.settings, checked.config)
     locks = lockdown.before_import(checked.settings, checked.config)
-    return Prepared(checked.settings, checked.config, checked.master_key, booted, locks)
+    workers = checked.settings.listen.workers
+    turns = Turns(workers) if workers > 1 else None
+    return Prepared(checked.settings, checked.config, checked.master_key, booted, locks, turns)
 
 
 def _config_path(run_dir: Path) -> Path:

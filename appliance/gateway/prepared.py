@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from appliance.gateway import litellm_config, lockdown
+from appliance.gateway.turns import Turns
 from appliance.registry.live import LiveConfig
 from appliance.settings import Settings
 
@@ -17,6 +18,7 @@ class Prepared:
         settings, config, master_key: as checked: of the files.
         live: what the live configuration was at boot; empty where there is none.
         locks: taken already.
+        turns: at accepting connections; None where there is one worker.
     """
 
     settings: Settings
@@ -24,3 +26,4 @@ class Prepared:
     master_key: str
     live: LiveConfig
     locks: lockdown.Lockdown
+    turns: Turns | None = None

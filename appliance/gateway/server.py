@@ -18,6 +18,7 @@ import uvicorn
 
 from appliance.errors import GatewayError
 from appliance.gateway import garbage
+from appliance.gateway.turns import Acceptor, Turns
 from appliance.notify import handed_sockets, notify, watchdog_interval_s
 from appliance.settings import Drain, Listen
 
@@ -144,10 +145,22 @@ class Server(uvicorn.Server):
         config: uvicorn's.
         drain: limits.
         loop_factory: makes the event loop.
+        turns: how workers share one listener; None where there is one worker.
+        number: of this worker.
     """
 
-    def __init__(self, config: uvicorn.Config, drain: Drain, *, loop_factory: Callable[[], Any]) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        drain: Drain,
+        *,
+        loop_factory: Callable[[], Any],
+        turns: Turns | None = None,
+        number: int = 0,
+    ) -> None:
         super().__init__(config)
+        self._turns, self._number = turns, number
+        self._acceptor: Acceptor | None = None
         self._loop_factory = loop_factory
         self._drain = drain
         self._close_at: float | None = None
@@ -171,10 +184,30 @@ class Server(uvicorn.Server):
             "draining", extra={"signal": signal.Signals(sig).name, "listener_closes_in_s": self._drain.readiness_s}
         )
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn does, but for who accepts: several workers take turns."""
+        if self._turns is None or not sockets:
+            await super().startup(sockets)
+            return
+        await super().startup(sockets=[])
+        config = self.config
+        self._acceptor = Acceptor(
+            sockets[0],
+            self._turns,
+            self._number,
+            protocol=lambda: config.http_protocol_class(  # type: ignore[call-arg]
+                config=config, server_state=self.server_state, app_state=self.lifespan.state
+            ),
+            tls=config.ssl,
+            connections=lambda: len(self.server_state.connections),
+        )
+
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second, from the event loop: a loop that hangs gives no sign of life."""
         self._give_sign()
         garbage.collect_if_due()
+        if self._acceptor is not None:
+            self._acceptor.count()
         if self._close_at is not None and time.monotonic() >= self._close_at:
             self.should_exit = True
             # the limit holds even where a library does not let go of a cancelled request
@@ -198,7 +231,7 @@ class Server(uvicorn.Server):
 
         uvicorn closes a connection that has not asked yet, and does not know those still in the TLS handshake.
         """
-        for each in [*self.servers, *(sockets or ())]:
+        for each in [*self.servers, *([self._acceptor] if self._acceptor else []), *(sockets or ())]:
             each.close()
         await asyncio.sleep(min(FRESH_S, self._drain.readiness_s))
         await super().shutdown(sockets)

@@ -113,6 +113,8 @@ class Worker:
             server.configuration(application, self.settings.listen, self.settings.drain),
             self.settings.drain,
             loop_factory=egress.guarded_loop(self.locks.guard),
+            turns=self._prepared.turns,
+            number=self.number,
         )
         try:
             self._server.run(sockets=[listener])
@@ -153,6 +155,7 @@ class Worker:
             "litellm": proxy.version(),
             "started_at": self._started_at,
             "ready": self.ready(),
+            "connections": len(self._server.server_state.connections) if self._server is not None else 0,
             "draining": bool(self._server and self._server.draining),
             "live": self._live.describe() if self._live is not None else None,
             "routers": self._running.describe_routers(),
