@@ -3,9 +3,10 @@
     python -m benchmarks.gateway                     tiny test encoder
     python -m benchmarks.gateway --trust DIR --encoder DIR --router DIR      a real one
 
-Boots and phases take turns between the two, and the median of the rounds counts: what else the machine does hits both
-alike. Processor time is measured beside wall time, because other work does not touch it. Raw numbers go to
-benchmarks/results/ (not in git). Prompts are all different, so that no cache helps.
+Boots take turns between the two, and so do many short phases: what else the machine does hits both alike, and every
+figure comes with the interval that the rounds give (`paired`). Processor time is measured beside wall time, because
+other work hardly touches it. Latencies and decisions are those at the fixed rate, timeouts included. Raw numbers go to
+benchmarks/results/ (not in git). Prompts are all different, so that no cache helps. Five to six minutes.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import httpx
 import yaml
 
 from benchmarks.gateway_load import Client, Load
+from benchmarks.paired import Phase, added, figure, of_ours, ratio
 from tests.support.gateway import gateway
 from tests.support.ports import free_port
 from tests.support.routing import zone
@@ -50,7 +52,6 @@ UPSTREAM = (
 )
 KEY = "sk-benchmark-0123456789abcdefghijklmnop"
 Entries = list[dict[str, Any]]
-Phase = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Server:
         client: counts its prompts on from phase to phase, so that none is ever repeated.
         boot_s: seconds from start to ready.
         boot_cpu_s: processor seconds until then.
-        decisions: the records of its last decisions; none of plain LiteLLM.
+        decisions: the records of its last so many decisions, made by the router or not; none of plain LiteLLM.
     """
 
     url: str
@@ -71,7 +72,7 @@ class Server:
     client: Client
     boot_s: float
     boot_cpu_s: float
-    decisions: Callable[[], list[dict[str, Any]]]
+    decisions: Callable[[int], list[dict[str, Any]]]
 
     def under(self, load: Callable[[], Awaitable[Load]]) -> Phase:
         """One load, with the processor time that a request of it took."""
@@ -135,7 +136,7 @@ def plain_server(home: Path, entries: Entries, words: int, workers: int) -> Iter
     with process(*command, environment=environment, log=home / "plain.log") as running:
         wait_ready(f"{url}/health/readiness")
         boot = time.monotonic() - started
-        yield Server(url, running.pid, Client(url, KEY, words), boot, cpu_s(running.pid), list)
+        yield Server(url, running.pid, Client(url, KEY, words), boot, cpu_s(running.pid), lambda _: [])
 
 
 @contextlib.contextmanager
@@ -146,9 +147,11 @@ def our_server(home: Path, entries: Entries, words: int, sections: dict[str, Any
         wait_ready(f"{running.url}/health/readiness")
         boot, cpu = time.monotonic() - started, cpu_s(running.process.pid)
 
-        def decisions() -> list[dict[str, Any]]:
-            got = running.client.get("/appliance/decisions", params={"limit": 1000}).json()["decisions"]
-            return [decision for decision in got if decision["reason"] == "best_score"]
+        def decisions(limit: int) -> list[dict[str, Any]]:
+            got: list[dict[str, Any]] = running.client.get("/appliance/decisions", params={"limit": limit}).json()[
+                "decisions"
+            ]
+            return got
 
         yield Server(running.url, running.process.pid, Client(running.url, running.key, words), boot, cpu, decisions)
 
@@ -211,71 +214,70 @@ def run(home: Path, arguments: argparse.Namespace) -> dict[str, Any]:
             boots[name].append(held.enter_context(start()))
         servers = {name: started[-1] for name, started in boots.items()}
         measured = _phases(servers, arguments)
-        decided = servers["appliance"].decisions()
-        capacity = _median(measured["plain"]["throughput"], "per_second")
+        capacity = statistics.median(plain["per_second"] for _, plain in measured["throughput"])
         ours = servers["appliance"]
         overload = ours.under(partial(ours.client.opened, min(arguments.seconds, 5), 2 * capacity))
     return {
         "machine": {
             "cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "load": os.getloadavg()
         },
-        **{
+        "boots": {
             name: {
-                "boot_s": [round(server.boot_s, 2) for server in boots[name]],
-                "boot_cpu_s": [round(server.boot_cpu_s, 2) for server in boots[name]],
-                **phase,
+                "boot_s": [round(server.boot_s, 2) for server in started],
+                "boot_cpu_s": [round(server.boot_cpu_s, 2) for server in started],
             }
-            for name, phase in measured.items()
+            for name, started in boots.items()
         },
+        **measured,
         "overload": overload,
-        "decision_ms": sorted(decision["latency_ms"] for decision in decided),
-        "ratios": _ratios(boots, measured, overload, decided),
+        "figures": _figures(boots, measured, overload),
     }  # fmt: skip
 
 
-def _phases(servers: dict[str, Server], arguments: argparse.Namespace) -> dict[str, dict[str, list[Phase]]]:
-    measured: dict[str, dict[str, list[Phase]]] = {name: {"throughput": [], "steady": []} for name in servers}
+def _phases(servers: dict[str, Server], arguments: argparse.Namespace) -> dict[str, list[tuple[Phase, Phase]]]:
+    """Every round of each load: (ours, plain). Who begins changes from round to round."""
+    measured: dict[str, list[tuple[Phase, Phase]]] = {"throughput": [], "steady": []}
     for server in servers.values():
         asyncio.run(server.client.closed(2, 4))  # warm
-    for _ in range(arguments.rounds):
-        for name, server in servers.items():
-            closed = partial(server.client.closed, arguments.seconds, arguments.clients)
-            measured[name]["throughput"].append(server.under(closed))
-        for name, server in servers.items():
-            opened = partial(server.client.opened, arguments.seconds, arguments.rate)
-            measured[name]["steady"].append(server.under(opened))
+    for number in range(arguments.rounds):
+        turn = ["appliance", "plain"] if number % 2 else ["plain", "appliance"]
+        for kind, rounds in measured.items():
+            phases = {}
+            for name in turn:
+                server = servers[name]
+                load = (
+                    partial(server.client.closed, arguments.seconds, arguments.clients)
+                    if kind == "throughput"
+                    else partial(server.client.opened, arguments.seconds, arguments.rate)
+                )
+                phases[name] = server.under(load)
+                made = server.decisions(min(1000, phases[name]["requests"]))
+                phases[name]["decision_ms"] = [decision["latency_ms"] for decision in made]
+            rounds.append((phases["appliance"], phases["plain"]))
     return measured
 
 
-def _median(phases: list[Phase], figure: str) -> float:
-    return statistics.median(phase[figure] for phase in phases)
-
-
-def _ratios(
-    boots: dict[str, list[Server]],
-    measured: dict[str, dict[str, list[Phase]]],
-    overload: Phase,
-    decided: list[dict[str, Any]],
+def _figures(
+    boots: dict[str, list[Server]], measured: dict[str, list[tuple[Phase, Phase]]], overload: Phase
 ) -> dict[str, Any]:
-    def boot(name: str, figure: str) -> float:
-        return statistics.median(getattr(server, figure) for server in boots[name])
+    def boot(name: str, attribute: str) -> float:
+        return statistics.median(getattr(server, attribute) for server in boots[name])
 
-    plain, ours = measured["plain"], measured["appliance"]
-    everything = [*ours["throughput"], *ours["steady"]]
-    by_model = sum(count for p in everything for how, count in p["routing"].items() if how.startswith("ml:"))
-    overhead = sorted(decision["latency_ms"] for decision in decided) or [float("nan")]
+    throughput, steady = measured["throughput"], measured["steady"]
+    ours = [phase for phase, _ in (*throughput, *steady)]
+    by_model = sum(count for phase in ours for how, count in phase["routing"].items() if how.startswith("ml:"))
     return {
         "boot": round(boot("appliance", "boot_s") / boot("plain", "boot_s"), 3),
         "boot_cpu": round(boot("appliance", "boot_cpu_s") / boot("plain", "boot_cpu_s"), 3),
-        "throughput": round(_median(ours["throughput"], "per_second") / _median(plain["throughput"], "per_second"), 3),
-        "cpu_per_request": round(
-            _median(ours["throughput"], "cpu_ms_per_request") / _median(plain["throughput"], "cpu_ms_per_request"), 3
-        ),
-        "p50_added_ms": round(_median(ours["steady"], "p50_ms") - _median(plain["steady"], "p50_ms"), 2),
-        "p99_added_ms": round(_median(ours["steady"], "p99_ms") - _median(plain["steady"], "p99_ms"), 2),
-        "decided_by_model": round(by_model / sum(sum(p["routing"].values()) for p in everything), 3),
-        "decision_p50_ms": round(statistics.median(overhead), 2),
-        "decision_p99_ms": round(overhead[int(0.99 * len(overhead))], 2),
+        "throughput": figure(throughput, ratio("per_second")).as_dict(),
+        "cpu_per_request": figure(throughput, ratio("cpu_ms_per_request")).as_dict(),
+        "p50_added_ms": figure(steady, added(0.5)).as_dict(),
+        "p99_added_ms": figure(steady, added(0.99)).as_dict(),
+        "decision_p50_ms": figure(steady, of_ours("decision_ms", 0.5)).as_dict(),
+        "decision_p99_ms": figure(steady, of_ours("decision_ms", 0.99)).as_dict(),
+        "decided_by_model": round(by_model / sum(phase["requests"] for phase in ours), 3),
+        "errors": sum(phase["errors"] for phase in ours),
+        "plain_per_second": round(statistics.median(plain["per_second"] for _, plain in throughput), 1),
         "overload_errors": overload["errors"],
         "overload_routing": overload["routing"],
     }
@@ -286,8 +288,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("trust", "encoder", "router"):
         parser.add_argument(f"--{name}", type=lambda text: str(Path(text).absolute()))
-    parser.add_argument("--seconds", type=float, default=8, help="of one phase")
-    parser.add_argument("--rounds", type=int, default=3, help="of each phase, taking turns; the median counts")
+    parser.add_argument("--seconds", type=float, default=4, help="of one phase")
+    parser.add_argument("--rounds", type=int, default=14, help="of each phase, taking turns")
     parser.add_argument("--boots", type=int, default=3, help="starts of each server, taking turns; the median counts")
     parser.add_argument("--rate", type=float, default=50, help="arrivals a second of the steady load")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes of either server")
@@ -299,8 +301,8 @@ def main() -> None:
         result = run(Path(folder), arguments)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(result, indent=2))
-    print(json.dumps(result["ratios"], indent=2))
-    if not result["decision_ms"]:
+    print(json.dumps(result["figures"], indent=2))
+    if not result["figures"]["decided_by_model"]:
         raise SystemExit("no decision was made by the router: nothing was measured")
 
 

@@ -69,6 +69,7 @@ class Load:
             "p50_ms": round(self.quantile(0.5), 2),
             "p99_ms": round(self.quantile(0.99), 2),
             "routing": dict(self.routing),
+            "latencies_ms": [round(latency, 2) for latency in self.latencies_ms],
         }
 
 
