@@ -1,10 +1,12 @@
 """Several workers, reloads, restarts and stops, under traffic, as real processes."""
 
+import contextlib
 import json
 import os
 import signal
 import threading
 import time
+from pathlib import Path
 
 import httpx
 import pytest
@@ -117,6 +119,28 @@ def test_a_killed_worker_is_replaced_and_nobody_notices_but_its_own_clients(pair
         what="a new worker",
     )  # fmt: skip
     assert running.status()["converged"]
+
+
+def test_a_worker_that_hangs_keeps_no_new_client_waiting(pair):
+    running, _ = pair
+    hung = running.status()["workers"][0]["pid"]
+    os.kill(hung, signal.SIGSTOP)
+    try:
+        running.wait_until(lambda: Path(f"/proc/{hung}/stat").read_text().rpartition(")")[2].split()[0] == "T")
+        for prompt in prompts(5):
+            with running.new_client() as fresh:
+                body = {"model": "chat", "messages": [{"role": "user", "content": prompt}]}
+                assert fresh.post("/v1/chat/completions", json=body).status_code == 200
+    finally:
+        os.kill(hung, signal.SIGCONT)
+
+
+def test_status_tells_how_many_connections_each_worker_has(pair):
+    running, _ = pair
+    with contextlib.ExitStack() as open_clients:
+        for _ in range(6):
+            assert open_clients.enter_context(running.new_client()).get("/appliance/live").status_code == 200
+        assert sum(worker["connections"] for worker in running.status()["workers"]) >= 6
 
 
 def test_the_decisions_of_all_workers_are_told_by_any_of_them(pair):
