@@ -20,6 +20,7 @@ from typing import BinaryIO
 
 from appliance.errors import FileError
 
+_RIVALS_AT_MOST = 32  # writers of one file at the same time; those of more may leave something for a later one
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,254}\Z")
 _RESERVED = {"con", "prn", "aux", "nul", *(f"com{n}" for n in range(10)), *(f"lpt{n}" for n in range(10))}
 
@@ -147,8 +148,9 @@ def replaced(path: Path, *, mode: int = 0o644) -> Iterator[BinaryIO]:
 def _temporary_beside(path: Path, mode: int) -> tuple[Path, int]:
     """A new temporary file, locked as long as its writer lives; those of killed writers are removed on the way.
 
-    The first free number names it, so that leftovers are found without listing the folder. One that is locked has a
-    living writer, one that is another user's or no regular file is not ours: both are passed over.
+    The first free number names it, so that leftovers are found without listing the folder; who was killed among rivals
+    left one with gaps before it. One that is locked has a living writer, one that is another user's or no regular file
+    is not ours: both are passed over.
     """
     for number in itertools.count():
         temporary = path.with_name(f".{path.name}.{number}.tmp")
@@ -158,7 +160,8 @@ def _temporary_beside(path: Path, mode: int) -> tuple[Path, int]:
                     temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode
                 )
                 if _lock_of(temporary, descriptor) is not False:
-                    _remove_leftover(temporary.with_name(f".{path.name}.{number + 1}.tmp"))
+                    for later in range(number + 1, number + _RIVALS_AT_MOST):
+                        _remove_leftover(path.with_name(f".{path.name}.{later}.tmp"))
                     return temporary, descriptor
                 os.close(descriptor)  # somebody took it for a leftover in the moment before it was locked
                 continue
@@ -169,6 +172,8 @@ def _temporary_beside(path: Path, mode: int) -> tuple[Path, int]:
 
 def _remove_leftover(temporary: Path) -> bool:
     """Remove what a killed writer left under this name; whether the name is free now."""
+    if not os.path.lexists(temporary):
+        return True
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import stat
@@ -146,6 +147,17 @@ def test_a_writer_killed_beside_a_rival_is_cleared_away_as_well(tmp_path):
         first.write(b"first")
         killed_while_replacing(target)
         assert sorted(os.listdir(tmp_path)) == [".state.json.0.tmp", ".state.json.1.tmp"]
+    files.write_atomic(target, b"new")
+    assert os.listdir(tmp_path) == ["state.json"]
+
+
+def test_a_writer_killed_beside_many_rivals_is_cleared_away_when_they_have_gone(tmp_path):
+    target = tmp_path / "state.json"
+    with contextlib.ExitStack() as rivals:
+        for _ in range(8):
+            rivals.enter_context(files.replaced(target)).write(b"rival")
+        killed_while_replacing(target)
+    assert sorted(os.listdir(tmp_path)) == [".state.json.8.tmp", "state.json"]
     files.write_atomic(target, b"new")
     assert os.listdir(tmp_path) == ["state.json"]
 
