@@ -110,7 +110,7 @@ class Bench:
                 if error.code != "GATEWAY_BOOTING" or self.process.poll() is not None or time.monotonic() > end:
                     raise
 
-    def until(self, condition: Callable[[], bool], *, limit_s: float = 60.0) -> bool:
+    def until(self, condition: Callable[[], bool], *, limit_s: float = 200.0) -> bool:
         """Wait for a condition; False where it did not come."""
         end = time.monotonic() + limit_s
         while time.monotonic() < end:

@@ -19,7 +19,7 @@ from appliance.operations.acceptance.traffic import GROUP, Traffic
 from appliance.operations.acceptance.upstream import StandIn
 from appliance.operations.acceptance.zone import CHANNEL, Zone
 
-BOOT_LIMIT_S = 180.0
+BOOT_LIMIT_S = 400.0
 SETTLE_S = 60.0  # so long may a change take to arrive
 _END = "-----END CERTIFICATE-----\n"
 

@@ -102,12 +102,12 @@ def test_the_third_waits_until_one_is_released(slots: Callable[[], Slots]) -> No
 def test_a_held_redis_slot_outlives_its_time_to_live_and_a_lost_one_is_overtaken(
     redis: RedisServer, tmp_path: Path
 ) -> None:
-    mine = RedisSlots(redis.settings(tmp_path, ttl_s=2), count=1)
-    other = RedisSlots(redis.settings(tmp_path, ttl_s=2), count=1)
+    mine = RedisSlots(redis.settings(tmp_path, ttl_s=5), count=1)
+    other = RedisSlots(redis.settings(tmp_path, ttl_s=5), count=1)
     with ExitStack() as held, ExitStack() as taken:
         first = mine.try_hold(held)
         assert first is not None
-        time.sleep(3.0)
+        time.sleep(6)
         assert other.try_hold(taken) is None, "renewed while held"
         mine._client.delete("appliance:fetch:0")  # a server that forgot (restart without persistence)
         second = other.try_hold(taken)
