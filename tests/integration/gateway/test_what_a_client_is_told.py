@@ -109,6 +109,15 @@ BODIES = {
 
 
 @pytest.mark.parametrize("path", BODIES)
+def test_every_api_is_answered_by_a_model_server_that_is_well(running, path):
+    response = ask(running, path, **BODIES[path])
+    assert response.status_code == 200, response.text
+    named = response.headers["x-appliance-deployment"]
+    assert named in {"chat", "other"}
+    assert path == "/v1/embeddings" or f"answer-of-{named}" in response.text
+
+
+@pytest.mark.parametrize("path", BODIES)
 @pytest.mark.parametrize(("group", "status", "code"), [
     ("gone", 502, "GATEWAY_UPSTREAM"), ("error", 502, "GATEWAY_UPSTREAM"), ("rubbish", 502, "GATEWAY_UPSTREAM"), ("cut", 502, "GATEWAY_UPSTREAM"),
     ("hang", 504, "GATEWAY_UPSTREAM_TIMEOUT"),
