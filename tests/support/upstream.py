@@ -3,7 +3,7 @@
 
 It answers with its own name, so that a test sees which deployment served. Faults are switched at run time through
 `POST /control {"mode": ...}`: ok, error (500), hang, rubbish (no JSON), shape (JSON of no API), refuse (400), cut (the
-connection ends in the middle of the answer).
+connection ends in the middle of the answer), begins (it ends when a stream has begun, before its first part).
 
 Run it alone with `python -m tests.support.upstream --port 0 --name small`.
 """
@@ -36,7 +36,7 @@ class Upstream:
 
     Attributes:
         name: what it answers with.
-        mode: ok, error, hang, rubbish, shape, refuse or cut.
+        mode: ok, error, hang, rubbish, shape, refuse, cut or begins.
         requests: the parsed bodies, in order.
         keys: the bearer tokens they came with, in order.
         chunk_delay_s: pause between two chunks of a stream.
@@ -110,6 +110,8 @@ def _handler(upstream: Upstream, stop: threading.Event) -> type[BaseHTTPRequestH
             if self.path.endswith("/embeddings"):
                 self._json(200, {"object": "list", "model": body.get("model"), "usage": {"prompt_tokens": 1, "total_tokens": 1},
                                  "data": [{"object": "embedding", "index": 0, "embedding": [0.0, 1.0]}]})  # fmt: skip
+            elif self.path.endswith("/responses"):
+                self._json(200, _response(body, " ".join(_words(upstream)), upstream))
             elif body.get("stream"):
                 self._stream(body)
             else:
@@ -121,6 +123,9 @@ def _handler(upstream: Upstream, stop: threading.Event) -> type[BaseHTTPRequestH
             self.send_header("transfer-encoding", "chunked")
             self.end_headers()
             identity = f"chatcmpl-{uuid.uuid4().hex}"
+            if upstream.mode == "begins":
+                self._cut()
+                return
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 for word in [*_words(upstream), None]:
                     choice = {"index": 0, "delta": {} if word is None else {"role": "assistant", "content": f"{word} "},
@@ -178,6 +183,23 @@ def _completion(body: dict[str, Any], text: str, upstream: Upstream) -> dict[str
         "model": body.get("model"),
         "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}],
         "usage": _usage(upstream),
+    }
+
+
+def _response(body: dict[str, Any], text: str, upstream: Upstream) -> dict[str, Any]:
+    said = {"type": "output_text", "text": text, "annotations": []}
+    message = {"type": "message", "id": "msg_1", "role": "assistant", "status": "completed", "content": [said]}
+    return {
+        "id": f"resp_{uuid.uuid4().hex}",
+        "object": "response",
+        "created_at": int(time.time()),
+        "status": "completed",
+        "model": body.get("model"),
+        "output": [message],
+        "parallel_tool_calls": True,
+        "tool_choice": "auto",
+        "tools": [],
+        "usage": {"input_tokens": 7, "output_tokens": upstream.words, "total_tokens": 7 + upstream.words},
     }
 
 
