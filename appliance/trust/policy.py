@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from appliance import documents
 from appliance.errors import DocumentError, TrustError
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,63}$")]
-Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{1,64}$")]
+Serial = Annotated[str, Field(pattern=r"^[0-9a-f]{1,64}$"), AfterValidator(lambda text: text.lstrip("0") or "0")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Text = Annotated[str, Field(min_length=1, max_length=256)]
 Epoch = Annotated[int, Field(ge=0, lt=2**63)]
@@ -53,12 +53,13 @@ class Denied(_Document):
     """What is refused although its signature is right.
 
     Attributes:
-        certificate_serials: serial numbers of signing certificates, lower-case hex without leading zeros.
+        certificate_serials: serial numbers of signing certificates, lower-case hex; leading zeros (`openssl` prints
+            an even number of digits) say nothing.
         log_indices: entries of the transparency log.
         digests: SHA-256 of statements, or `ArtifactFiles.digest` of artifacts.
     """
 
-    certificate_serials: tuple[Hex, ...] = ()
+    certificate_serials: tuple[Serial, ...] = ()
     log_indices: tuple[LogIndex, ...] = ()
     digests: tuple[Sha256, ...] = ()
 

@@ -115,6 +115,10 @@ def denials(bundle_verdict, log):
             Denied(certificate_serials=(f"{bundle_verdict.certificate_serial:x}",)),
             Denied(certificate_serials=(other,)),
         ),
+        "certificate as openssl prints some": (
+            Denied(certificate_serials=(f"0{bundle_verdict.certificate_serial:x}",)),
+            Denied(certificate_serials=(f"0{other}",)),
+        ),
         "log entry": (
             Denied(log_indices=(LogIndex(log=log, index=index),)),
             Denied(log_indices=(LogIndex(log=log, index=index + 1), LogIndex(log="0" * 64, index=index))),
@@ -123,7 +127,7 @@ def denials(bundle_verdict, log):
     }
 
 
-@pytest.mark.parametrize("what", ["certificate", "log entry", "content"])
+@pytest.mark.parametrize("what", ["certificate", "certificate as openssl prints some", "log entry", "content"])
 def test_what_the_policy_denies_is_refused_and_its_neighbour_is_not(what, forger, zone, now):
     bundle = forger.statement(CHANNEL, **OFFICER)
     verdict = accepted(CHANNEL, bundle, zone.material, now)
