@@ -62,6 +62,7 @@ class Breaker:
         self._failures = 0
         self._good_probes = 0
         self._probing_since: float | None = None
+        self._insisted = False
         self._wait_s = open_s
         self._opened_at = 0.0
         self._opened_count = 0
@@ -84,6 +85,11 @@ class Breaker:
                 self._probing_since = now
             return True
 
+    def insist(self) -> None:
+        """A call goes although none may, because nothing else is left; if it goes well, it counts as a good probe."""
+        with self._lock:
+            self._insisted = self._state == "open"
+
     def would_allow(self) -> bool:
         """What `allow` would say, without taking a probe's place."""
         with self._lock:
@@ -100,6 +106,8 @@ class Breaker:
             return
         with self._lock:
             self._failures = 0
+            if self._state == "open" and self._insisted:
+                self._state, self._good_probes = "half-open", 0
             if self._state == "half-open":
                 self._probing_since = None
                 self._good_probes += 1
@@ -136,5 +144,5 @@ class Breaker:
             )
 
     def _open(self) -> None:
-        self._state, self._opened_at, self._probing_since = "open", self._clock(), None
+        self._state, self._opened_at, self._probing_since, self._insisted = "open", self._clock(), None, False
         self._opened_count += 1

@@ -114,50 +114,70 @@ class Application:
         if principal is None:
             raise Refused(401, "invalid_api_key", "no valid key was given")
         document: dict[str, Any] = {}
+        body: bytes | None = None
         headers = self._keys.as_master(scope["headers"])
         if with_body:
-            body = await edge.read_body(receive, self.max_body_bytes)
-            document = edge.checked(body, principal, path)
+            document = edge.checked(await edge.read_body(receive, self.max_body_bytes), principal, path)
             body = edge.handed_on(document, path)
-            receive, headers = edge.replay(body, receive), edge.forwarded(headers, body)
         elif not principal.is_master:
             await _json(send, 200, edge.models(path, principal))
             return
-        else:
-            headers = edge.forwarded(headers, None)
         request = context.RequestContext(principal, *edge.wishes(scope["headers"], document, principal))
-        await self._forward({**scope, "headers": headers, "query_string": b""}, receive, send, request)
+        scope = {**scope, "headers": edge.forwarded(headers, body), "query_string": b""}
+        await self._forward(scope, body, receive, send, request)
 
-    async def _forward(self, scope: Scope, receive: Receive, send: Send, request: context.RequestContext) -> None:
-        """Ask LiteLLM; what fails there is told in our words, before the first byte of an answer has left."""
+    async def _forward(
+        self, scope: Scope, body: bytes | None, receive: Receive, send: Send, request: context.RequestContext
+    ) -> None:
+        """Ask LiteLLM, and again while not everything has been tried; what fails then is told in our words.
+
+        Nothing of an attempt that failed has left: LiteLLM answers a stream when it has the stream's first part.
+        """
         token = context.current.set(request)
-        started = replaced = False
+        try:
+            while True:
+                before = len(request.decisions)
+                given = receive if body is None else edge.replay(body, receive)
+                fault = await self._attempt({**scope}, given, send, request)
+                if fault is None:
+                    return
+                if not request.again or len(request.decisions) == before:
+                    break
+                log.warning("asked again", extra={"request_id": request.id, "code": fault.code})
+                request.fault, request.error, request.again = None, None, False
+            faults.record(request.error, fault, request_id=request.id)
+            await _failed(send, fault, request)
+        finally:
+            request.error = None  # it holds the frames that hold the request
+            context.current.reset(token)
+
+    async def _attempt(
+        self, scope: Scope, receive: Receive, send: Send, request: context.RequestContext
+    ) -> Fault | None:
+        """Why it failed, where nothing of it has been sent."""
+        started, fault = False, None
 
         async def annotated(message: Message) -> None:
-            nonlocal started, replaced
-            if replaced:
-                return
-            if message["type"] == "http.response.start":
-                started = True
-                fault = _fault(message["status"], request)
+            nonlocal started, fault
+            if not started:
+                fault = fault or _fault(message["status"], request)
                 if fault is not None:
-                    replaced = True
-                    if request.fault is None:
-                        log.error("answered with an error of no known cause", extra={"request_id": request.id})
-                    await _failed(send, fault, request)
                     return
+                started = True
                 message["headers"] = [*message.get("headers", ()), *_told(request)]
             await send(message)
 
         try:
             await self._inner(scope, receive, annotated)
         except Exception as error:  # noqa: BLE001 (the last place that can answer)
-            fault = faults.judge(error, asked=bool(request.decisions)) or faults.UNHANDLED
-            faults.record(error, fault, request_id=request.id)
-            if not started:
-                await _failed(send, fault, request)
-        finally:
-            context.current.reset(token)
+            request.error = error
+            request.fault = faults.judge(error, asked=bool(request.decisions)) or faults.UNHANDLED
+            fault = fault or request.fault
+        if not started:
+            return fault
+        if request.fault is not None:  # a stream that broke off: its client has seen as much
+            faults.record(request.error, request.fault, request_id=request.id)
+        return None
 
     async def _report(self, scope: Scope, send: Send) -> None:
         if scope["path"] in self._pages and scope["method"] == "GET":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from appliance.gateway import context, faults, prompt, telemetry
@@ -32,6 +32,7 @@ class RoutingCallback:
     ) -> None:
         self.groups = groups  # exchanged whole when the configuration changes
         self._decider, self._model_list = decider, model_list
+        self._woken: set[str] = set()  # chosen while LiteLLM let them rest
 
     async def filter(
         self, group: str, healthy: list[Any], messages: list[Any] | None, kwargs: dict[str, Any], span: Any
@@ -57,18 +58,16 @@ class RoutingCallback:
         messages: list[Any] | None,
         kwargs: dict[str, Any],
     ) -> tuple[Decision, list[Any]]:
-        by_id = {deployment["model_info"]["id"]: deployment for deployment in healthy} or self._resting(group)
+        well = _by_id(healthy)
         # asked again for the same request: what was chosen before has failed it
         skipped = request.tried(group) | _skipped_by_litellm(kwargs)
-        if not by_id.keys() - skipped:
-            skipped = set()
-        candidates = [
-            Deployment(id_, deployment["litellm_params"]["model"])
-            for id_, deployment in by_id.items()
-            if id_ not in skipped
-        ]
-        excluded = {d.id: "not_admitted" for d in self.groups.get(group, ()) if d.id not in by_id}
-        excluded.update(dict.fromkeys(skipped & by_id.keys(), "failed_for_this_request"))
+        by_id = self._left(group, well, skipped)
+        candidates = [Deployment(id_, deployment["litellm_params"]["model"]) for id_, deployment in by_id.items()]
+        excluded = {
+            d.id: "failed_for_this_request" if d.id in skipped else "not_admitted"
+            for d in self.groups.get(group, ())
+            if d.id not in by_id
+        }
         asked = Request(
             request_id=request.id,
             call_id=str(kwargs.get("litellm_call_id", "")),
@@ -79,13 +78,22 @@ class RoutingCallback:
             key=request.principal.name if request.principal is not None else "",
         )
         decision = await self._decider.decide(group, candidates, asked, excluded=excluded)
-        return decision, [by_id[decision.selected]] if decision.selected is not None else healthy
+        if decision.selected is None:
+            return decision, healthy
+        if decision.selected not in well:
+            self._woken.add(decision.selected)
+        return decision, [by_id[decision.selected]]
 
-    def succeeded(self, kwargs: Mapping[str, Any]) -> None:
-        """A deployment answered."""
+    def succeeded(self, kwargs: Mapping[str, Any]) -> str | None:
+        """A deployment answered; its id where it was asked although LiteLLM let it rest, which is over now."""
         id_ = _deployment_of(kwargs)
-        if id_ is not None:
-            self._decider.health.succeeded(id_)
+        if id_ is None:
+            return None
+        self._decider.health.succeeded(id_)
+        if id_ not in self._woken:
+            return None
+        self._woken.discard(id_)
+        return id_
 
     def failed(self, kwargs: Mapping[str, Any]) -> None:
         """A deployment failed an attempt; LiteLLM goes on to another where there is one."""
@@ -93,27 +101,50 @@ class RoutingCallback:
         what = blame(error) if isinstance(error, BaseException) else None
         if id_ is not None and what is not None:
             self._decider.health.failed(id_, what)
+            self._woken.discard(id_)
 
     def gave_up(self, error: BaseException) -> None:
-        """The request failed for good; what its client is told is settled here, in the request's own context."""
+        """LiteLLM gives the request up: what is told of it, and whether everything has been tried, is settled here.
+
+        LiteLLM stops where its retries are used up, and at once where it lets the whole group rest: a model server that
+        is back and still rests would then not be asked in the moment in which the other one dies.
+        """
         request = context.current.get()
         if request is None:
             return
-        request.fault = faults.judge(error, asked=bool(request.decisions))
-        if request.fault is not None:
-            faults.record(error, request.fault, request_id=request.id)
+        request.error, request.fault = error, faults.judge(error, asked=bool(request.decisions))
+        request.again = request.fault is not None and bool(request.decisions) and self._worth(request, request.fault)
 
-    def _resting(self, group: str) -> dict[str, Any]:
-        """Whom to ask where LiteLLM lets the whole group rest: its last resort, else any; refusing all helps nobody."""
+    def _worth(self, request: context.RequestContext, fault: faults.Fault) -> bool:
+        """Whether the request may still be answered: somebody of its group has not been asked, or only hung up."""
+        group = request.decisions[0].group
+        members = self._members(group)
+        if members.keys() - request.tried(group):
+            return fault is not faults.SILENT or len(request.decisions) == 1  # silence costs a client its patience
+        # a connection that was kept from before the model server's restart says nothing of the model server
+        return fault.blame == "no answer" and len(request.decisions) <= len(members)
+
+    def _left(self, group: str, well: dict[str, Any], skipped: set[str]) -> dict[str, Any]:
+        """Whom to choose from: who is well, else who rests; among both first who has not failed this request."""
+        left = {id_: deployment for id_, deployment in well.items() if id_ not in skipped}
+        if left:
+            return left
+        members = self._members(group)
+        left = {id_: deployment for id_, deployment in members.items() if id_ not in skipped}
         plan = self._decider.plans.get(group)
-        last_resort = plan.last_resort if plan is not None else None
-        return {
-            d["model_info"]["id"]: d
-            for d in self._model_list()
-            if d.get("model_name") == group
-            and not d["model_info"].get("blocked")
-            and (last_resort is None or d["model_info"]["id"] == last_resort)
-        }
+        if plan is not None and plan.last_resort in left:
+            return {plan.last_resort: left[plan.last_resort]}
+        return left or well or members
+
+    def _members(self, group: str) -> dict[str, Any]:
+        """All of a group that the operator has not blocked, resting or not."""
+        return _by_id(
+            d for d in self._model_list() if d.get("model_name") == group and not d["model_info"].get("blocked")
+        )
+
+
+def _by_id(deployments: Iterable[Any]) -> dict[str, Any]:
+    return {deployment["model_info"]["id"]: deployment for deployment in deployments}
 
 
 def _skipped_by_litellm(kwargs: Mapping[str, Any]) -> set[str]:

@@ -22,6 +22,8 @@ class RequestContext:
         cost_weight: what the caller wants of cost and quality, None for the group's own.
         decisions: in order; more than one where LiteLLM retried or fell back.
         fault: why it failed behind the edge, None while it did not.
+        error: what LiteLLM made of it.
+        again: whether it should be put to LiteLLM once more, because not everything has been tried.
     """
 
     principal: Principal | None = None
@@ -30,6 +32,8 @@ class RequestContext:
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     decisions: list[Decision] = field(default_factory=list)
     fault: Fault | None = None
+    error: BaseException | None = None
+    again: bool = False
 
     def tried(self, group: str) -> set[str]:
         """Deployments of a group that this request was sent to before; being asked again means that they failed."""

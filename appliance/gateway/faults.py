@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from appliance.gateway.health import blame, chain
+from appliance.gateway.health import Blame, blame, chain
 
 log = logging.getLogger("appliance.request")
 CLIENT_ERRORS = range(400, 500)
@@ -26,15 +26,17 @@ class Fault:
         status: of HTTP.
         code: of the catalogue.
         message: for the client.
+        blame: what the model server did, where that is known.
     """
 
     status: int
     code: str
     message: str
+    blame: Blame | None = None
 
 
 UNHANDLED = Fault(500, "GATEWAY_UNHANDLED", "the gateway failed on this request in a way nobody foresaw")
-_SILENT = Fault(504, "GATEWAY_UPSTREAM_TIMEOUT", "no model server of the group answered in time")
+SILENT = Fault(504, "GATEWAY_UPSTREAM_TIMEOUT", "no model server of the group answered in time")
 _UPSTREAM = {
     "unreachable": "no model server of the group can be reached",
     "no answer": "the model server broke the connection off",
@@ -57,8 +59,8 @@ def judge(error: BaseException, *, asked: bool) -> Fault | None:
         return UNHANDLED
     what = blame(error)
     if what != "unreachable" and (status == TIMED_OUT or any(_is_timeout(each) for each in chain(error))):
-        return _SILENT
-    return Fault(502, "GATEWAY_UPSTREAM", _UPSTREAM[what])
+        return SILENT
+    return Fault(502, "GATEWAY_UPSTREAM", _UPSTREAM[what], what)
 
 
 def status_of(error: BaseException) -> int | None:
@@ -70,21 +72,31 @@ def status_of(error: BaseException) -> int | None:
     return None
 
 
-def record(error: BaseException, fault: Fault, *, request_id: str) -> None:
-    """Name the true exceptions in the log: types, files and lines, no texts."""
+def record(error: BaseException | None, fault: Fault, *, request_id: str) -> None:
+    """Name the true exceptions in the log: types, files and lines, no texts.
+
+    Args:
+        error: None where LiteLLM answered with an error that it told nobody of.
+        fault: what its client is told.
+        request_id: ours.
+    """
     log.error(
         "request failed",
         extra={
             "code": fault.code,
             "request_id": request_id,
-            "exceptions": [f"{type(each).__module__}.{type(each).__qualname__}" for each in chain(error)],
+            "exceptions": [f"{type(each).__module__}.{type(each).__qualname__}" for each in _beneath(error)],
             "where": list(_places(error)),
         },
     )
 
 
-def _places(error: BaseException) -> Iterator[str]:
-    for each in chain(error):
+def _beneath(error: BaseException | None) -> Iterator[BaseException]:
+    return chain(error) if error is not None else iter(())
+
+
+def _places(error: BaseException | None) -> Iterator[str]:
+    for each in _beneath(error):
         for frame in traceback.extract_tb(each.__traceback__)[-1:]:
             yield f"{frame.filename}:{frame.lineno} {frame.name}"
 

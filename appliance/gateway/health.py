@@ -23,6 +23,7 @@ CLIENTS = ("openai", "httpx", "httpcore", "aiohttp", "anyio")  # packages whose 
 CONNECT = frozenset(
     {"ConnectError", "ConnectTimeout", "ClientConnectorError", "ClientConnectorDNSError", "ConnectionTimeoutError"}
 )
+HUNG_UP = frozenset({"ClientOSError", "ClientConnectionResetError", "ServerDisconnectedError"})  # once it stood
 OVERLOADED_STATUS = frozenset({408, 429})
 
 
@@ -33,6 +34,8 @@ def blame(error: BaseException) -> Blame | None:
         error: as LiteLLM reports it; causes and contexts are followed.
     """
     found: Blame | None = None
+    if any(type(each).__name__ in HUNG_UP for each in chain(error)):
+        return "no answer"  # LiteLLM calls it a failure to connect, which would be reason to leave the server alone
     for each in chain(error):
         package = type(each).__module__.partition(".")[0]
         if isinstance(each, ConnectionRefusedError) or type(each).__name__ in CONNECT:
@@ -78,9 +81,10 @@ class UpstreamHealth:
         return {id_ for id_ in ids if id_ not in self._breakers or self._breakers[id_].would_allow()}
 
     def chosen(self, id_: str) -> None:
-        """A request goes there: takes a probe's place where the deployment is half-open."""
-        if id_ in self._breakers:
-            self._breakers[id_].allow()
+        """A request goes there: as a probe where the deployment is half-open, as a last hope where it is left alone."""
+        breaker = self._breakers.get(id_)
+        if breaker is not None and not breaker.allow():
+            breaker.insist()
 
     def succeeded(self, id_: str) -> None:
         """It answered."""

@@ -88,7 +88,10 @@ def application() -> Any:
     gc.disable()
     try:
         import litellm
+        from litellm.llms.custom_httpx.aiohttp_transport import LiteLLMAiohttpTransport
         from litellm.proxy.proxy_server import app
+
+        from appliance.gateway import connections
     finally:
         gc.freeze()
         if collecting:
@@ -96,6 +99,8 @@ def application() -> Any:
     litellm.telemetry = False
     litellm.suppress_debug_info = True
     app.exception_handlers[Exception] = _not_here
+    send = LiteLLMAiohttpTransport._make_aiohttp_request  # noqa: SLF001
+    LiteLLMAiohttpTransport._make_aiohttp_request = connections.forgetting(send)  # noqa: SLF001
     return app
 
 
@@ -192,6 +197,14 @@ def cooldowns(ids: Sequence[str]) -> dict[str, dict[str, Any]]:
     }
 
 
+def end_cooldown(id_: str) -> None:
+    """Let a deployment back that has shown that it answers."""
+    from litellm.proxy import proxy_server
+
+    cache = proxy_server.llm_router.cooldown_cache
+    cache.cooldown_store.delete_cache(key=cache.get_cooldown_cache_key(id_))
+
+
 def _hook_class() -> Any:
     from litellm.integrations.custom_logger import CustomLogger
 
@@ -215,7 +228,9 @@ def _hook_class() -> Any:
             )
 
         async def async_log_success_event(self, kwargs: dict[str, Any], *_: Any, **__: Any) -> None:
-            self._callback.succeeded(kwargs)
+            rested = self._callback.succeeded(kwargs)
+            if rested is not None:
+                end_cooldown(rested)
 
         async def async_log_failure_event(self, kwargs: dict[str, Any], *_: Any, **__: Any) -> None:
             self._callback.failed(kwargs)

@@ -55,6 +55,20 @@ def test_after_the_pause_one_probe_at_a_time_passes(breaker, clock):
     assert breaker.view().state == "closed"
 
 
+def test_a_call_that_went_for_want_of_another_counts_as_a_probe_where_it_went_well(breaker):
+    fail(breaker, 3)
+    breaker.success()
+    assert breaker.view().state == "open", "what had begun before it opened says nothing"
+    breaker.insist()
+    breaker.failure("late")
+    assert breaker.view().state == "open"
+    breaker.success()
+    assert breaker.view().state == "half-open"
+    assert breaker.allow()
+    breaker.success()
+    assert breaker.view().state == "closed"
+
+
 def test_a_failed_probe_opens_it_for_twice_as_long_up_to_the_limit(breaker, clock):
     fail(breaker, 3)
     waits = []

@@ -52,9 +52,64 @@ def test_it_answers_with_exactly_one_of_the_healthy():
 
 
 def test_asked_again_for_the_same_request_it_avoids_whom_it_named_before():
-    answers = ask(callback(), ALL[:2], times=3)
+    answers = ask(callback(), ALL[:2], times=4)
     assert {answers[0][0], answers[1][0]} == {"a", "b"}
-    assert answers[2][0] in {"a", "b"}, "when all have failed, all may be tried again"
+    assert answers[2] == ["spare"], "before anybody is asked twice, whoever rests is asked once"
+    assert answers[3][0] in {"a", "b"}, "when all have failed, all may be tried again"
+
+
+def test_where_whoever_is_well_has_failed_those_that_rest_are_asked_once_each():
+    answers = ask(callback(last_resort=None), ALL[:1], times=3)
+    assert answers[0] == ["a"]
+    assert {answers[1][0], answers[2][0]} == {"b", "spare"}
+
+
+REFUSED, HUNG_UP, SILENT = ConnectionRefusedError(), ConnectionResetError(), TimeoutError()
+
+
+@pytest.mark.parametrize(
+    ("asked", "error", "again"),
+    [
+        (1, REFUSED, True), (2, REFUSED, True), (3, REFUSED, False),
+        (2, HUNG_UP, True), (3, HUNG_UP, True), (4, HUNG_UP, False),
+        (1, SILENT, True), (2, SILENT, False),
+    ],
+)  # fmt: skip
+def test_a_request_is_put_once_more_while_somebody_has_not_been_asked_or_has_only_hung_up(asked, error, again):
+    made, request = callback(), context.RequestContext()
+
+    async def run() -> None:
+        context.current.set(request)
+        for _ in range(asked):
+            await made.filter("chat", ALL[:2], None, {}, None)
+        made.gave_up(error)
+
+    asyncio.run(run())
+    assert request.again is again
+
+
+def test_what_is_the_clients_own_fault_is_put_to_nobody_else():
+    class BadRequestError(Exception):
+        status_code = 400
+
+    made, request = callback(), context.RequestContext()
+
+    async def run() -> None:
+        context.current.set(request)
+        await made.filter("chat", ALL[:2], None, {}, None)
+        made.gave_up(BadRequestError())
+
+    asyncio.run(run())
+    assert (request.fault, request.again) == (None, False)
+
+
+@pytest.mark.parametrize(("healthy", "ended"), [([], "spare"), (ALL[:3], None)])
+def test_an_answer_of_one_that_rested_ends_its_rest(healthy, ended):
+    made = callback()
+    chosen = ask(made, healthy)[0][0]
+    kwargs = {"litellm_params": {"model_info": {"id": chosen}}}
+    assert made.succeeded(kwargs) == ended
+    assert made.succeeded(kwargs) is None
 
 
 @pytest.mark.parametrize("key", ["_excluded_deployment_ids", "_retry_skipped_deployment_ids"])

@@ -7,10 +7,12 @@ from collections import Counter
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
+import aiohttp
 import httpx
 import numpy as np
 import openai
 import pytest
+from aiohttp.client_reqrep import ConnectionKey
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -287,6 +289,14 @@ REQUEST = httpx.Request("POST", "http://127.0.0.1/")
 )
 def test_only_what_the_upstream_did_counts_against_it(inner, what):
     assert blame(raised(RuntimeError("APIConnectionError: connection error, says the wrapper"), inner)) == what
+
+
+def test_a_kept_connection_that_breaks_is_no_refused_one_whatever_the_transport_calls_it():
+    key = ConnectionKey("127.0.0.1", 1, False, None, None, None, None)
+    assert blame(raised(httpx.ConnectError(""), aiohttp.ClientOSError(104, "reset"))) == "no answer"
+    assert blame(raised(httpx.ReadError(""), aiohttp.ServerDisconnectedError())) == "no answer"
+    refused = aiohttp.ClientConnectorError(key, ConnectionRefusedError(111, "refused"))
+    assert blame(raised(httpx.ConnectError(""), refused)) == "unreachable"
 
 
 # --- rollout ----------------------------------------------------------------------------------------------------------

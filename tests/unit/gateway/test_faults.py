@@ -65,10 +65,11 @@ def test_the_log_names_the_true_exceptions_and_quotes_none(caplog):
     request = context.RequestContext()
     token = context.current.set(request)
     try:
-        with caplog.at_level(logging.ERROR, "appliance.request"):
-            RoutingCallback(None, {}, list).gave_up(Wrapped(500, KeyError("PROMPT")))
+        RoutingCallback(None, {}, list).gave_up(Wrapped(500, KeyError("PROMPT")))
     finally:
         context.current.reset(token)
+    with caplog.at_level(logging.ERROR, "appliance.request"):
+        faults.record(request.error, request.fault, request_id=request.id)
     line = json.loads(JsonFormatter().format(caplog.records[-1]))
     assert request.fault.code == line["code"] == "GATEWAY_UNHANDLED"
     assert line["request_id"] == request.id
