@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -19,12 +20,16 @@ class StandIn:
 
     Attributes:
         name: what it answers with.
-        port: where it listens; the same after a restart.
+        port: where it listens; the same after a restart, and nobody else's meanwhile.
         headers: of the last request, lower case.
     """
 
     def __init__(self, name: str) -> None:
-        self.name, self.port = name, 0
+        self.name = name
+        self._place = socket.socket()  # bound and never listening: whoever connects is refused while the server is down
+        self._place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._place.bind(("127.0.0.1", 0))
+        self.port: int = self._place.getsockname()[1]
         self.headers: dict[str, str] = {}
         self._server: _Server | None = None
 
@@ -41,16 +46,23 @@ class StandIn:
             return
         handler = _handler(self)
         self._server = _Server(("127.0.0.1", self.port), handler)
-        self.port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, args=(0.1,), daemon=True).start()
 
     def stop(self) -> None:
-        """Refuse connections from now on, and leave requests on those that stand without an answer."""
+        """Refuse connections from now on, and hang up on requests over those that stand, as if the power had failed.
+
+        What is being answered is answered to its end: no gateway could mend a stream that has begun.
+        """
         if self._server is not None:
             self._server.stopped = True
             self._server.shutdown()
             self._server.server_close()
             self._server = None
+
+    def close(self) -> None:
+        """Stop for good."""
+        self.stop()
+        self._place.close()
 
 
 @contextlib.contextmanager
@@ -63,7 +75,7 @@ def stand_ins(names: Iterator[str] | list[str]) -> Iterator[dict[str, StandIn]]:
         yield made
     finally:
         for each in made.values():
-            each.stop()
+            each.close()
 
 
 class _Server(ThreadingHTTPServer):
