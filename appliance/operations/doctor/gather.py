@@ -81,7 +81,7 @@ def gather(places: Places, *, now: datetime, deep: bool = False, probe: Sequence
         volumes=host.volumes([*state, places.prefix, Path("/tmp")], releases=places.prefix),  # noqa: S108 (its space is looked at)
         certificates=_looked(places.config, lambda: trust.certificates(chosen)),
         drift=_looked(places.prefix, lambda: release.drift(places.prefix, now=time, deep=deep)),
-        modes=host.modes(_secrets(chosen, places), [*state, store], _code(places)),
+        modes=host.modes(_secrets(chosen, places), [*state, store], [*_code(places), *_configuration(chosen, places)]),
         kernel=host.kernel(),
         listeners=host.listeners(),
         egress=host.attempts(probe) or host.routes(OUTSIDE),
@@ -113,6 +113,13 @@ def _secrets(chosen: configuration.Settings | None, places: Places) -> list[Path
         if chosen.listen.tls is not None:
             found.append(chosen.listen.tls.key)
     return sorted({path.absolute() for path in found})
+
+
+def _configuration(chosen: configuration.Settings | None, places: Places) -> list[Path]:
+    """Who may write these decides what the gateway trusts and where prompts go."""
+    litellm = chosen.litellm.config if chosen is not None else None
+    files = {places.config, *([litellm] if litellm is not None else [])}
+    return sorted(files | {path.parent for path in files} - {places.prefix / "etc"})
 
 
 def _code(places: Places) -> list[Path]:

@@ -244,6 +244,23 @@ def test_an_unfinished_installation_is_told(prefix):
         assert name.is_file()
 
 
+@pytest.mark.parametrize("name", ["appliance.yaml", "litellm.yaml"])
+def test_a_configuration_that_others_can_write_is_told(tmp_path, name):
+    places = Places.below(tmp_path)
+    places.config.parent.mkdir(0o755)
+    write_config(places.config.parent, [], tls=False)
+    written = places.config.parent / name
+    written.chmod(0o644)
+
+    def told():
+        found = examine(gather(places, now=now()))
+        return [each.evidence["path"] for each in found if each.code == "OPERATION_PERMISSIONS"]
+
+    assert written not in told()
+    written.chmod(0o646)
+    assert written in told()
+
+
 @pytest.fixture
 def others_prefix():
     """A prefix whose state and configuration only its owner may read, in a place that everybody reaches."""
