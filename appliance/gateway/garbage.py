@@ -2,9 +2,10 @@
 
 CPython 3.11 collects wherever an object is allocated, inside `ContextVar.set` too, which walks the context's table by a
 borrowed reference. A finaliser that sets a variable of the same context then frees the table under its feet, and the
-process ends by SIGSEGV (python/cpython#148891). LiteLLM sets variables in context managers with every request, and a
-client that goes away leaves some of them to the collector: mixed traffic ended a gateway after 5 minutes and another
-after 29. Called from Python code, the collector cannot stand inside `ContextVar.set` of any thread.
+process ends by SIGSEGV (python/cpython#148891). LiteLLM 1.106.2 has such a finaliser: `CustomStreamWrapper.__del__`
+sets `trace_id` and `session_id`, and a stream whose client went away is left to the collector. Mixed traffic ended a
+gateway after 5 minutes and another after 29. Called from Python code, the collector stands inside `ContextVar.set` of
+no thread.
 """
 
 from __future__ import annotations

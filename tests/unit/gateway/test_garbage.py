@@ -11,32 +11,28 @@ import pytest
 from appliance.gateway import garbage, server
 from appliance.settings import Drain, Listen
 
-# What LiteLLM does with every request, when its client goes away in the midst of it: a context manager that sets a
-# variable is left to the collector, and its end sets the variable of whatever context the collector finds itself in.
+# What LiteLLM's streams do when they are left to the collector: `CustomStreamWrapper.__del__` sets variables of
+# whatever context the collector finds itself in.
 ABANDONED = """
-import contextlib, contextvars, sys
+import contextvars
 from appliance.gateway import garbage
 
 others = [contextvars.ContextVar(f"other {number}") for number in range(14)]
-phase = contextvars.ContextVar("phase")
+trace = contextvars.ContextVar("trace")
 ended = 0
 
-class Task: pass
+class Stream:
+    def __init__(self):
+        self.itself = self
 
-def in_phase():
-    global ended
-    phase.set(object())
-    try:
-        yield
-    finally:
+    def __del__(self):
+        global ended
         ended += 1
-        phase.set(object())
+        trace.set(object())
 
 def request():
     for _ in range(200):
-        task = Task()
-        task.itself, task.work = task, in_phase()
-        next(task.work)
+        Stream()
         for each in others:
             each.set(object())
 
