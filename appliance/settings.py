@@ -115,6 +115,12 @@ class Access(_Section):
 
     keys: tuple[Key, ...] = Field((), max_length=10_000, description="Keys of applications.")
     max_body_bytes: int = Field(32 * 1024 * 1024, ge=1024, le=1024**3, description="Longest request body.")
+    fields: tuple[Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,63}$")], ...] = Field(
+        (),
+        max_length=64,
+        description="Fields of a body beside those of docs/requests.md, with any value, for model servers that take "
+        "more, say `vllm_xargs`. What steers LiteLLM is refused at start.",
+    )
 
 
 class Trust(_Section):

@@ -19,6 +19,7 @@ from appliance.gateway.access import KeyRing
 from appliance.gateway.edge import Message, Receive, Refused, Scope, Send
 from appliance.gateway.faults import Fault
 from appliance.gateway.metrics import Metrics
+from appliance.settings import Access
 
 log = logging.getLogger("appliance.request")
 Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
@@ -50,7 +51,7 @@ class Application:
         ready: whether new requests are welcome.
         reports: path -> report of ours.
         keys: who may ask.
-        max_body_bytes: longest request body.
+        access: longest body, and fields of bodies that the operator admits.
         metrics: counts answers.
     """
 
@@ -62,11 +63,11 @@ class Application:
         ready: Callable[[], bool],
         reports: Mapping[str, Report],
         keys: KeyRing,
-        max_body_bytes: int,
+        access: Access,
         metrics: Metrics,
     ) -> None:
         self._inner, self._started, self._ready = inner, started, ready
-        self._reports, self._keys, self.max_body_bytes = reports, keys, max_body_bytes
+        self._reports, self._keys, self.access = reports, keys, access
         self._metrics = metrics
         self._pages = pages.load()
         self.startup_failure: str | None = None
@@ -117,7 +118,8 @@ class Application:
         body: bytes | None = None
         headers = self._keys.as_master(scope["headers"])
         if with_body:
-            document = edge.checked(await edge.read_body(receive, self.max_body_bytes), principal, path)
+            body = await edge.read_body(receive, self.access.max_body_bytes)
+            document = edge.checked(body, principal, path, self.access.fields)
             body = edge.handed_on(document, path)
         elif not principal.is_master:
             await _json(send, 200, edge.models(path, principal))

@@ -26,7 +26,8 @@ what the gateway adds, and what it refuses that others ignore. It is generated f
 
 A field that its path does not have is refused (`GATEWAY_FIELD`), and so is a value of another kind
 (`GATEWAY_FIELD_TYPE`); `param` of the error names it. Null says nothing, anywhere. A body may be {fields.MAX_DEPTH}
-levels deep. Tools are those that the client runs itself. LiteLLM's own fields and headers steer the gateway and are the
+levels deep. Tools are those that the client runs itself. `access.fields` admits what else your model servers take.
+LiteLLM's own fields and headers steer the gateway and are the
 operator's: [decided](decisions/0050-what-a-client-may-say.md).
 
 | header | |

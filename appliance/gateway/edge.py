@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, MutableMapping
 from typing import Any
 
 import orjson
@@ -114,13 +114,14 @@ def wishes(headers: Any, document: Any, principal: Principal) -> tuple[str, floa
     return f"{principal.name}/{session}" if session else "", weight if 0 <= weight <= 1 else None
 
 
-def checked(body: bytes, principal: Principal, path: str) -> dict[str, Any]:
+def checked(body: bytes, principal: Principal, path: str, admitted: Collection[str] = ()) -> dict[str, Any]:
     """The parsed body, refused before anybody acts on it where it says what its API does not have.
 
     Args:
         body: as it came.
         principal: whose key it came with.
         path: of `WITH_BODY`.
+        admitted: further fields that the operator's model servers take, with any value.
 
     Raises:
         Refused: 400, or 403 where the key does not reach the model group.
@@ -141,7 +142,7 @@ def checked(body: bytes, principal: Principal, path: str) -> dict[str, Any]:
     api = path.removeprefix("/v1").lstrip("/")
     allowed = fields.APIS[api]
     for name, value in document.items():
-        kind = allowed.get(name)
+        kind = allowed.get(name, fields.ANYTHING if name in admitted else None)
         if kind is None:
             raise Refused(400, "GATEWAY_FIELD", f"{name[:64]!r} is no field of /{api} here", param=name[:64])
         if value is not None and not kind.holds(value):

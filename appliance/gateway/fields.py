@@ -148,6 +148,7 @@ def _is_metadata(value: Any) -> bool:
     )
 
 
+ANYTHING = Kind("anything", lambda _: True)
 TEXT = Kind("text", _is_text)
 FLAG = Kind("true or false", _is_flag)
 WHOLE = Kind("a whole number", _is_whole)

@@ -15,6 +15,7 @@ from appliance import documents
 from appliance.errors import ConfigError, DocumentError, FileError
 from appliance.files import read_regular
 from appliance.gateway.decision import Deployment
+from appliance.gateway.steering import steering_names
 from appliance.settings import Settings
 
 NO_SECRET = frozenset({"", "none", "empty", "dummy", "not-needed", "no-key"})
@@ -55,6 +56,7 @@ def check(document: Mapping[str, Any], settings: Settings) -> LiteLLMConfig:
     """Check a document, and the groups and weights that refer to it; see `read`."""
     _check_settings(document)
     _check_tracing(document, settings)
+    _check_fields(settings)
     groups: dict[str, list[Deployment]] = {}
     weights: dict[str, dict[str, float]] = {}
     seen: set[str] = set()
@@ -108,6 +110,14 @@ def _check_settings(document: Mapping[str, Any]) -> None:
     for key, reason in AFTER_ROUTING.items():
         if router.get(key) not in (None, False, [], "simple-shuffle"):
             raise ConfigError("CONFIG_LITELLM", f"router_settings.{key}: {reason}", key=key)
+
+
+def _check_fields(settings: Settings) -> None:
+    if not settings.access.fields:
+        return
+    steering = sorted(steering_names().intersection(settings.access.fields))
+    if steering:
+        raise ConfigError("CONFIG_LITELLM", f"access.fields: {steering[0]} steers LiteLLM", fields=steering)
 
 
 def _check_tracing(document: Mapping[str, Any], settings: Settings) -> None:

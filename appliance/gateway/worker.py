@@ -107,7 +107,7 @@ class Worker:
             reports=reports.reports(self),
             metrics=self.metrics,
             keys=self._keys,
-            max_body_bytes=self.settings.access.max_body_bytes,
+            access=self.settings.access,
         )
         self._server = server.Server(
             server.configuration(application, self.settings.listen, self.settings.drain),
@@ -233,7 +233,7 @@ class Worker:
         self._running.change(whole)
         self._callback.groups = whole.config.groups
         self._keys.exchange(whole.settings.access.keys)
-        self._application.max_body_bytes = whole.settings.access.max_body_bytes
+        self._application.access = whole.settings.access
 
     async def _when_started(self) -> None:
         logs.adopt_libraries()

@@ -16,8 +16,8 @@ import sys
 import pytest
 
 from appliance.gateway import fields
+from appliance.gateway.steering import steering_names
 from tests.support.gateway import deployment, gateway
-from tests.support.litellm_names import steering_names
 from tests.support.routing import zone
 from tests.support.trust import make_authority
 from tests.support.upstream import upstream

@@ -38,7 +38,8 @@ def running(tmp_path_factory):
     home = tmp_path_factory.mktemp("told")
     (home / "breaking_callback.py").write_text(BREAKING)
     access = {
-        "keys": [{"name": "team", "sha256": hashlib.sha256(TEAM.encode()).hexdigest(), "groups": ["chat", "refuse"]}]
+        "keys": [{"name": "team", "sha256": hashlib.sha256(TEAM.encode()).hexdigest(), "groups": ["chat", "refuse"]}],
+        "fields": ["vllm_xargs", "n_probs"],
     }
     with contextlib.ExitStack() as stack:
         servers = {name: stack.enter_context(upstream(name)) for name in ("chat", "other", "closed", "breaks", *MODES)}
@@ -287,6 +288,7 @@ def test_a_client_steers_nothing_by_headers_or_query(running):
 def test_what_is_meant_for_the_model_server_gets_there(running):
     _, servers = running
     meant = {"temperature": 0.2, "top_k": 5, "min_p": 0.1, "chat_template_kwargs": {"enable_thinking": False}, "seed": 7, "stop": ["x"],
+             "vllm_xargs": {"a": [1]}, "n_probs": 5,
              "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}], "logit_bias": {"5": 1}}  # fmt: skip
     response = ask(running, **meant)
     assert response.status_code == 200, response.text

@@ -10,6 +10,7 @@ from appliance.gateway import context, faults
 from appliance.gateway.access import KeyRing
 from appliance.gateway.application import Application, Report
 from appliance.gateway.metrics import Metrics
+from appliance.settings import Access
 
 MASTER = "sk-" + "0123456789abcdef" * 3
 CHAT = json.dumps({"model": "chat", "messages": [{"role": "user", "content": "x"}]}).encode()
@@ -42,7 +43,7 @@ def messages(
 ) -> list[dict]:
     application = Application(
         inner or Inner(), started=None, ready=lambda: True, reports={"/appliance/broken": Report(broken)},
-        keys=KeyRing(MASTER), max_body_bytes=10_000, metrics=Metrics(),
+        keys=KeyRing(MASTER), access=Access(max_body_bytes=10_000), metrics=Metrics(),
     )  # fmt: skip
     given = {"authorization": f"Bearer {MASTER}", **{name.replace("_", "-"): value for name, value in headers.items()}}
     scope = {

@@ -120,6 +120,16 @@ def test_what_litellm_could_not_serve_safely_here_is_refused(chosen, code):
     assert "sk-live-secret" not in str(refusal.value.as_dict())
 
 
+@pytest.mark.parametrize("name", ["timeout", "fallbacks", "mock_response", "specific_deployment", "priority"])
+def test_an_operator_does_not_admit_a_field_that_steers_litellm(name):
+    chosen = litellm()
+    admitting = chosen.model_copy(update={"access": settings.Access(fields=("vllm_xargs", name))})
+    with pytest.raises(ConfigError) as refusal:
+        litellm_config.read(admitting)
+    assert (refusal.value.code, refusal.value.evidence["fields"]) == ("CONFIG_LITELLM", [name])
+    litellm_config.read(chosen.model_copy(update={"access": settings.Access(fields=("vllm_xargs", "n_probs"))}))
+
+
 def test_the_honest_twin_is_accepted_with_secrets_by_name_and_weights_in_proportion():
     chosen = litellm([entry(api_key="os.environ/VLLM_KEY", weight=0.25), entry("large", api_key="none", weight=0.75)])
     config = litellm_config.read(chosen)

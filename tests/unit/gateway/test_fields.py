@@ -156,6 +156,15 @@ def test_a_body_as_deep_as_allowed_passes_and_one_level_more_does_not():
     assert not fields.too_deep({"messages": TURN})
 
 
+def test_an_operator_admits_what_else_his_model_servers_take():
+    body = json.dumps({"model": "chat", "messages": TURN, "vllm_xargs": {"a": 1}}).encode()
+    document = edge.checked(body, MASTER, "/v1/chat/completions", ("vllm_xargs",))
+    assert orjson.loads(edge.handed_on(document, "/v1/chat/completions")) == json.loads(body)
+    with pytest.raises(edge.Refused) as refusal:
+        edge.checked(body, MASTER, "/v1/chat/completions", ("vllm_other",))
+    assert (refusal.value.code, refusal.value.param) == ("GATEWAY_FIELD", "vllm_xargs")
+
+
 def test_messages_are_needed_where_the_api_needs_them():
     assert refused("chat/completions").code == "GATEWAY_FIELD_TYPE"
     assert refused("messages", messages=None).param == "messages"

@@ -5,7 +5,10 @@ from __future__ import annotations
 import ast
 import importlib.util
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
+
+from appliance.errors import ConfigError
 
 FILES = (
     "main.py", "router.py", "types/litellm_params.py", "types/router.py", "types/utils.py", "responses/main.py",
@@ -15,13 +18,20 @@ FILES = (
 BAGS = ("kwargs", "data", "params", "body", "request")  # what the dictionaries are called that hold a request
 
 
-def steering_names() -> set[str]:
-    """Parameters of its functions, fields of its models, and keys that it asks a request for; some 2,700."""
-    spec = importlib.util.find_spec("litellm")
-    assert spec is not None
-    assert spec.origin is not None
-    root = Path(spec.origin).parent
-    return {name for file in FILES for name in _names(ast.parse((root / file).read_text("utf-8"))) if name}
+@lru_cache(maxsize=1)
+def steering_names() -> frozenset[str]:
+    """Parameters of its functions, fields of its models, and keys that it asks a request for: some 2,700.
+
+    Raises:
+        ConfigError: CONFIG_LITELLM where its source is not as the pinned version has it.
+    """
+    try:
+        spec = importlib.util.find_spec("litellm")
+        root = Path(str(spec.origin if spec is not None else "")).parent
+        sources = [(root / file).read_text("utf-8") for file in FILES]
+    except OSError as error:
+        raise ConfigError("CONFIG_LITELLM", f"LiteLLM's source cannot be read: {error.strerror}") from None
+    return frozenset(name for source in sources for name in _names(ast.parse(source)) if name)
 
 
 def _names(tree: ast.AST) -> Iterator[str]:
