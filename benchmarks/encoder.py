@@ -1,6 +1,8 @@
 """The serving encoder against sentence-transformers, and what vectors cost at each length: ratios from one run.
 
-python benchmarks/encoder.py [--encoder vendor/models/encoder] [--seconds 2]
+python benchmarks/encoder.py [--encoder DIR] [--seconds 2]
+
+Without a folder it takes the encoder that `appliance train fit` would take, and exports it where there is none yet.
 """
 
 from __future__ import annotations
@@ -13,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from appliance.artifact import read
 from appliance.routers.encoder import load_encoder
+from appliance.training.embedding import cache_directory, find_encoder
 from appliance.training.encoder_export import offline_hub, source_directory
 
 LENGTHS = {"a greeting": 3, "a sentence": 20, "64 tokens": 62, "128 tokens": 126}
@@ -33,10 +35,10 @@ def p50(work: Callable[[], object], seconds: float) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--encoder", type=Path, default=Path("vendor/models/encoder"))
+    parser.add_argument("--encoder", type=Path)
     parser.add_argument("--seconds", type=float, default=2.0)
     options = parser.parse_args()
-    encoder = load_encoder(read(options.encoder))
+    encoder = load_encoder(find_encoder(directory=options.encoder, cache=cache_directory(os.environ)))
     with offline_hub():
         import torch
         from sentence_transformers import SentenceTransformer
