@@ -90,12 +90,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/install.json"))
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of the clearing away
-    work = Path(tempfile.mkdtemp(prefix="bench-install-", dir="."))
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix="install-", dir=options.out.parent))
     try:
         report = benchmark(work.absolute(), options.wheelhouse, options.profile)
     finally:
         shutil.rmtree(work)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(report, indent=2) + "\n")
     for name, value in report.items():
         print(f"{name:34} {value}")
