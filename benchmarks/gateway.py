@@ -1,6 +1,6 @@
 """The gateway beside plain LiteLLM (simple-shuffle) on the same configuration, in one run: ratios, not absolutes.
 
-    python -m benchmarks.gateway                     tiny test encoder
+    python -m benchmarks.gateway                     test encoder that takes as long as a sentence does
     python -m benchmarks.gateway --trust DIR --encoder DIR --router DIR      a real one
 
 Boots take turns between the two, and so do many short phases: what else the machine does hits both alike, and every
@@ -179,7 +179,7 @@ def ml_sections(home: Path, arguments: argparse.Namespace) -> tuple[dict[str, An
         labels = list(yaml.safe_load((Path(router) / "router.yaml").read_text())["labels"].values())[:2]
     else:
         labels = ["m0", "m1"]
-        here = zone(home / "zone", make_authority(home / "ca"), labels={"a": "m0", "b": "m1"}, work=2)
+        here = zone(home / "zone", make_authority(home / "ca"), labels={"a": "m0", "b": "m1"}, work=1)
         here.put()
         trust, encoder, router = here.directory / "trust", here.directory / "encoder", here.router_directory
     return {

@@ -34,7 +34,7 @@ def encoder_files(work: int = 0) -> dict[str, bytes]:
     """An unsigned encoder artifact.
 
     Args:
-        work: matrix products of 768x768 a call (about 2 ms each on one core of a small machine).
+        work: matrix products of 512x512 a call (2 to 3 ms each on one core of a small machine).
     """
     import onnx
     from onnx import TensorProto, helper, numpy_helper
@@ -51,7 +51,7 @@ def encoder_files(work: int = 0) -> dict[str, bytes]:
     ]
     weights = {"table": table, "axis2": np.array([2], np.int64), "axis1": np.array([1], np.int64)}
     if work:
-        weights["square"] = np.eye(768, dtype=np.float32)
+        weights["square"] = np.eye(512, dtype=np.float32)
         # depends on the input, so that it cannot be folded away
         nodes += [
             helper.make_node("ReduceMean", ["mean", "axis1"], ["scalar"], keepdims=1),

@@ -30,9 +30,9 @@ def authority(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory, authority):
-    """An encoder that takes some 20 ms behind a deadline of a second, one thread, a queue of 3."""
+    """An encoder that takes some 90 ms behind a deadline of a second, one thread, a queue of 3."""
     home = tmp_path_factory.mktemp("slow")
-    here = zone(home / "zone", authority, labels=LABELS, work=10)
+    here = zone(home / "zone", authority, labels=LABELS, work=34)
     here.put()
     sections = here.sections(deadline_ms=1000, queue=3, breaker={"failures": 1000})
     with (
@@ -123,7 +123,7 @@ def test_what_was_decided_once_needs_no_encoder_again(slow):
 def test_an_encoder_beyond_the_deadline_opens_the_breaker_and_a_router_of_another_encoder_is_refused(
     tmp_path, authority
 ):
-    here = zone(tmp_path / "zone", authority, labels=LABELS, work=20)
+    here = zone(tmp_path / "zone", authority, labels=LABELS, work=68)
     here.put()
     sections = here.sections(deadline_ms=3, breaker={"failures": 3, "open_s": 60, "probes": 1}, cache_entries=0)
     with (
