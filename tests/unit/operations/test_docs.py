@@ -14,6 +14,7 @@ import typer.main
 
 from appliance.cli.main import app
 from appliance.errors import catalogue
+from tests.support.guides import commands_in
 
 ROOT = Path(__file__).parents[3]
 GUIDES = sorted(
@@ -74,16 +75,6 @@ def commands() -> dict[tuple[str, ...], set[str]]:
     return dict(walk(typer.main.get_command(app), ()))
 
 
-def typed(page: str) -> list[str]:
-    """Commands in the page: lines of fenced blocks that begin with a prompt or our name, and what is in back quotes."""
-    page = page.replace("\\\n", " ")
-    blocks = re.findall(r"^ *```\w*\n(.*?)^ *```", page, re.DOTALL | re.MULTILINE)
-    lines = [line.strip().removeprefix("$ ") for block in blocks for line in block.splitlines()]
-    inline = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", page, flags=re.DOTALL))
-    each = [part for line in lines + inline for part in re.split(r"\s+# ", line)[0].split(" && ")]
-    return [line for line in each if re.match(r"(\S*/)?appliance \w", line)]
-
-
 def known(line: str) -> None:
     words = shlex.split(line.replace(" ...", ""))[1:]
     match = next((words[:n] for n in (3, 2, 1) if tuple(words[:n]) in commands()), None)
@@ -94,40 +85,45 @@ def known(line: str) -> None:
 
 @pytest.mark.parametrize("name", GUIDES)
 def test_every_command_and_option_in_the_page_exists(name):
-    for line in typed(text(name)):
+    for line in commands_in(text(name)):
         known(line)
 
 
 def test_an_option_that_does_not_exist_would_be_seen():
     with pytest.raises(AssertionError, match="--no-such is no option"):
-        known(typed("```\nappliance doctor --no-such  # a comment\n```")[0])
+        known(commands_in("```\nappliance doctor --no-such  # a comment\n```")[0])
     with pytest.raises(AssertionError, match="no such command"):
-        known(typed("`appliance dance`")[0])
+        known(commands_in("`appliance dance`")[0])
 
 
 # real commands that no test types, and why: they need what a test cannot have
 NOT_RUN: dict[str, str] = {}
 
 
-def run_by_a_test(verbs: tuple[str, ...], texts: list[str]) -> bool:
-    """Whether a test or a runbook types it: whole, or by a helper of that file which puts the group's name in front."""
+def run_by_a_test(verbs: tuple[str, ...], options: set[str], texts: list[str]) -> bool:
+    """Whether tests or runbooks type it, each option included: whole, or by a file's helper that puts the group's name
+    in front."""
     whole, rest = (r",\s*".join(f'"{verb}"' for verb in part) for part in (verbs, verbs[1:] or verbs))
     typed = re.compile(rf"{whole}|\bappliance {' '.join(verbs)}\b")
-    return any(typed.search(each) or (re.search(rf'"{verbs[0]}"', each) and re.search(rest, each)) for each in texts)
+    typing = [
+        each for each in texts if typed.search(each) or (re.search(rf'"{verbs[0]}"', each) and re.search(rest, each))
+    ]
+    return bool(typing) and all(any(re.search(rf"{option}\b", each) for each in typing) for option in options)
 
 
-def test_every_command_of_the_guides_is_run_by_a_test_or_a_runbook():
+def test_every_command_of_the_guides_is_run_by_a_test_or_a_runbook_with_all_its_options():
     here = Path(__file__)
     files = [path for path in (ROOT / "tests").rglob("*.py") if path != here]
     files += [path for path in (ROOT / "scripts").rglob("*") if path.is_file()]
     texts = [path.read_text() for path in files]
     missing = set()
     for name in GUIDES:
-        for line in typed(text(name)):
+        for line in commands_in(text(name)):
             words = shlex.split(line.replace(" ...", ""))[1:]
             verbs = next(tuple(words[:n]) for n in (3, 2, 1) if tuple(words[:n]) in commands())
-            if not run_by_a_test(verbs, texts):
-                missing.add(" ".join(verbs))
+            options = {word.split("=")[0] for word in words[len(verbs) :] if word.startswith("--")}
+            if not run_by_a_test(verbs, options, texts):
+                missing.add(line)
     assert missing == set(NOT_RUN), sorted(missing)
 
 
