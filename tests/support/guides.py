@@ -79,10 +79,19 @@ class Guide:
         return json.loads(done.stdout) if report else done.stdout
 
     def exports(self, replace: Replacements) -> dict[str, str]:
-        """The variables that the page's `export` lines set, their values filled in."""
-        lines = [line.strip() for line in self.page.splitlines() if line.strip().startswith("export ")]
-        pairs = (shlex.split(filled(line, replace))[1].partition("=") for line in lines)
+        """The variables that the page's `export` lines set, their values filled in; a name may stand in any line."""
+        lines = "\n".join(line.strip() for line in self.page.splitlines() if line.strip().startswith("export "))
+        pairs = (shlex.split(line)[1].partition("=") for line in filled(lines, replace).splitlines())
         return {name: os.path.expandvars(value) for name, _, value in pairs}
+
+    def other(self, begins: str) -> str:
+        """What the page types in a shell that is no command of ours: the one line that begins so, a loop to its end."""
+        lines = [line.strip().removeprefix("$ ") for line in self.page.splitlines()]
+        (at,) = [number for number, line in enumerate(lines) if line.startswith(begins)]
+        loop = begins.startswith("for ")
+        typed = lines[at : lines.index("done", at) + 1] if loop else [re.split(r"\s+# ", lines[at])[0]]
+        self._typed.update(line for line in typed if line in self.commands)
+        return "\n".join(typed)
 
     def all_typed(self, elsewhere: Mapping[str, str]) -> None:
         """Nothing in the page is left, but what `elsewhere` names with its reason; and that names nothing else."""

@@ -7,6 +7,7 @@ import hashlib
 import html
 import io
 import json
+import struct
 import threading
 import urllib.parse
 import zipfile
@@ -103,6 +104,17 @@ def pack(members: Mapping[str, bytes] | list[tuple[str, bytes]], *, compression:
             entry.external_attr = (0o40755 if name.endswith("/") else 0o100644) << 16
             archive.writestr(entry, content)
     return buffer.getvalue()
+
+
+def safetensors(tensors: dict[str, tuple[str, list[int], bytes]], **changes: object) -> bytes:
+    """Weights in the format of safetensors: name -> dtype, shape, bytes; `changes` replace parts of the header."""
+    header: dict[str, object] = {}
+    body = b""
+    for name, (dtype, shape, data) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(body), len(body) + len(data)]}
+        body += data
+    text = json.dumps({**header, **changes}).encode()
+    return struct.pack("<Q", len(text)) + text + body
 
 
 def litellm_1_82_8() -> WheelMaker:

