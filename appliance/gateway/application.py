@@ -80,17 +80,25 @@ class Application:
         elif scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008, "reason": "not served"})
         elif scope["path"].startswith("/appliance/"):
-            await self._report(scope, send)
+
+            async def parting(message: Message) -> None:
+                await send(self._parting(message))
+
+            await self._report(scope, parting)
         else:
             await self._counted(scope, receive, send)
+
+    def _parting(self, message: Message) -> Message:
+        """While draining, the next request belongs on a connection to whoever comes next: every answer says so."""
+        if message["type"] != "http.response.start" or self._ready():
+            return message
+        return {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
 
     async def _counted(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
                 self._metrics.answered(message["status"])
-                if not self._ready():  # draining: the next request belongs on a connection to whoever comes next
-                    message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
-            await send(message)
+            await send(self._parting(message))
 
         self._metrics.running += 1
         try:

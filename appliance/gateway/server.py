@@ -24,7 +24,7 @@ from appliance.settings import Drain, Listen
 
 log = logging.getLogger("appliance.server")
 LAST_SECONDS = 10  # from the end of the streams to the end of the process
-PATIENT, LOOK_S = 4, 0.05  # times as long while somebody has not asked; how often that is looked at
+PATIENT, LOOK_S = 4, 0.05  # times as long while somebody may still ask; how often that is looked at
 FRESH_S = 1.0  # who connected just before the listener closed has so long to ask (or `drain.readiness_s`, if shorter)
 
 
@@ -230,21 +230,24 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Close the listener, hear out who had just connected, then end as uvicorn does.
 
-        uvicorn closes a connection that has not asked yet, and does not know those still in the TLS handshake. On a
-        busy machine a request waits longer in the kernel than anybody needs to ask: who has not asked gets longer.
+        uvicorn closes a connection that does not ask at this moment, and does not know those still in the TLS
+        handshake. On a busy machine a request waits longer in the kernel than anybody needs to ask, and whoever keeps a
+        connection may be about to use it again: both get longer, as long as an idle connection is kept at any time.
         """
         for each in [*self.servers, *([self._acceptor] if self._acceptor else []), *(sockets or ())]:
             each.close()
         fresh_s = min(FRESH_S, self._drain.readiness_s)
         await asyncio.sleep(fresh_s)
         for _ in range(round(PATIENT * fresh_s / LOOK_S)):
-            if not self._someone_has_not_asked():
+            if not self._someone_may_ask():
                 break
             await asyncio.sleep(LOOK_S)
         await super().shutdown(sockets)
 
-    def _someone_has_not_asked(self) -> bool:
-        return any(getattr(each, "cycle", None) is None for each in self.server_state.connections)
+    def _someone_may_ask(self) -> bool:
+        """Who has not asked, or was answered before the drain began, and so was not told to close."""
+        cycles = (getattr(each, "cycle", None) for each in self.server_state.connections)
+        return any(cycle is None or cycle.response_complete for cycle in cycles)
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve until stopped."""

@@ -1,6 +1,7 @@
 """Several workers, reloads, restarts and stops, under traffic, as real processes."""
 
 import contextlib
+import http.client
 import json
 import os
 import signal
@@ -248,6 +249,33 @@ def test_a_stop_lets_readiness_fall_first_then_closes_and_lets_streams_finish(tm
         reader.join()
         assert words[-1] == "data: [DONE]"
         running.client.close()
+        assert running.process.wait(PATIENCE_S) == 0
+
+
+def test_whoever_keeps_a_connection_is_told_to_leave_before_it_closes(tmp_path):
+    """Who asks again and again meets the last answer of a connection, and never its end instead of an answer."""
+    with (
+        upstream("small") as small,
+        gateway(tmp_path, [deployment("chat", small)], drain={"readiness_s": 1.0, "streams_s": 300}) as running,
+    ):
+        kept = {}
+        for path in ("/v1/models", "/appliance/status", "/appliance/metrics", "/health/liveliness"):
+            kept[path] = http.client.HTTPSConnection("127.0.0.1", running.port, timeout=PATIENCE_S, context=running.tls)
+            kept[path].connect()
+            kept[path].auto_open = 0
+
+        def told_to_leave(path: str) -> bool:
+            kept[path].request("GET", path, headers={"authorization": f"Bearer {running.key}"})
+            answer = kept[path].getresponse()
+            answer.read()
+            assert answer.status == 200
+            return answer.getheader("connection") == "close"
+
+        assert not [path for path in kept if told_to_leave(path)]
+        running.process.send_signal(signal.SIGTERM)
+        while kept:
+            for path in [path for path in kept if told_to_leave(path)]:
+                kept.pop(path).close()
         assert running.process.wait(PATIENCE_S) == 0
 
 
