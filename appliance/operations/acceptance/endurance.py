@@ -72,7 +72,7 @@ def endurance(
                     turn += 1
                     if turn % len(steps) == 0:
                         say(f"{time.monotonic() - begun:.0f} s, {sum(traffic.counts.values())} requests, "
-                            f"{traffic.failed} failed")  # fmt: skip
+                            f"{traffic.failed} failed{_newest(traffic)}")  # fmt: skip
                 levels.watch(run.pid, pace_s)
             if (ended := run.ended) is None:
                 run.recover()
@@ -86,6 +86,14 @@ def _run(directory: Path, zone: Zone, places: Places, upstreams: dict[str, Stand
         yield run
     finally:
         run.close()
+
+
+def _newest(traffic: Traffic) -> str:
+    """The failure that was told last, in words: an hour is long to wait for it."""
+    if not traffic.failures:
+        return ""
+    kind, at_s, said = traffic.failures[-1]
+    return f" ({kind} at {at_s:.0f} s: {said})"
 
 
 def _result(run: Scene, traffic: Traffic, levels: Levels, seconds: float, ended: str | None) -> Result:
