@@ -228,6 +228,7 @@ def _show_channel(home: Registry, name: str, out: Path | None, as_json: bool) ->
         raise RegistryError("REGISTRY_NOT_FOUND", f"no channel {name}", channel=name)
     if out is not None:
         statement, bundle = split(state.envelope)
+        out.mkdir(parents=True, exist_ok=True)
         write_atomic(out / f"{name}.json", statement)
         write_atomic(out / f"{name}.json.sigstore.json", bundle)
 

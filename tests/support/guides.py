@@ -95,9 +95,8 @@ class Guide:
 
     def all_typed(self, elsewhere: Mapping[str, str]) -> None:
         """Nothing in the page is left, but what `elsewhere` names with its reason; and that names nothing else."""
-        left = [line for line in self.commands if line not in self._typed]
-        assert [line for line in left if line not in elsewhere] == []
-        assert [line for line in elsewhere if line not in left] == []
+        left = {line for line in self.commands if line not in self._typed}
+        assert left == set(elsewhere), f"not typed: {left - set(elsewhere)}; named for nothing: {set(elsewhere) - left}"
 
 
 def filled(line: str, replace: Replacements) -> str:

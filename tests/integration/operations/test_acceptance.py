@@ -46,13 +46,6 @@ def crowded(monkeypatch):
     monkeypatch.setattr(checks, "LATENCY_GOAL_MS", 60_000.0)
 
 
-@pytest.mark.parametrize("check", checks.BENCH_CHECKS, ids=lambda check: check.__name__)
-def test_every_requirement_holds_on_a_sound_appliance(running, check):
-    result = check(running)
-    assert result.passed, result
-    assert result.evidence
-
-
 def test_a_requirement_that_does_not_hold_is_not_passed(running, monkeypatch):
     monkeypatch.setattr(checks, "LATENCY_GOAL_MS", 0.0001)
     assert not checks.latency(running).passed
@@ -94,6 +87,8 @@ def test_the_command_writes_a_report_that_verifies_and_fails_where_a_requirement
     assert run.exit_code == 1  # no release is installed here, so that its integrity cannot be shown
     value = json.loads(run.stdout)
     assert [result["name"] for result in value["results"] if not result["passed"]] == ["dependency integrity"]
+    assert all(result["evidence"] for result in value["results"])
+    assert len(value["results"]) == len(checks.BENCH_CHECKS) + 2  # and the wheels, and the network
     data, signature = ((tmp_path / f"validation.{end}").read_bytes() for end in ("json", "sigstore.json"))
     verdict = verify_statement(data, signature, kind="validation", material=authority.material, at=datetime.now(UTC))
     assert verdict.role == "zone-host"

@@ -1,16 +1,16 @@
 """The endurance run in its short form: everything that the hour holds, once, with real releases side by side."""
 
-import json
 import sysconfig
 from datetime import UTC, datetime
 
 import pytest
 
 from appliance.bundle.install import install
-from appliance.operations.acceptance.endurance import endurance
+from appliance.operations.acceptance import checks, run
 from appliance.operations.doctor.gather import Places
 from tests.support.bundle import small_release
 from tests.support.gateway import deployment, write_config
+from tests.support.guides import Guide
 from tests.support.routing import zone
 from tests.support.upstream import Upstream
 
@@ -35,12 +35,16 @@ def places(tmp_path, authority, releases, monkeypatch):
     return Places.below(home)
 
 
-def test_nothing_fails_and_nothing_grows_whatever_is_reloaded_replaced_or_taken_away(places, releases, tmp_path):
-    scene = tmp_path / "scene"
-    scene.mkdir()
-    result = endurance(places, scene, 15, media=releases[1].media, pace_s=0.2, rate_per_s=40)
-    assert result.passed, json.dumps(result.as_dict(), indent=1)
-    evidence = result.evidence
+def test_nothing_fails_and_nothing_grows_whatever_is_reloaded_replaced_or_taken_away(places, releases, monkeypatch):
+    """As the upgrade notes say it, for fewer seconds: what is asked of an installed appliance, and this at the end."""
+    monkeypatch.setattr(checks, "LATENCY_GOAL_MS", 60_000.0)  # of an appliance's own machine; tests share theirs
+    monkeypatch.setattr(run, "PACE_S", 0.2)
+    command, shorter = "appliance validate --endurance 600", {"600": 15, "MEDIA": releases[1].media}
+    report = Guide("upgrade-notes").type(command, shorter, "--rate", 40, "--prefix", places.prefix, expect=1)
+    results = {result["name"]: result for result in report["results"]}
+    # a small release carries no wheels and no list of them
+    assert [name for name, result in results.items() if not result["passed"]] == ["dependency integrity"], results
+    evidence = results["endurance"]["evidence"]
     assert evidence["requests"] > 100
     assert set(evidence["by_kind"]) == {"fresh", "kept", "long", "streamed", "slow", "looking"}
     assert [each["release"][:5] for each in evidence["processes"]] == ["1.0.0", "1.1.0", "1.0.0"]

@@ -1,21 +1,25 @@
 """The guides' commands, typed as they stand there, on hosts, registries and desks made for it."""
 
+import base64
 import json
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import psycopg
 import pytest
 import yaml
 from typer.testing import CliRunner
 
+from appliance import artifact
 from appliance.cli.main import app
+from appliance.registry.postgres import parameters
 from tests.support import artifacts
 from tests.support.bundle import small_payload, small_release
+from tests.support.guides import Guide
 from tests.support.postgres import postgres_server
 from tests.support.routing import prompts, router_files, zone
 from tests.support.small_authority import SmallAuthority
@@ -82,59 +86,120 @@ def _configuration(etc: Path) -> str:
 
 
 def test_the_import_officers_guide_from_the_desk_to_a_promotion_and_back(tmp_path, authority):
+    """Two versions and an encoder come in, are approved by two, served, taken back and forbidden."""
     here = zone(tmp_path / "zone", authority, labels={"a": "small", "b": "large"})
-    made = artifacts.signed(router_files(labels=here.labels, encoder=here.encoder), authority.signer("producer"))
-    handed_in = artifacts.write(made, tmp_path / "media")
-    recorded = tmp_path / "recorded.jsonl"
-    asked = [*prompts(30), *prompts(30, "hard")]
-    recorded.write_text("".join(json.dumps({"query": text}) + "\n" for text in asked))
+    producer = authority.signer("producer")
+    registry, border = tmp_path / "registry.yaml", tmp_path / "border"
     (tmp_path / "registry").mkdir()
-    place = ("--registry", tmp_path / "registry", "--trust", tmp_path / "zone" / "trust")
-    desk = ("--trust", tmp_path / "zone" / "trust", "--border", tmp_path / "border")
+    registry.write_text(yaml.safe_dump({"registry": {"home": "directory", "path": str(tmp_path / "registry")}}))
+    asked = [*prompts(30), *prompts(30, "hard")]
+    recorded = tmp_path / "recorded.jsonl"
+    recorded.write_text("".join(json.dumps({"query": text}) + "\n" for text in asked))
+    guide = Guide("import-officer", {"APPLIANCE_REGISTRY": str(registry), "APPLIANCE_TRUST": f"{here.directory}/trust"})
+    places = {"registry.yaml": registry, "STATE": here.directory}
     officer = ("--authority", authority.path)
+    desk = {"STATE": here.directory, "/srv/border": border}
 
-    case = appliance(
-        "artifact", "admit", handed_in, "--encoder", tmp_path / "zone" / "encoder", "--prompts", recorded, *desk
-    )  # fmt: skip
-    for number, identity in enumerate(("import-officer", "import-officer-2")):
-        approved = appliance(
-            "artifact", "approve", case["case"], "--identity", f"{identity}@appliance.internal", *place, *officer,
-            "--border", tmp_path / "border",
-        )  # fmt: skip
-        assert bool(approved.get("published")) == bool(number), approved
-    shown = appliance("artifact", "journal", "show", *desk)
-    head = appliance("artifact", "journal", "verify", *desk)["head"]
-    assert shown
-    assert appliance("artifact", "journal", "verify", *desk, "--head", head)
-    assert appliance("artifact", "journal", "verify", *desk, "--head", "1" * 64, expect=1)["error"]["code"]
+    def admit(name: str, files: dict[str, bytes]) -> dict:
+        handed_in = artifacts.write(artifacts.signed(files, producer), tmp_path / "media" / name)
+        encoder = {"PREFIX/current/payload/encoder": here.directory / "encoder"}
+        given = {"/media/handed-in/router": handed_in, "recorded-prompts.jsonl": recorded}
+        examined = guide.type("appliance artifact admit", {**places, **desk, **encoder, **given})
+        for number, identity in enumerate(("import-officer@", "import-officer-2@")):
+            approve = f"appliance artifact approve 8264ef77280f37ba --identity {identity}"
+            said = {"8264ef77280f37ba": examined["case"], "zone.internal": "appliance.internal"}
+            rest = ("--trust", here.directory / "trust", "--border", border, *officer)
+            approved = guide.type(approve, {**said, "registry.yaml": registry}, *rest)
+            assert bool(approved.get("published")) == bool(number), approved
+        return examined
+
+    promote = "appliance artifact promote default 1.4.0 --registry"
+    first = router_files(labels=here.labels, encoder=here.encoder, version="1.3.2")
+    admit("1.3.2", first)
+    guide.type(promote, {**places, "1.4.0": "1.3.2"}, *officer)
+    admit("1.4.0", router_files(labels=here.labels, encoder=here.encoder, version="1.4.0", swapped=True))
+    guide.type(promote, places, *officer)
+    show = ("artifact", "show", "default", "--registry", registry, "--trust", here.directory / "trust")
+    assert appliance(*show)["target"]["version"] == "1.4.0"
+    guide.type("appliance artifact promote default 1.3.2", {}, *officer)
+    assert appliance(*show)["target"]["version"] == "1.3.2"
+    guide.type("appliance artifact promote default --renew", {}, *officer)
+    guide.type("appliance artifact revoke default 1.4.0", {}, *officer)
+    guide.type("appliance artifact promote default 1.3.2", {"1.3.2": "1.4.0"}, *officer, expect=1)
+
+    digest = artifact.read(here.directory / "encoder").digest[:12]
+    admit("encoder", here.encoder)
+    out = tmp_path / "encoder-of-the-zone"
+    guide.type("appliance artifact show", {"NAME": "tiny", "DIGEST12": digest, "FOLDER": out})
+    assert artifact.read(out).digest[:12] == digest
+
+    again = artifacts.write(first, tmp_path / "again")
+    packed = {"DIR": again, "NEW": tmp_path / "new", "VERSION": "1.5.0"}
+    guide.type("appliance artifact pack", packed)
+    assert artifact.router_metadata(artifact.read(tmp_path / "new")).version == "1.5.0"
+    assert guide.type("appliance artifact journal show", desk)
+    head = appliance("artifact", "journal", "verify", "--border", border, "--trust", here.directory / "trust")["head"]
+    verify = "appliance artifact journal verify"
+    assert guide.type(verify, {**desk, "HEAD_YOU_NOTED": head})["head"] == head
+    refused = guide.type(verify, {**desk, "HEAD_YOU_NOTED": "1" * 64}, expect=1)
+    assert "remedy" in guide.type("appliance explain", {"CODE": refused["error"]["code"]})
+    guide.type("appliance ca revoke", {}, "--digest", "ab" * 32, *officer)
+    guide.all_typed({"appliance sync": "with its options from the registry's page"})
+
+
+def test_the_registrys_guide_a_sidecar_the_tables_and_their_history(tmp_path, authority):
+    here = zone(tmp_path / "zone", authority, labels={"a": "small", "b": "large"})
+    guide, registry, volume = Guide("registry"), tmp_path / "registry.yaml", tmp_path / "volume"
+    (tmp_path / "registry").mkdir()
+    volume.mkdir()
+    registry.write_text(yaml.safe_dump({"registry": {"home": "directory", "path": str(tmp_path / "registry")}}))
+    place = ("--registry", registry, "--trust", here.directory / "trust")
+    officer = ("--authority", authority.path)
+    row = {"id": "small", "model_group": "chat", "model": "openai/small", "api_base": "http://127.0.0.1:9/v1"}
+    (tmp_path / "rows.yaml").write_text(yaml.safe_dump({"deployment": [row]}))
+    guide.type("appliance config publish", {"FILE": tmp_path / "rows.yaml"}, *place, *officer)
+    router = artifacts.signed(
+        router_files(labels=here.labels, encoder=here.encoder), authority.signer("import-officer")
+    )
+    published = artifacts.write(router, tmp_path / "admitted")
+    appliance("artifact", "publish", published, *place)
     appliance("artifact", "promote", "default", "1.0.0", *place, *officer)
-    assert appliance("artifact", "list", *place)["channels"]
-    appliance("artifact", "revoke", "default", "1.0.0", *place, *officer)
-    assert appliance("artifact", "show", "default", *place)["target"] is None
-
-
-def test_the_receiver_of_the_data_scientists_guide_takes_spans_until_it_is_told_to_stop(tmp_path):
-    authority = SmallAuthority()
-    server, client = authority.issue("127.0.0.1"), authority.issue("collector", client=True)
-    certificate, key, ca = server.write(tmp_path, "server")
-    assert client
-    command = [COMMAND, "train", "receive", "--out", tmp_path / "live.jsonl", "--host", "127.0.0.1", "--http-port", "0",
-               "--grpc-port", "0", "--certificate", certificate, "--key", key, "--client-ca", ca]  # fmt: skip
-    receiver = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    try:
-        assert receiver.stdout is not None
-        first = receiver.stdout.readline()
-        assert "127.0.0.1" in first, first
-    finally:
-        receiver.send_signal(signal.SIGTERM)
-    assert receiver.wait(200) == 0
-
-
-def test_the_registrys_guide_makes_its_tables_and_tells_their_history(tmp_path):
+    sync = {"registry.yaml": registry, "STATE": here.directory, "/srv/routers": volume}
+    guide.type("appliance sync --registry", sync, "--once")
+    assert (volume / "config" / "gateway.json").is_file()
+    assert (volume / "routers" / "default" / "1.0.0" / "router.yaml").is_file()
+    shown = guide.type("appliance artifact show", {"NAME": "default", "DIR": tmp_path / "apart"}, *place)
+    assert shown["target"]["version"] == "1.0.0"
+    assert len(list((tmp_path / "apart").iterdir())) == 2  # statement and bundle
+    pin = next(line for line in guide.page.splitlines() if line.startswith("openssl x509"))
+    pem, _, _ = SmallAuthority().issue("127.0.0.1").write(tmp_path, "server")
+    made = subprocess.run(["bash", "-c", pin.replace("server.pem", str(pem))], capture_output=True, check=True)
+    assert len(base64.b64decode(made.stdout, validate=False)) == 32
     with postgres_server(SmallAuthority().issue("127.0.0.1")) as server:
-        settings = server.settings(tmp_path).model_dump(mode="json", exclude_none=True)
+        settings = server.settings(tmp_path)
         database = tmp_path / "database.yaml"
-        database.write_text(yaml.safe_dump({"postgres": settings}))
-        appliance("config", "migrate", "--database", database)
-        history = appliance("config", "history", "--database", database)
-    assert history is not None
+        database.write_text(yaml.safe_dump({"postgres": settings.model_dump(mode="json", exclude_none=True)}))
+        named = ("--database", database)
+        guide.type("appliance config migrate", {"database.yaml": database})
+        with psycopg.connect(**parameters(settings)) as connection:
+            for note in ("'one'", "'two'"):
+                connection.execute(f"SET LOCAL appliance.comment = {note}")
+                connection.execute(
+                    "INSERT INTO appliance.deployment (id, model_group, model, api_base) VALUES (%s, 'chat', "
+                    "'openai/small', 'http://127.0.0.1:9/v1')",
+                    (note.strip("'"),),
+                )
+                connection.commit()
+        assert guide.type("appliance config check", {}, *named)["rows"]["deployment"] == ["one", "two"]
+        revisions = guide.type("appliance config history", {}, *named)
+        assert {"one", "two"} <= {each["comment"] for each in revisions}
+        one = next(each["number"] for each in revisions if each["comment"] == "one")
+        guide.type("appliance config return", {"N": one}, *named)
+        assert guide.type("appliance config check", {}, *named)["rows"]["deployment"] == ["one"]
+    guide.all_typed(
+        {
+            "appliance sync": "above, with its options",
+            "appliance ca issue": "the key ceremony's tests",
+            "appliance status --json": "test_doctor.py, beside a running gateway",
+        }
+    )

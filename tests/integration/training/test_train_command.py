@@ -3,18 +3,33 @@
 import gzip
 import itertools
 import json
+import shutil
+import signal
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
+import psycopg
 import pytest
+import yaml
+from psycopg.types.json import Jsonb
 from typer.testing import CliRunner
 
 from appliance.artifact import read, router_metadata
 from appliance.cli.main import app
 from appliance.errors import TrainingError
+from appliance.registry.postgres import parameters
 from appliance.routers.loading import load_router
 from appliance.training.encoder_export import Fidelity, export_encoder, write_encoder
+from tests.integration.training.test_spend_postgres import TABLE
+from tests.support.guides import Guide, filled
+from tests.support.jaeger import Trace, jaeger
 from tests.support.training import NINE, PAIR
+from tests.support.trust import make_authority
+from tests.unit.training.test_extract import lines, otlp
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.server]
 
 
 @pytest.fixture(scope="session")
@@ -111,3 +126,105 @@ def test_a_folder_that_is_there_is_never_overwritten(train, encoder, tmp_path):
     assert refused["error"]["code"] == "FILE_EXISTS"
     refused = train("fit", "--data", PAIR, "--out", "other", "--strategy", "oracle", status=1)
     assert refused["error"]["code"] == "TRAINING_ARGUMENT"
+
+
+# the guide, typed as it stands there
+
+START = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=3)
+COMMAND = Path(sys.executable).with_name("appliance")
+TASKS = {  # each model is good at one of them
+    "fast": "Translate the word number {} into French, please.",
+    "deep": "Prove by induction that the sum of the first {} odd numbers is a square.",
+}
+
+
+def judged(number: int, task: str, model: str) -> dict:
+    """A span of a call that was judged."""
+    prompt = json.dumps([{"role": "user", "content": TASKS[task].format(number)}])
+    score = 0.9 if task == model else 0.2
+    named = {"litellm__call_id": f"call-{number}", "gen_ai__request__model": model, "gen_ai__input__messages": prompt}
+    return otlp(number, **named, judge__score=score)
+
+
+@pytest.fixture
+def here(tmp_path, encoder, monkeypatch):
+    """The data scientist's folder: an authority, the project's encoder, and nothing else."""
+    monkeypatch.chdir(tmp_path)
+    make_authority(tmp_path / "ca" / "authority")
+    shutil.copytree(encoder, tmp_path / "vendor" / "models" / "encoder")
+    return tmp_path
+
+
+def sources(here: Path, authority, database, server) -> None:
+    """The four files that the page names beside the traces."""
+    certificate, key, ca = authority.issue("training", client=True).write(here, "client")
+    told = {"url": f"https://127.0.0.1:{server.port}", "service": "litellm", "ca_file": str(ca),
+            "since": START.isoformat(), "client_certificate": str(certificate), "client_key": str(key)}  # fmt: skip
+    (here / "jaeger.yaml").write_text(yaml.safe_dump({"jaeger": told}))
+    settings = database.settings(here)
+    (here / "spend.yaml").write_text(yaml.safe_dump({"postgres": settings.model_dump(mode="json", exclude_none=True)}))
+    with psycopg.connect(**parameters(settings), autocommit=True) as connection:
+        connection.execute(TABLE)
+        connection.execute('TRUNCATE public."LiteLLM_SpendLogs"')
+        connection.execute(
+            'INSERT INTO public."LiteLLM_SpendLogs" (request_id, call_type, spend, "startTime", "endTime", model, '
+            "metadata, status) VALUES ('chatcmpl-1', 'acompletion', 0.004, now(), now(), 'fast', %s, 'success')",
+            (Jsonb({"litellm_call_id": "call-1"}),),
+        )
+    (here / "objects").mkdir()
+    (here / "objects" / "2.json").write_text(
+        json.dumps({"id": "chatcmpl-2", "litellm_call_id": "call-2", "spend": 0.5})
+    )
+    (here / "s3.yaml").write_text(yaml.safe_dump({"registry": {"home": "directory", "path": str(here / "objects")}}))
+
+
+def test_the_guide_from_spans_and_spend_logs_to_a_signed_router(here, authority, database):
+    guide = Guide("data-scientist", {"HOME": str(here), "XDG_CACHE_HOME": str(here / "cache")})
+    tasks = list(TASKS)
+    spans = [judged(n, tasks[n % 2], tasks[n // 2 % 2]) for n in range(1, 41)]
+    lines(here / "live.jsonl", spans[:20])
+    lines(here / "jaeger.json", spans[20:])
+    question = json.dumps([{"role": "user", "content": TASKS["fast"].format(99)}])
+    attributes = {"litellm.call_id": "call-99", "gen_ai.request.model": "fast", "gen_ai.input.messages": question,
+                  "judge.score": 1.0}  # fmt: skip
+    with jaeger([Trace(f"{99:032x}", int(START.timestamp() * 1e6) + 10**9, attributes)],
+                *authority.issue("127.0.0.1").write(here, "jaeger")) as server:  # fmt: skip
+        sources(here, authority, database, server)
+        card = guide.type("appliance train extract")
+    assert card["written"] == 41
+    assert card["read"]["spend_rows_read"] == card["read"]["spend_objects_read"] == 1
+    with gzip.open("outcomes.jsonl.gz", "rt") as rows:
+        assert len(rows.readlines()) == 41
+
+    for name, numbers in (("outcomes", range(100, 340)), ("other", range(400, 520))):  # both models' answers known
+        with gzip.open(f"{name}.jsonl.gz", "wt") as rows:
+            for number in numbers:
+                task = tasks[number % 2]
+                scores = {model: 0.9 if model == task else 0.2 for model in TASKS}
+                rows.write(json.dumps({"query": TASKS[task].format(number), "scores": scores}) + "\n")
+    assert guide.type("appliance train fit")["evaluation"]["compared"]
+    report = guide.type("appliance train evaluate")
+    assert report["accuracy"] > report["best_single"]
+    assert "<svg" in (here / "page.html").read_text()
+    guide.type("appliance train package")
+    assert router_metadata(read(here / "candidate")).evaluation["gate"]["prompts"] == report["prompts"]
+    signed = guide.type("appliance artifact sign")
+    assert signed["digest"] == read(here / "candidate").digest
+    guide.type("appliance explain", {"CODE": "TRAINING_GATE"})
+
+    certificate, key, ca = authority.issue("127.0.0.1").write(here, "server")
+    named = {"live.jsonl": here / "received.jsonl", "ADDRESS": "127.0.0.1", "--certificate C": f"--certificate {certificate}",
+             "--key K": f"--key {key}", "--client-ca CA": f"--client-ca {ca}"}  # fmt: skip
+    line = filled(guide.line("appliance train receive"), named)
+    receiver = subprocess.Popen(
+        [COMMAND, *line.split()[1:], "--http-port", "0", "--grpc-port", "0"],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    try:
+        assert receiver.stdout is not None
+        first = receiver.stdout.readline()
+        assert "127.0.0.1" in first, first
+    finally:
+        receiver.send_signal(signal.SIGTERM)
+    assert receiver.wait(200) == 0
+    guide.all_typed({})
