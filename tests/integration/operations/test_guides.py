@@ -121,6 +121,7 @@ def test_the_import_officers_guide_from_the_desk_to_a_promotion_and_back(tmp_pat
     guide.type(promote, places, *officer)
     show = ("artifact", "show", "default", "--registry", registry, "--trust", here.directory / "trust")
     assert appliance(*show)["target"]["version"] == "1.4.0"
+    assert appliance("artifact", "list", *show[3:])["channels"]  # what the runbook of a key that got out looks at first
     guide.type("appliance artifact promote default 1.3.2", {}, *officer)
     assert appliance(*show)["target"]["version"] == "1.3.2"
     guide.type("appliance artifact promote default --renew", {}, *officer)
