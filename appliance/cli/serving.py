@@ -46,8 +46,12 @@ def open_registry(location: str, trust: Path) -> Registry:
 
 
 def verdict_dict(verdict: Verdict) -> dict[str, Any]:
-    """A verdict as `--json` prints it."""
-    return {**asdict(verdict), "signed_at": verdict.signed_at.isoformat()}
+    """A verdict as `--json` prints it; the serial in hex, as `ca revoke --serial` takes it."""
+    return {
+        **asdict(verdict),
+        "signed_at": verdict.signed_at.isoformat(),
+        "certificate_serial": f"{verdict.certificate_serial:x}",
+    }
 
 
 def channel_dict(state: ChannelState) -> dict[str, Any]:
