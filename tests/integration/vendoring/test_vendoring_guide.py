@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -123,7 +124,8 @@ def test_the_page_from_the_usual_day_to_other_targets(index: PackageIndex, tree:
     new = {change["package"]: (change["before"], change["after"]) for change in moved["dev"]["changes"]}
     assert new == {"litellm": (None, "1.107.0"), "trainer": (None, "1.0"), "uvicorn": (None, "0.40.0")}
     before = (requirements / "torch.lock").read_bytes()
-    moved = guide.type("appliance vendor lock --upgrade")
+    index.add_wheel(WheelMaker("litellm", "1.108.0", requires=("uvicorn",)))  # its input names another: it stays
+    moved = guide.type("appliance vendor lock --upgrade", None, "--upgrade", "litellm")
     assert moved["gateway"]["changes"] == [{"package": "uvicorn", "before": "0.40.0", "after": "0.41.0"}]
     assert pinned(tree, "gateway") == {"litellm==1.107.0", "uvicorn==0.41.0"}
     assert pinned(tree, "training") == pinned(tree, "dev") == pinned(tree, "gateway") | {"trainer==1.0"}
@@ -141,7 +143,7 @@ def test_the_page_from_the_usual_day_to_other_targets(index: PackageIndex, tree:
     full = guide.type(f"{audit} full")
     assert full["admitted"]
     assert ("program", "uvicorn") in {(each["kind"], each["package"]) for each in full["differences"]}
-    assert f"index-url='{os.environ['PIP_INDEX_URL']}'" in in_a_shell("pip config list")
+    assert f"index-url='{os.environ['PIP_INDEX_URL']}'" in in_a_shell(re.search("`(pip [^`]+)`", guide.page)[1])
 
     # targets
     elsewhere = guide.type("appliance vendor fetch --dry-run")
@@ -157,3 +159,6 @@ def test_the_page_from_the_usual_day_to_other_targets(index: PackageIndex, tree:
     assert guide.type("appliance vendor fetch")["models"] == {"some-model": str(weights.parent)}
     assert weights.read_bytes() == MODEL["model.safetensors"]
     guide.all_typed({})
+    blocks = re.findall(r"^```\n(.*?)^```", guide.page, re.DOTALL | re.MULTILINE)[1:]  # the first is a drawing
+    others = [line.split()[0] for line in "".join(blocks).splitlines() if not line.lstrip().startswith("appliance ")]
+    assert others == ["git", "for", "done"]
