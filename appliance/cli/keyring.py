@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,12 +28,27 @@ PassphraseFile = Annotated[
         help="One passphrase for every key of the authority, or lines NAME=PASSPHRASE; else asked on a terminal.",
     ),
 ]
+KEYS = "APPLIANCE_CA_KEYS"
+
+
+def _and_those_of_the_host(given: list[str] | None) -> list[str]:
+    """What the command line names, and what the environment names beside it.
+
+    The holder of a root key comes to a host whose online keys lie in tokens, and says where the root key is.
+    """
+    named = {option.partition("=")[0] for option in given or []}
+    host = [option for option in os.environ.get(KEYS, "").split() if option.partition("=")[0] not in named]
+    return [*host, *(given or [])]
+
+
 KeyPlaces = Annotated[
     list[str] | None,
     typer.Option(
         "--key",
-        envvar="APPLIANCE_CA_KEYS",
-        help="NAME=FILE or NAME=pkcs11:URI for a key kept elsewhere; repeat for more.",
+        envvar=KEYS,
+        callback=_and_those_of_the_host,
+        help="NAME=FILE or NAME=pkcs11:URI for a key kept elsewhere; repeat for more. Those of the environment are "
+        "known as well.",
     ),
 ]
 
