@@ -1,14 +1,11 @@
 """`appliance validate` and the endurance run, against a real second gateway."""
 
-import json
 from datetime import UTC, datetime
 
 import pytest
 import yaml
-from typer.testing import CliRunner
 
 from appliance import artifact
-from appliance.cli.main import app
 from appliance.errors import OperationError, TrustError
 from appliance.operations.acceptance import checks, report
 from appliance.operations.acceptance.bench import bench
@@ -16,6 +13,7 @@ from appliance.operations.acceptance.checks import Result
 from appliance.operations.doctor.gather import Places
 from appliance.trust.verification import verify_statement
 from tests.support.gateway import deployment, write_config
+from tests.support.guides import Guide
 from tests.support.routing import zone
 from tests.support.upstream import Upstream
 
@@ -71,21 +69,11 @@ def test_a_router_that_no_gateway_serves_is_said_before_anything_is_judged(place
 
 
 def test_the_command_writes_a_report_that_verifies_and_fails_where_a_requirement_fails(places, authority, tmp_path):
-    run = CliRunner().invoke(
-        app,
-        [
-            "validate",
-            "--prefix",
-            str(places.prefix),
-            "--out",
-            str(tmp_path),
-            "--authority",
-            str(authority.path),
-            "--json",
-        ],
-    )
-    assert run.exit_code == 1  # no release is installed here, so that its integrity cannot be shown
-    value = json.loads(run.stdout)
+    # no release is installed here, so that its integrity cannot be shown
+    value = Guide("getting-started").type(
+        "appliance validate", {"/opt/appliance": places.prefix, "report": tmp_path}, "--authority", authority.path,
+        expect=1,
+    )  # fmt: skip
     assert [result["name"] for result in value["results"] if not result["passed"]] == ["dependency integrity"]
     assert all(result["evidence"] for result in value["results"])
     assert len(value["results"]) == len(checks.BENCH_CHECKS) + 2  # and the wheels, and the network

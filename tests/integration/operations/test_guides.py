@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import re
 import shlex
 import shutil
@@ -19,10 +20,12 @@ from appliance.cli.main import app
 from appliance.registry.postgres import parameters
 from tests.support import artifacts
 from tests.support.bundle import small_payload, small_release
-from tests.support.guides import Guide
+from tests.support.gateway import deployment, gateway
+from tests.support.guides import Guide, filled
 from tests.support.postgres import postgres_server
 from tests.support.routing import prompts, router_files, zone
 from tests.support.small_authority import SmallAuthority
+from tests.support.upstream import upstream
 
 pytestmark = [pytest.mark.slow, pytest.mark.server]
 
@@ -31,9 +34,9 @@ COMMAND = Path(sys.executable).with_name("appliance")
 # commands of the page that are not typed here, and where they are
 ELSEWHERE = {
     "systemctl": "a service manager is not the test's to start: test_systemd.py runs the units in one of its own",
-    "curl": "the gateway suites ask every way there is; a small release carries no LiteLLM",
-    "appliance status": "needs the running gateway: test_doctor.py and the demo",
-    "appliance validate": "needs LiteLLM in the release: test_acceptance.py, and by hand on the demo's release",
+    "curl": "below, beside a gateway: a small release carries no LiteLLM",
+    "appliance status": "below, beside a gateway",
+    "appliance validate": "test_acceptance.py types it",
     "/opt/appliance/current/payload/scripts/install-units": "test_drill.py places units into an image",
 }
 
@@ -83,6 +86,26 @@ def _configuration(etc: Path) -> str:
         f"cat > {etc / name} <<'END'\n{yaml.safe_dump(content)}END"
         for name, content in (("appliance.yaml", settings), ("litellm.yaml", models))
     )
+
+
+def test_the_first_request_of_getting_started_and_what_the_status_says_of_it(tmp_path):
+    guide = Guide("getting-started")
+    with (
+        upstream("small") as small,
+        gateway(tmp_path / "gateway", [deployment("chat", small)]) as running,
+    ):
+        status = guide.type("appliance status", {"/opt/appliance/etc/appliance.yaml": running.config})
+        assert status["ready"] is True
+        page = guide.page.replace("\\\n", " ")
+        line = next(each for each in page.splitlines() if each.startswith("$ curl")).removeprefix("$ ")
+        there = {"zone-ca.pem": running.directory / "tls.crt", "https://gateway.zone.internal:8443": running.url}
+        typed = ["bash", "-c", filled(line, there)]
+        answer = subprocess.run(
+            typed, env={**os.environ, "KEY": running.key}, capture_output=True, text=True, check=True, timeout=300
+        )
+    assert " 200 " in answer.stdout.splitlines()[0]
+    assert "x-appliance-deployment: small" in answer.stdout.lower()
+    assert len(small.requests) == 1
 
 
 def test_the_import_officers_guide_from_the_desk_to_a_promotion_and_back(tmp_path, authority):
