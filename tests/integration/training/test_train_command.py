@@ -213,8 +213,13 @@ def test_the_guide_from_spans_and_spend_logs_to_a_signed_router(here, authority,
     guide.type("appliance explain", {"CODE": "TRAINING_GATE"})
 
     certificate, key, ca = authority.issue("127.0.0.1").write(here, "server")
-    named = {"live.jsonl": here / "received.jsonl", "ADDRESS": "127.0.0.1", "--certificate C": f"--certificate {certificate}",
-             "--key K": f"--key {key}", "--client-ca CA": f"--client-ca {ca}"}  # fmt: skip
+    named = {
+        "live.jsonl": here / "received.jsonl",
+        "ADDRESS": "127.0.0.1",
+        "--certificate C": f"--certificate {certificate}",
+        "--key K": f"--key {key}",
+        "--client-ca CA": f"--client-ca {ca}",
+    }
     line = filled(guide.line("appliance train receive"), named)
     receiver = subprocess.Popen(
         [COMMAND, *line.split()[1:], "--http-port", "0", "--grpc-port", "0"],
