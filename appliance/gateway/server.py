@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import logging
 import os
 import signal
 import socket
+import termios
 import threading
 import time
 from collections.abc import Callable
@@ -25,6 +27,7 @@ from appliance.settings import Drain, Listen
 log = logging.getLogger("appliance.server")
 LAST_SECONDS = 10  # from the end of the streams to the end of the process
 PATIENT, LOOK_S = 4, 0.05  # times as long while somebody may still ask; how often that is looked at
+GOODBYE_S = 1.0  # TLS waits half a minute for the other side's goodbye; of who is idle, so long
 FRESH_S = 1.0  # who connected just before the listener closed has so long to ask (or `drain.readiness_s`, if shorter)
 
 
@@ -238,18 +241,41 @@ class Server(uvicorn.Server):
             each.close()
         fresh_s = min(FRESH_S, self._drain.readiness_s)
         await asyncio.sleep(fresh_s)
-        for _ in range(round(PATIENT * fresh_s / LOOK_S)):
-            if not self._someone_may_ask():
-                break
-            await asyncio.sleep(LOOK_S)
+        await _while(self._may_ask, PATIENT * fresh_s)
+        for each in self._may_ask():
+            each.shutdown()
+        leaving = self._without_request()
+        await _while(lambda: leaving & self._without_request(), GOODBYE_S)
+        for each in leaving & self._without_request():
+            if not _unsent(each.transport):
+                each.transport.abort()
         await super().shutdown(sockets)
 
-    def _someone_may_ask(self) -> bool:
-        """Who has not asked, or was answered before the drain began, and so was not told to close."""
-        cycles = (getattr(each, "cycle", None) for each in self.server_state.connections)
-        return any(cycle is None or cycle.response_complete for cycle in cycles)
+    def _without_request(self) -> set[Any]:
+        """Connections that have not asked, or were answered before the drain began, and so not told to close."""
+        cycles = ((each, getattr(each, "cycle", None)) for each in self.server_state.connections)
+        return {each for each, cycle in cycles if cycle is None or cycle.response_complete}
+
+    def _may_ask(self) -> set[Any]:
+        """Those of them that are not closing already."""
+        return {each for each in self._without_request() if not each.transport.is_closing()}
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve until stopped."""
         with garbage.by_hand(), asyncio.Runner(loop_factory=self._loop_factory) as runner:
             runner.run(self.serve(sockets=sockets))
+
+
+async def _while(condition: Callable[[], object], seconds: float) -> None:
+    """Wait while something holds, at most so long."""
+    for _ in range(round(seconds / LOOK_S)):
+        if not condition():
+            return
+        await asyncio.sleep(LOOK_S)
+
+
+def _unsent(transport: Any) -> bool:
+    """Whether the other side has not yet got everything: its kernel has not said so (tcp(7), SIOCOUTQ)."""
+    descriptor = transport.get_extra_info("socket").fileno()
+    waiting = fcntl.ioctl(descriptor, termios.TIOCOUTQ, b"\0" * 4) if descriptor >= 0 else b""
+    return any(waiting)
