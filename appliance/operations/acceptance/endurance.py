@@ -23,7 +23,7 @@ from appliance.operations.acceptance.zone import Zone
 from appliance.operations.doctor.gather import Places
 
 UPGRADE_AT, CA_AT, ROLLBACK_AT = 0.1, 0.2, 0.3  # of the run: what comes after is one process, long enough to judge
-JUDGED_FROM_S = 900.0  # a run this long that judged nobody's memory has not shown what it was asked to show
+JUDGED_FROM_S = 1800.0  # a run this long that judged nobody's memory has not shown what it was asked to show
 
 
 def endurance(

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 SAMPLE_S = 1.0
-WARM_UP = 0.3  # of a process's time: caches and pools fill, then the line must be flat
+WARM_UP_S = 900.0  # caches, pools and the allocator's free lists fill, then the line must be flat (docs/benchmarks.md)
+SHORT_WARM_UP = 0.3  # of the time of a process that lives less long: its slope is told and not judged
 JUDGED_S = 300.0  # a slope over less is noise
 MAX_SLOPE_MB_PER_HOUR = 30.0
 CURVE_POINTS = 30
@@ -83,10 +84,11 @@ def look(pid: int, at_s: float) -> Sample:
 def describe(samples: Sequence[Sample]) -> dict[str, Any]:
     """One process: its steady time, where it stood, how it grew."""
     lived_s = samples[-1].at_s - samples[0].at_s
-    steady = [each for each in samples if each.at_s - samples[0].at_s >= lived_s * WARM_UP]
+    judged = lived_s >= WARM_UP_S + JUDGED_S
+    warm_up_s = WARM_UP_S if judged else lived_s * SHORT_WARM_UP
+    steady = [each for each in samples if each.at_s - samples[0].at_s >= warm_up_s]
     third = max(1, len(steady) // 3)
     first, last = steady[:third], steady[-third:]
-    steady_s = steady[-1].at_s - steady[0].at_s
 
     def growth(name: str) -> int:
         before, after = (statistics.median(int(getattr(each, name)) for each in part) for part in (first, last))
@@ -97,7 +99,7 @@ def describe(samples: Sequence[Sample]) -> dict[str, Any]:
         "rss_mb": round(statistics.median(each.rss_bytes for each in last) / 1e6, 1),
         "rss_mb_over_time": curve(samples),
         "slope_mb_per_hour": round(slope([(each.at_s, each.rss_bytes / 1e6) for each in steady]) * 3600, 1),
-        "slope_judged": steady_s >= JUDGED_S,
+        "slope_judged": judged,
         "descriptors": last[-1].descriptors,
         "descriptors_growth": growth("descriptors"),
         "threads": last[-1].threads,

@@ -6,7 +6,16 @@ import sys
 
 import pytest
 
-from appliance.operations.acceptance.levels import CURVE_POINTS, JUDGED_S, Levels, Sample, describe, look, slope
+from appliance.operations.acceptance.levels import (
+    CURVE_POINTS,
+    JUDGED_S,
+    WARM_UP_S,
+    Levels,
+    Sample,
+    describe,
+    look,
+    slope,
+)
 
 
 def samples(seconds: int, *, rss_mb_per_s: float = 0.0, descriptors_per_s: float = 0.0, pid: int = 1) -> list[Sample]:
@@ -27,13 +36,14 @@ def test_a_process_that_stays_where_it_is_is_flat():
 
 
 def test_memory_that_grows_is_told_in_megabytes_an_hour():
-    levels = Levels(samples(1000, rss_mb_per_s=0.02))
+    levels = Levels(samples(1300, rss_mb_per_s=0.02))
     assert levels.processes()[0]["slope_mb_per_hour"] == pytest.approx(72, abs=0.1)
     assert not levels.flat()
 
 
 def test_a_short_line_has_no_slope_that_counts():
-    levels = Levels(samples(int(JUDGED_S), rss_mb_per_s=0.02))
+    levels = Levels(samples(int(WARM_UP_S + JUDGED_S), rss_mb_per_s=0.02))
+    assert levels.processes()[0]["slope_mb_per_hour"] == pytest.approx(72, abs=0.1)
     assert not levels.processes()[0]["slope_judged"]
     assert levels.flat()
 
@@ -54,6 +64,15 @@ def test_what_fills_while_warming_up_is_no_growth():
     warming = [Sample(float(at), 1, int(min(at, 20) * 1e7), 30 + min(at, 20), 9) for at in range(100)]
     assert describe(warming)["descriptors_growth"] == 0
     assert describe(warming)["slope_mb_per_hour"] == 0
+
+
+def test_caches_may_fill_for_a_quarter_of_an_hour_and_no_longer():
+    def filling(until_s: float) -> Levels:
+        return Levels([Sample(float(at), 1, int((400 + 0.05 * min(at, until_s)) * 1e6), 30, 9) for at in range(2400)])
+
+    assert filling(WARM_UP_S).processes()[0]["slope_judged"]
+    assert filling(WARM_UP_S).flat()
+    assert not filling(2 * WARM_UP_S).flat()
 
 
 def test_every_process_is_judged_on_its_own():
