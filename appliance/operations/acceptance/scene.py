@@ -251,6 +251,7 @@ class Scene:
             "trust": {"store": str(self._zone.directory / "trust")},
             "routing": {
                 "deadline_ms": installed.routing.deadline_ms,
+                "cache_entries": 256,  # full within minutes: what grows after that is no cache
                 "encoders": [str(path) for path in self._zone.encoders],
                 "routers": {"acceptance": {"registry": registry, "channel": CHANNEL, "poll_interval_s": 0.5}},
                 "groups": {GROUP: {"strategy": "ml", "router": "acceptance"}},
