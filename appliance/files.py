@@ -57,10 +57,10 @@ def read_regular(path: Path | str, *, max_bytes: int, dir_fd: int | None = None)
     """
     with translated(path):
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=dir_fd)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # before `open`, which leaves a folder's descriptor behind
+            os.close(descriptor)
+            raise FileError("FILE_NOT_REGULAR", f"{path} is not a regular file", path=str(path))
         with open(descriptor, "rb") as stream:
-            status = os.fstat(stream.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise FileError("FILE_NOT_REGULAR", f"{path} is not a regular file", path=str(path))
             data = stream.read(max_bytes + 1)
     if len(data) > max_bytes:
         raise FileError(

@@ -79,6 +79,10 @@ class Application:
             await self._lifespan(scope, receive, send)
         elif scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008, "reason": "not served"})
+        elif edge.has_two_lengths(scope["headers"]):
+            close = [(b"connection", b"close"), (b"content-length", b"0")]
+            await send({"type": "http.response.start", "status": 400, "headers": close})
+            await send({"type": "http.response.body", "body": b""})
         elif scope["path"].startswith("/appliance/"):
 
             async def parting(message: Message) -> None:
@@ -126,7 +130,7 @@ class Application:
         body: bytes | None = None
         headers = self._keys.as_master(scope["headers"])
         if with_body:
-            body = await edge.read_body(receive, self.access.max_body_bytes)
+            body = await edge.read_body(receive, self.access.max_body_bytes, scope["headers"])
             document = edge.checked(body, principal, path, self.access.fields)
             body = edge.handed_on(document, path)
         elif not principal.is_master:
@@ -147,8 +151,7 @@ class Application:
         try:
             while True:
                 before = len(request.decisions)
-                given = receive if body is None else edge.replay(body, receive)
-                fault = await self._attempt({**scope}, given, send, request)
+                fault = await self._attempt({**scope}, edge.replay(body or b"", receive), send, request)
                 if fault is None:
                     return
                 if not request.again or len(request.decisions) == before:
@@ -265,7 +268,7 @@ def _fault(status: int, request: context.RequestContext) -> Fault | None:
     """What stands in for LiteLLM's answer: an error of the server, and a failure that calls itself a success."""
     if status >= 500:
         return request.fault or faults.UNHANDLED
-    return request.fault if status < 400 or status == faults.TIMED_OUT else None
+    return request.fault if status < 400 or status in faults.OURS else None
 
 
 async def _failed(send: Send, fault: Fault, request: context.RequestContext) -> None:

@@ -27,6 +27,9 @@ HEALTH = re.compile(r"/health/(?:liveliness|liveness|readiness)")
 HEADERS = frozenset({b"accept", b"host", b"user-agent", b"traceparent", b"tracestate", b"authorization"})
 
 
+MAX_DIGITS = 18  # of a length
+
+
 class Refused(Exception):  # noqa: N818 (an answer)
     """The request is answered here.
 
@@ -57,12 +60,22 @@ def models(path: str, principal: Principal) -> dict[str, Any]:
     return entries[groups.index(asked)]
 
 
-async def read_body(receive: Receive, limit: int) -> bytes:
+def has_two_lengths(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether a request tells its length in both ways, so that whoever stands in front may have read another one.
+
+    Such a connection must not be used again (RFC 9112, section 6.1).
+    """
+    return {b"content-length", b"transfer-encoding"} <= {name for name, _ in headers}
+
+
+async def read_body(receive: Receive, limit: int, headers: Iterable[tuple[bytes, bytes]] = ()) -> bytes:
     """The whole body.
 
     Raises:
-        Refused: 413 where it is longer than `limit` bytes.
+        Refused: 413 where it is longer than `limit` bytes; at once where the headers say so.
     """
+    if any(name == b"content-length" and (len(value) > MAX_DIGITS or int(value) > limit) for name, value in headers):
+        raise _too_large(limit)
     parts: list[bytes] = []
     length = 0
     while True:
@@ -72,19 +85,25 @@ async def read_body(receive: Receive, limit: int) -> bytes:
         parts.append(message.get("body", b""))
         length += len(parts[-1])
         if length > limit:
-            raise Refused(413, "too_large", f"the body is longer than {limit} bytes")
+            raise _too_large(limit)
         if not message.get("more_body", False):
             return b"".join(parts)
 
 
+def _too_large(limit: int) -> Refused:
+    return Refused(413, "too_large", f"the body is longer than {limit} bytes")
+
+
 def replay(body: bytes, receive: Receive) -> Receive:
-    """Give the body once more, then whatever the connection says."""
+    """Give the body once more, then what the connection says of its end; a body that nobody has read is dropped."""
     given = False
 
     async def again() -> Message:
         nonlocal given
         if given:
-            return await receive()
+            while (message := await receive())["type"] != "http.disconnect":
+                pass
+            return message
         given = True
         return {"type": "http.request", "body": body, "more_body": False}
 

@@ -16,6 +16,8 @@ from appliance.gateway.health import Blame, blame, chain
 log = logging.getLogger("appliance.request")
 CLIENT_ERRORS = range(400, 500)
 TIMED_OUT = 408  # how LiteLLM calls a silent model server; to a client it would say that the client was slow
+UNAUTHORISED = 401  # the edge has let the client in: a model server does not know the gateway's key, and may quote it
+OURS = frozenset({TIMED_OUT, UNAUTHORISED})  # statuses that would tell the client that it is to blame
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Fault:
 
 
 UNHANDLED = Fault(500, "GATEWAY_UNHANDLED", "the gateway failed on this request in a way nobody foresaw")
+LOCKED_OUT = Fault(502, "GATEWAY_UPSTREAM", "the model server does not accept the key that the gateway has for it")
 SILENT = Fault(504, "GATEWAY_UPSTREAM_TIMEOUT", "no model server of the group answered in time")
 _UPSTREAM = {
     "unreachable": "no model server of the group can be reached",
@@ -53,6 +56,8 @@ def judge(error: BaseException, *, asked: bool) -> Fault | None:
         asked: whether a deployment had been chosen, so that a model server may be to blame.
     """
     status = status_of(error)
+    if status == UNAUTHORISED and asked:
+        return LOCKED_OUT
     if status in CLIENT_ERRORS and status != TIMED_OUT:
         return None
     if not asked:

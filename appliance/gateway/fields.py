@@ -96,6 +96,13 @@ def _is_block(block: Any) -> bool:
     )
 
 
+# of a user's turn; LiteLLM knows no others, and calls one that it does not know a failure of the model server
+USERS_PARTS = frozenset(
+    {
+        "text", "image_url", "input_audio", "audio_url", "video_url", "document", "file",
+        "guarded_text", "grounding_source", "query",
+    }
+)  # fmt: skip
 _message_fields = _object(
     content=_either(_is_text, _are(_is_part)),
     name=_is_text,
@@ -112,7 +119,10 @@ _SILENT = frozenset({"assistant", "tool", "function"})  # whose turn may hold no
 def _is_message(message: Any) -> bool:
     if not _message_fields(message) or not isinstance(message.get("role"), str) or not message["role"]:
         return False
-    return message.get("content") is not None or message["role"] in _SILENT
+    content = message.get("content")
+    if message["role"] == "user" and isinstance(content, list):
+        return all(part["type"] in USERS_PARTS for part in content)
+    return content is not None or message["role"] in _SILENT
 
 
 def _is_turn(turn: Any) -> bool:
@@ -163,6 +173,7 @@ TOKENS = Kind(
     "text, a list of texts, or tokens",
     _either(_is_text, _are(_is_text), _are(_is_whole), _are(_are(_is_whole))),
 )
+PROMPT = Kind("text, a list of texts, or tokens; not empty", lambda value: value != [] and TOKENS.holds(value))
 MESSAGES = Kind("a list of messages with role and content", _are(_is_message))
 ITEMS = Kind("text or a list of items", _either(_is_text, _are(_object(role=_is_text, type=_is_text))))
 TURNS = Kind("a list of turns of user and assistant with content", _are(_is_turn))
@@ -228,7 +239,7 @@ CHAT: Fields = {
 }  # fmt: skip
 COMPLETIONS: Fields = {
     **_EVERY, **_STREAM, **_SAMPLING, **_SERVERS, **_OPENAI,
-    "prompt": TOKENS, "suffix": TEXT, "response_format": FORMAT, **_fields(WHOLE, "logprobs best_of"),
+    "prompt": PROMPT, "suffix": TEXT, "response_format": FORMAT, **_fields(WHOLE, "logprobs best_of"),
 }  # fmt: skip
 EMBEDDINGS: Fields = {
     **_EVERY, "input": TOKENS, "encoding_format": TEXT, **_fields(WHOLE, "dimensions truncate_prompt_tokens"),
@@ -268,7 +279,10 @@ APIS: Mapping[str, Fields] = {
     "messages/count_tokens": COUNTED,
     "rerank": RERANK,
 }
-NEEDED: Mapping[str, str] = dict.fromkeys(("chat/completions", "messages", "messages/count_tokens"), "messages")
+NEEDED: Mapping[str, str] = {
+    **dict.fromkeys(("chat/completions", "messages", "messages/count_tokens"), "messages"),
+    "completions": "prompt",
+}
 # where LiteLLM takes what a client wrote there for its own: it is handed on one level down
 OWN_METADATA = frozenset({"chat/completions", "completions", "embeddings", "rerank"})
 

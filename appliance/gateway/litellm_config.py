@@ -6,7 +6,7 @@ routing has chosen exactly one (so that a request could find none), or puts a se
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from appliance.gateway.steering import steering_names
 from appliance.settings import Settings
 
 NO_SECRET = frozenset({"", "none", "empty", "dummy", "not-needed", "no-key"})
+REFERENCE = "os.environ/"
 AFTER_ROUTING = {
     "enable_pre_call_checks": "it filters after the routing decision",
     "enable_tag_filtering": "it filters after the routing decision",
@@ -61,7 +62,7 @@ def check(document: Mapping[str, Any], settings: Settings) -> LiteLLMConfig:
     weights: dict[str, dict[str, float]] = {}
     seen: set[str] = set()
     for position, entry in enumerate(document.get("model_list") or []):
-        group, deployment, weight = _deployment(entry, position)
+        group, deployment, weight = _deployment(entry, position, settings.litellm.secrets)
         if deployment.id in seen:
             raise ConfigError("CONFIG_GROUP", f"two deployments have the id {deployment.id!r}", id=deployment.id)
         seen.add(deployment.id)
@@ -129,7 +130,7 @@ def _check_tracing(document: Mapping[str, Any], settings: Settings) -> None:
         )
 
 
-def _deployment(entry: Any, position: int) -> tuple[str, Deployment, float]:
+def _deployment(entry: Any, position: int, secrets: Collection[str]) -> tuple[str, Deployment, float]:
     try:
         group, parameters = str(entry["model_name"]), entry["litellm_params"]
         model = str(parameters["model"])
@@ -147,6 +148,14 @@ def _deployment(entry: Any, position: int) -> tuple[str, Deployment, float]:
             f"{id_}: api_key stands in plain text; name it `os.environ/NAME` and list the file in litellm.secrets",
             id=id_,
         )
+    name = str(secret).removeprefix(REFERENCE)
+    if str(secret).startswith(REFERENCE) and name not in secrets:
+        raise ConfigError(
+            "CONFIG_LITELLM",
+            f"{id_}: api_key names {name}, which litellm.secrets does not list with a file",
+            id=id_,
+            listed=sorted(secrets),
+        )
     weight = parameters.get("weight", 1)
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= 1_000_000:
         raise ConfigError("CONFIG_LITELLM", f"{id_}: weight {weight!r} is not a number from 0 to a million", id=id_)
@@ -154,7 +163,7 @@ def _deployment(entry: Any, position: int) -> tuple[str, Deployment, float]:
 
 
 def _is_reference(secret: str) -> bool:
-    return secret.startswith("os.environ/") or secret.lower() in NO_SECRET
+    return secret.startswith(REFERENCE) or secret.lower() in NO_SECRET
 
 
 def _whole(weights: Mapping[str, float]) -> dict[str, int]:

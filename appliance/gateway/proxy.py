@@ -91,7 +91,7 @@ def application() -> Any:
         from litellm.llms.custom_httpx.aiohttp_transport import LiteLLMAiohttpTransport
         from litellm.proxy.proxy_server import app
 
-        from appliance.gateway import connections
+        from appliance.gateway import connections, streams
     finally:
         gc.freeze()
         if collecting:
@@ -101,6 +101,7 @@ def application() -> Any:
     app.exception_handlers[Exception] = _not_here
     send = LiteLLMAiohttpTransport._make_aiohttp_request  # noqa: SLF001
     LiteLLMAiohttpTransport._make_aiohttp_request = connections.forgetting(send)  # noqa: SLF001
+    LiteLLMAiohttpTransport.handle_async_request = streams.whole(LiteLLMAiohttpTransport.handle_async_request)
     return app
 
 

@@ -20,6 +20,7 @@ import uvicorn
 
 from appliance.errors import GatewayError
 from appliance.gateway import garbage
+from appliance.gateway.protocol import Protocol
 from appliance.gateway.turns import Acceptor, Turns
 from appliance.notify import handed_sockets, notify, watchdog_interval_s
 from appliance.settings import Drain, Listen
@@ -130,6 +131,7 @@ def configuration(application: Any, settings: Listen, drain: Drain) -> uvicorn.C
             tls |= {"ssl_ca_certs": str(settings.tls.client_ca), "ssl_cert_reqs": ssl.CERT_REQUIRED}
     return uvicorn.Config(
         application,
+        http=Protocol,
         log_config=None,
         access_log=False,
         server_header=False,

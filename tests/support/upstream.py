@@ -2,7 +2,7 @@
 """A small OpenAI-compatible server that streams: the demo's and the tests' model behind the gateway.
 
 It answers with its own name, so that a test sees which deployment served. Faults are switched at run time through
-`POST /control {"mode": ...}`: ok, error (500), hang, rubbish (no JSON), shape (JSON of no API), refuse (400), cut (the
+`POST /control {"mode": ...}`: ok, error (500), hang, rubbish (no JSON), shape (JSON of no API), locked (401), refuse (400), cut (the
 connection ends in the middle of the answer), begins (it ends when a stream has begun, before its first part).
 
 Run it alone with `python -m tests.support.upstream --port 0 --name small`.
@@ -26,6 +26,7 @@ MAX_BODY = 16 * 1024 * 1024  # bytes
 SCRIPTED: dict[str, tuple[int, Any]] = {
     "rubbish": (200, b"<html>It works! PROMPT-ECHO</html>"),
     "shape": (200, {"choices": 5, "id": ["PROMPT-ECHO"]}),
+    "locked": (401, {"error": {"message": "Incorrect API key provided: PROMPT-ECHO", "code": "invalid_api_key"}}),
     "refuse": (400, {"error": {"message": "too many tokens", "type": "invalid_request_error", "param": None, "code": None}}),
 }  # fmt: skip
 
@@ -36,7 +37,7 @@ class Upstream:
 
     Attributes:
         name: what it answers with.
-        mode: ok, error, hang, rubbish, shape, refuse, cut or begins.
+        mode: ok, error, hang, rubbish, shape, locked, refuse, cut or begins.
         requests: the parsed bodies, in order.
         keys: the bearer tokens they came with, in order.
         chunk_delay_s: pause between two chunks of a stream.

@@ -186,3 +186,11 @@ def test_the_proxy_still_has_what_we_hold_on_to():
     from appliance.gateway import proxy
 
     assert proxy.version() == "1.106.2"
+
+
+def test_the_parts_of_a_users_turn_are_those_that_litellm_knows():
+    from litellm.types.llms.openai import ValidUserMessageContentTypes
+
+    from appliance.gateway.fields import USERS_PARTS
+
+    assert set(ValidUserMessageContentTypes) == USERS_PARTS

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.server
 PROMPT = "my secret question 4711"
 TURN = [{"role": "user", "content": PROMPT}]
 TEAM = "sk-team-" + "k" * 30
-MODES = ("error", "hang", "rubbish", "shape", "refuse", "cut")
+MODES = ("error", "hang", "rubbish", "shape", "locked", "refuse", "cut")
 BREAKING = """
 from litellm.integrations.custom_logger import CustomLogger
 class Breaking(CustomLogger):
@@ -120,14 +120,14 @@ def test_every_api_is_answered_by_a_model_server_that_is_well(running, path):
 
 @pytest.mark.parametrize("path", BODIES)
 @pytest.mark.parametrize(("group", "status", "code"), [
-    ("gone", 502, "GATEWAY_UPSTREAM"), ("error", 502, "GATEWAY_UPSTREAM"), ("rubbish", 502, "GATEWAY_UPSTREAM"), ("cut", 502, "GATEWAY_UPSTREAM"),
+    ("gone", 502, "GATEWAY_UPSTREAM"), ("error", 502, "GATEWAY_UPSTREAM"), ("rubbish", 502, "GATEWAY_UPSTREAM"), ("cut", 502, "GATEWAY_UPSTREAM"), ("locked", 502, "GATEWAY_UPSTREAM"),
     ("hang", 504, "GATEWAY_UPSTREAM_TIMEOUT"),
 ])  # fmt: skip
 def test_a_model_servers_failure_is_told_as_such_and_again_while_it_is_let_alone(running, path, group, status, code):
     failed(ask(running, path, model=group, **BODIES[path]), status, code)
 
 
-@pytest.mark.parametrize("group", ["gone", "error", "cut"])
+@pytest.mark.parametrize("group", ["gone", "error", "cut", "rubbish", "shape", "locked"])
 def test_a_stream_that_cannot_begin_is_an_error_and_no_stream(running, group):
     failed(ask(running, model=group, stream=True), 502, "GATEWAY_UPSTREAM")
 

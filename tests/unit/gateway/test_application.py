@@ -86,6 +86,27 @@ def test_a_checked_body_goes_on_as_json_whatever_it_was_called(headers):
     assert not [value for name, value in scope["headers"] if name == b"content-encoding"]
 
 
+def test_a_body_that_says_it_is_too_long_is_refused_unread():
+    assert ask("/v1/chat/completions", CHAT, content_length="10001")[1]["error"]["code"] == "too_large"
+    assert ask("/v1/chat/completions", CHAT, content_length="9" * 5000)[0] == 413
+    assert ask("/v1/chat/completions", CHAT, content_length="10000")[0] == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/appliance/broken", "/health/readiness"])
+def test_a_request_with_two_lengths_is_refused_and_ends_its_connection(path):
+    inner = Inner()
+    sent = messages(path, CHAT, inner=inner, content_length="4", transfer_encoding="chunked")
+    assert sent[0]["status"] == 400
+    assert (b"connection", b"close") in sent[0]["headers"]
+    assert inner.seen == []
+
+
+def test_a_body_that_nobody_asked_for_does_not_reach_litellm():
+    inner = Inner()
+    assert ask("/v1/models", b"x" * 100, inner=inner, method="GET")[0] == 200
+    assert inner.seen[0][1] == b""
+
+
 class Failing:
     """Fails where LiteLLM would: before an answer, in the middle of one, or with one that nobody should see."""
 

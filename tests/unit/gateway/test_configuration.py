@@ -107,6 +107,7 @@ def entry(id_="small", **parameters) -> dict:
         ({"model_list": []}, "CONFIG_LITELLM"),
         ({"model_list": [{"model_name": "chat"}]}, "CONFIG_LITELLM"),
         ({"model_list": [entry(api_key="sk-live-secret"), entry("large")]}, "CONFIG_LITELLM"),
+        ({"model_list": [entry(api_key="os.environ/NOWHERE"), entry("large")]}, "CONFIG_LITELLM"),
         ({"model_list": [entry(weight=-1), entry("large")]}, "CONFIG_LITELLM"),
         ({"model_list": [entry(), entry()]}, "CONFIG_GROUP"),
         ({"model_list": [entry(), entry("other")]}, "CONFIG_GROUP"),
@@ -132,6 +133,8 @@ def test_an_operator_does_not_admit_a_field_that_steers_litellm(name):
 
 def test_the_honest_twin_is_accepted_with_secrets_by_name_and_weights_in_proportion():
     chosen = litellm([entry(api_key="os.environ/VLLM_KEY", weight=0.25), entry("large", api_key="none", weight=0.75)])
+    listed = chosen.litellm.model_copy(update={"secrets": {"VLLM_KEY": DEFAULTS / "vllm.key"}})
+    chosen = chosen.model_copy(update={"litellm": listed})
     config = litellm_config.read(chosen)
     assert config.weights["chat"] == {"small": 3, "large": 1}, "the operator's weights win"
     assert config.document["model_list"][0]["litellm_params"]["api_key"] == "os.environ/VLLM_KEY", "unchanged"

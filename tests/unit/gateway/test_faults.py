@@ -42,6 +42,8 @@ class Wrapped(Exception):  # noqa: N818 (as LiteLLM names them)
         (Wrapped(500, httpx.ReadTimeout("late")), 504, "GATEWAY_UPSTREAM_TIMEOUT"),
         (Wrapped(500, TimeoutError()), 504, "GATEWAY_UPSTREAM_TIMEOUT"),
         (Wrapped(408, httpx.ConnectTimeout("late")), 502, "GATEWAY_UPSTREAM"),
+        # whoever got so far has shown a key that is right: the one that the model server refuses is the gateway's
+        (Wrapped(401), 502, "GATEWAY_UPSTREAM"),
     ],
 )
 def test_a_model_servers_failure_is_told_by_its_kind_in_our_words(error, status, code):
@@ -56,7 +58,7 @@ def test_where_no_model_server_was_asked_none_is_to_blame(error):
     assert faults.UNHANDLED.code == "GATEWAY_UNHANDLED"
 
 
-@pytest.mark.parametrize("status", [400, 401, 404, 413, 422, 429, "400"])
+@pytest.mark.parametrize("status", [400, 403, 404, 413, 422, 429, "400"])
 def test_the_clients_own_errors_stay_litellms_answer(status):
     assert faults.judge(Wrapped(status), asked=True) is None
 

@@ -111,7 +111,7 @@ def test_every_field_is_of_one_kind_and_null_says_nothing(api, name):
         {"role": "user", "content": [{"type": "image_url", "image_url": {"url": 5}}]}, {"role": "user", "name": 5},
         {"role": "user", "content": [{"type": "file", "file": {"file_id": "http://192.0.2.1/secret"}}]},
         {"role": "developer"}, {"role": "user", "content": None}, {"role": "user", "content": [{}]}, {"role": "user", "content": ["x"]},
-        {"role": "user", "content": [{"type": "image_url"}]}, {"role": "user", "content": [{"type": "text"}]},
+        {"role": "user", "content": [{"type": "image_url"}]}, {"role": "user", "content": [{"type": "hologram"}]}, {"role": "user", "content": [{"type": "text"}]},
         {"role": "assistant", "tool_calls": 5}, {"role": "assistant", "tool_calls": [5]},
         {"role": "assistant", "tool_calls": [{"function": {"arguments": {}}}]},
     ],
@@ -169,6 +169,12 @@ def test_messages_are_needed_where_the_api_needs_them():
     assert refused("chat/completions").code == "GATEWAY_FIELD_TYPE"
     assert refused("messages", messages=None).param == "messages"
     assert check("embeddings")
+
+
+@pytest.mark.parametrize("body", [{}, {"prompt": None}, {"prompt": []}])
+def test_a_completion_needs_a_prompt_that_litellm_does_not_take_for_a_broken_server(body):
+    refusal = refused("completions", **body)
+    assert (refusal.code, refusal.param) == ("GATEWAY_FIELD_TYPE", "prompt")
 
 
 def test_metadata_reaches_litellm_one_level_below_what_it_takes_orders_from():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -79,7 +80,9 @@ def test_a_regular_file_is_read_and_a_link_is_not(tmp_path):
     assert files.read_regular(tmp_path / "file", max_bytes=7) == b"content"
     refused("FILE_NOT_REGULAR", files.read_regular, tmp_path / "link", max_bytes=7)
     refused("FILE_NOT_REGULAR", files.read_regular, tmp_path / "pipe", max_bytes=7)
-    refused("FILE_NOT_REGULAR", files.read_regular, tmp_path, max_bytes=7)
+    with pytest.raises(FileError, match=re.escape(f"{tmp_path} is not a regular file")) as refusal:
+        files.read_regular(tmp_path, max_bytes=7)
+    assert refusal.value.code == "FILE_NOT_REGULAR"
     refused("FILE_MISSING", files.read_regular, tmp_path / "none", max_bytes=7)
     refused("FILE_TOO_LARGE", files.read_regular, tmp_path / "file", max_bytes=6)
 
