@@ -215,6 +215,7 @@ def package(
             against=against,
             confidence=confidence,
             seed=seed,
+            seen=bool(measured.report["seen_in_training"]),
         )
         packaged = pack(artifact, verdict, override=override)
         write_directory(out, packaged.files)

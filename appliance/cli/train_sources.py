@@ -28,6 +28,10 @@ def extract(
     reward: Annotated[
         str, typer.Option("--reward", help="quality: judged or rated calls; success: all calls.")
     ] = "quality",
+    judge_scale: Annotated[
+        str, typer.Option("--judge-scale", help="WORST..BEST mark of judges, such as 1..5.")
+    ] = "0..1",
+    feedback_scale: Annotated[str, typer.Option("--feedback-scale", help="WORST..BEST mark of users.")] = "-1..1",
     redact: Redaction = None,
     as_json: Json = False,
 ) -> None:
@@ -38,12 +42,15 @@ def extract(
         from appliance.registry.settings import read_postgres
         from appliance.training.extract.jaeger import read_jaeger
         from appliance.training.extract.redaction import load_redactor
-        from appliance.training.extract.reward import Basis
+        from appliance.training.extract.reward import Rules, Scale
         from appliance.training.extract.run import Sources, check_sources
         from appliance.training.extract.run import extract as run
 
         if reward not in ("quality", "success"):
             raise TrainingError("TRAINING_ARGUMENT", f"--reward is quality or success, not {reward!r}")
+        rules = Rules(
+            "success" if reward == "success" else "quality", Scale.parsed(judge_scale), Scale.parsed(feedback_scale)
+        )
         sources = Sources(
             traces=tuple(traces or ()),
             jaeger=None if jaeger is None else (read_jaeger(jaeger), datetime.now(UTC)),
@@ -51,8 +58,7 @@ def extract(
             objects=None if objects is None else (open_store(objects), prefix),
         )
         check_sources(sources)
-        basis: Basis = "success" if reward == "success" else "quality"
-        card = run(sources, out, redact=load_redactor(redact), basis=basis, progress=Steps(quiet=as_json))
+        card = run(sources, out, redact=load_redactor(redact), rules=rules, progress=Steps(quiet=as_json))
 
         def text(console: Console) -> None:
             for name, count in card["read"].items():
@@ -61,7 +67,10 @@ def extract(
                 console.print(f"{name:32} {card[name]:>10}", markup=False)
             for name, fate in card["dropped"].items():
                 console.print(f"dropped: {name:23} {fate['calls']:>10}  {fate['because']}", markup=False)
-            console.print(f"next: appliance train fit --data {out} --out ROUTER", markup=False)
+            if card["written"]:
+                console.print(f"next: appliance train fit --data {out} --out ROUTER", markup=False)
+            else:
+                console.print("nothing to fit on: see why calls were dropped, or name more sources", markup=False)
 
         show(card, as_json, text)
 

@@ -117,7 +117,7 @@ class Dataset:
         )
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+def read_lines(path: Path, *, max_bytes: int = MAX_LINE_BYTES) -> Iterator[tuple[int, bytes]]:
     """Lines of a plain or gzip file, numbered from 1; a line is bounded, so that memory is.
 
     Raises:
@@ -131,7 +131,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
         number = 0
         while True:
             try:
-                line = stream.readline(MAX_LINE_BYTES + 1)
+                line = stream.readline(max_bytes + 1)
             except (EOFError, gzip.BadGzipFile, zlib.error) as error:
                 raise TrainingError(
                     "TRAINING_DATA", f"{path.name}: damaged gzip stream: {error}", after_line=number
@@ -139,7 +139,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
             if not line:
                 return
             number += 1
-            if len(line) > MAX_LINE_BYTES:
+            if len(line) > max_bytes:
                 raise TrainingError("TRAINING_DATA", f"{path.name}: line {number} is longer than allowed", line=number)
             if line.strip():
                 yield number, line

@@ -25,13 +25,14 @@ class Verdict:
     """What the gate measured.
 
     Attributes:
-        passed: whether the lower end of the interval is above zero.
+        passed: whether the lower end of the interval is above zero, on prompts that were set aside.
         against: `best_single`, or the digest of the current router.
         figure: what was compared: `apgr` for two models, else `accuracy`.
         gain: the candidate's figure less the baseline's.
         interval: of the gain, at `confidence`.
         confidence: coverage of the interval.
         prompts: how many the figures rest on.
+        seen_in_training: whether the router was fitted on these very prompts, so that the figures prove nothing.
     """
 
     passed: bool
@@ -41,6 +42,7 @@ class Verdict:
     interval: tuple[float, float]
     confidence: float
     prompts: int
+    seen_in_training: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """As `router.yaml` and `--json` show it."""
@@ -52,6 +54,7 @@ class Verdict:
             "interval": [round(edge, 4) for edge in self.interval],
             "confidence": self.confidence,
             "prompts": self.prompts,
+            "seen_in_training": self.seen_in_training,
         }
 
 
@@ -64,6 +67,7 @@ def judge(
     against: str = "best_single",
     confidence: float = 0.95,
     seed: int = 0,
+    seen: bool = False,
 ) -> Verdict:
     """Compare a candidate with what serves now, on the same resampled prompts.
 
@@ -78,6 +82,7 @@ def judge(
         against: what to call the baseline.
         confidence: coverage of the two-sided interval.
         seed: of the bootstrap.
+        seen: whether the candidate was fitted on these prompts; then no figure lets it pass.
 
     Raises:
         TrainingError: TRAINING_ARGUMENT.
@@ -97,7 +102,8 @@ def judge(
 
     value = gain(np.arange(len(actual)))["gain"]
     low, high = intervals(gain, groups, seed=seed, level=confidence)["gain"]
-    return Verdict(low > 0, against, figure, value, (low, high), confidence, len(actual))
+    passed = low > 0 and not seen
+    return Verdict(passed, against, figure, value, (low, high), confidence, len(actual), seen)
 
 
 def package(router: ArtifactFiles, verdict: Verdict, *, override: str | None = None) -> ArtifactFiles:
@@ -113,9 +119,10 @@ def package(router: ArtifactFiles, verdict: Verdict, *, override: str | None = N
     """
     reason = (override or "").strip()
     if not verdict.passed and not reason:
-        raise TrainingError(
-            "TRAINING_GATE", f"the router does not beat {verdict.against} with confidence", **_evidence(verdict)
-        )
+        cause = f"the router does not beat {verdict.against} with confidence"
+        if verdict.seen_in_training:
+            cause = "the router was fitted on this data, on which its figures prove nothing"
+        raise TrainingError("TRAINING_GATE", cause, **_evidence(verdict))
     name = METADATA_NAMES["router"]
     metadata = yaml.safe_load(router.files[name])
     metadata["evaluation"] = {**metadata["evaluation"], "gate": verdict.as_dict()}

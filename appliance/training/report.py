@@ -16,7 +16,9 @@ STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1b2430}
 table{border-collapse:collapse;margin:1rem 0}td,th{padding:.25rem .8rem;border-bottom:1px solid #d8dee6}
 td,th{text-align:right}
-td:first-child,th:first-child{text-align:left}code{font-size:.85em}.note{color:#5a6675}svg{max-width:100%;height:auto}
+td:first-child,th:first-child{text-align:left}code{font-size:.85em}.note{color:#5a6675}
+.warning{border-left:.3rem solid #b45309;padding-left:.8rem;font-weight:600}
+svg{max-width:100%;height:auto}
 """
 
 
@@ -44,13 +46,20 @@ def render(
     )
     return (
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
         "<meta http-equiv='Content-Security-Policy' content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-        f"<title>{_text(title)}</title><style>{STYLE}</style></head><body><h1>{_text(title)}</h1>"
+        f"<title>{_text(title)}</title><style>{STYLE}</style></head><body><h1>{_text(title)}</h1>{_warning(report)}"
         f"<table>{facts}</table><h2>Figures, with 95 % intervals</h2>"
         "<p class='note'>cpt figures are percent of calls to the strong model; all others are shares of 1.</p>"
         f"<table><tr><th>figure</th><th>value</th><th>95 %</th></tr>{figures}</table>"
         f"<h2>Cost and quality</h2>{_plot(curve, names)}<h2>By task</h2>{_tasks(tasks)}</body></html>\n"
     )
+
+
+def _warning(report: Mapping[str, Any]) -> str:
+    if not report.get("seen_in_training"):
+        return ""
+    return "<p class='warning'>This is the data the router was fitted on: the figures below prove nothing.</p>"
 
 
 def _tasks(tasks: Sequence[Mapping[str, Any]]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,7 @@ DEFAULTS: Sequence[Rule] = (
     Rule(name="bearer", pattern=r"(?i)\bbearer\s+[A-Za-z0-9._~+/=-]{16,}", replacement="[token]"),
     Rule(name="api-key", pattern=r"\b(?:sk|pk|ghp|gho|xox[abp]|AKIA)[-_A-Za-z0-9]{12,}\b", replacement="[key]"),
     Rule(name="jwt", pattern=r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*", replacement="[token]"),
+    Rule(name="url-login", pattern=r"(?<=://)[^\s:/@]{0,64}:[^\s/@]{1,256}@", replacement="[login]@"),
     Rule(name="email", pattern=r"\b[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}\b", replacement="[e-mail]"),
     Rule(name="iban", pattern=r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){3,7}(?: ?[A-Z0-9]{1,4})?\b", replacement="[iban]"),
     Rule(name="card", pattern=r"\b(?:\d[ -]?){12,18}\d\b", replacement="[number]"),
@@ -66,7 +68,39 @@ class Redactor:
         """The text without what the rules name."""
         for pattern, replacement in self.patterns:
             text = pattern.sub(replacement.replace("\\", r"\\"), text)  # the replacement is literal
+            if not text.isascii():
+                text = _redacted_as_seen(text, pattern, replacement)
         return text
+
+
+def _redacted_as_seen(text: str, pattern: re.Pattern[str], replacement: str) -> str:
+    """The text without what a rule finds in it as a reader sees it: no invisible characters, wide forms or odd dashes.
+
+    What is typed on a phone or pasted from a document splits a key by a soft hyphen or a zero-width space, or writes a
+    card's number in full-width digits; none of it is a reason to keep it.
+    """
+    seen: list[str] = []
+    places: list[int] = []
+    for place, character in enumerate(text):
+        plain = character if character.isascii() else _plain(character)
+        seen.append(plain)
+        places.extend([place] * len(plain))
+    kept: list[str] = []
+    end = 0
+    for match in pattern.finditer("".join(seen)):
+        if match.start() < match.end():
+            kept += [text[end : places[match.start()]], replacement]
+            end = places[match.end() - 1] + 1
+    return "".join((*kept, text[end:]))
+
+
+def _plain(character: str) -> str:
+    kind = unicodedata.category(character)
+    if kind in ("Cf", "Mn"):
+        return ""
+    if kind == "Pd" or character == "\N{MINUS SIGN}":
+        return "-"
+    return " " if kind == "Zs" else unicodedata.normalize("NFKC", character)
 
 
 def load_redactor(path: Path | None) -> Redactor:

@@ -20,10 +20,10 @@ from appliance.registry.postgres import PostgresSettings
 from appliance.training.extract.calls import Call, Span, call_of
 from appliance.training.extract.jaeger import JaegerSettings, from_jaeger
 from appliance.training.extract.redaction import Redactor
-from appliance.training.extract.reward import Basis, reward
+from appliance.training.extract.reward import Rules, off_scale, reward
 from appliance.training.extract.spend import entry_of, from_postgres, from_store
 from appliance.training.extract.store import Entry, JoinStore
-from appliance.training.extract.traces import read_spans
+from appliance.training.extract.traces import UNFINISHED, read_spans
 from appliance.training.outcomes import Outcome
 from appliance.training.progress import Progress, silent
 
@@ -33,6 +33,8 @@ DROPPED = {
     "no_prompt": "neither trace nor spend log holds a prompt",
     "no_model": "it is not known which model answered",
     "no_reward": "neither judge nor user scored it (see the reward's rules)",
+    "off_scale": "its score or feedback is not on the scale named (--judge-scale, --feedback-scale)",
+    "no_outcome": "the model's name or a figure of it is longer or larger than an outcome may hold",
     "spend_only": "no trace knows the call, and the spend log holds no prompt",
 }
 
@@ -59,7 +61,7 @@ def extract(
     out: Path,
     *,
     redact: Redactor,
-    basis: Basis = "quality",
+    rules: Rules | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Read every source, join by call id, and write outcomes with their card.
@@ -71,7 +73,7 @@ def extract(
         sources: where to read.
         out: the outcomes, `.jsonl` or `.jsonl.gz`; `<out>.card.json` and the working file `<out>.join` stand beside it.
         redact: applied to every prompt before it is stored.
-        basis: what a call is worth where nobody scored it.
+        rules: of the reward; its own defaults where None.
         progress: told of what was read.
 
     Returns:
@@ -84,9 +86,10 @@ def extract(
     with translated(out):
         out.parent.mkdir(parents=True, exist_ok=True)
     store = JoinStore(out.with_name(f"{out.name}.join"))
+    unfinished: Counter[str] = Counter()
     try:
         for path in sources.traces:
-            _load(store, f"trace:{path.resolve()}", _trace_entries(store, path), redact, progress)
+            _load(store, f"trace:{path.resolve()}", _trace_entries(store, path, unfinished), redact, progress)
         if sources.jaeger is not None:
             jaeger, now = sources.jaeger
             place = f"trace:{jaeger.url}/{jaeger.service}"
@@ -100,7 +103,7 @@ def extract(
             _load(store, place, _object_entries(store, place, home, prefix), redact, progress)
         progress("joining traces and spend logs")
         store.settle()
-        return _write(store, out, basis, progress)
+        return _write(store, out, rules or Rules(), unfinished, progress)
     finally:
         store.close()
 
@@ -127,9 +130,12 @@ def _load(store: JoinStore, source: str, items: Iterable[Item], redact: Redactor
         store.add(entries, counts, source=source, position=position)
 
 
-def _trace_entries(store: JoinStore, path: Path) -> Iterator[Item]:
+def _trace_entries(store: JoinStore, path: Path, unfinished: Counter[str]) -> Iterator[Item]:
     read = store.position(f"trace:{path.resolve()}")
     for line, span in read_spans(path, after_line=int(read or 0)):
+        if span is UNFINISHED:  # not counted as read, nor as dropped: it is read when it is whole
+            unfinished["trace_lines_unfinished"] += 1
+            continue
         if span is None:
             yield str(line), None, "trace_lines_not_understood"
             continue
@@ -168,7 +174,7 @@ def _object_entries(store: JoinStore, place: str, home: Store, prefix: str) -> I
         yield key, entry, "spend_objects_read" if entry is not None else "spend_objects_not_understood"
 
 
-def _write(store: JoinStore, out: Path, basis: Basis, progress: Progress) -> dict[str, Any]:
+def _write(store: JoinStore, out: Path, rules: Rules, unfinished: Counter[str], progress: Progress) -> dict[str, Any]:
     counts: Counter[str] = Counter()
     digest = hashlib.sha256()
     temporary = out.with_name(f".{out.name}.tmp")
@@ -176,7 +182,7 @@ def _write(store: JoinStore, out: Path, basis: Basis, progress: Progress) -> dic
         try:
             with temporary.open("wb") as raw, _compressed(raw, out) as stream:
                 for trace, spend in store.joined():
-                    outcome, fate = _outcome(trace, spend, basis)
+                    outcome, fate = _outcome(trace, spend, rules)
                     counts[fate] += 1
                     if outcome is not None:
                         line = outcome.model_dump_json(exclude_defaults=True).encode() + b"\n"
@@ -190,8 +196,8 @@ def _write(store: JoinStore, out: Path, basis: Basis, progress: Progress) -> dic
     card: dict[str, Any] = {
         "outcomes": out.name,
         "sha256_uncompressed": digest.hexdigest(),
-        "reward_basis": basis,
-        "read": store.counts(),
+        "reward": {"basis": rules.basis, "judge_scale": str(rules.judge), "feedback_scale": str(rules.feedback)},
+        "read": {**store.counts(), **unfinished},
         "written": counts.pop("written", 0) + joined,
         "joined": joined,
         "dropped": {name: {"calls": n, "because": DROPPED[name]} for name, n in sorted(counts.items())},
@@ -210,7 +216,7 @@ def _compressed(raw: Any, out: Path) -> Iterator[Any]:
         yield stream
 
 
-def _outcome(trace: Call | None, spend: Call | None, basis: Basis) -> tuple[Outcome | None, str]:
+def _outcome(trace: Call | None, spend: Call | None, rules: Rules) -> tuple[Outcome | None, str]:
     """The outcome of one call, and its fate: `joined`, `written` (trace alone), or why it was dropped."""
     if trace is None:
         if spend is None or not spend.prompt:
@@ -222,14 +228,13 @@ def _outcome(trace: Call | None, spend: Call | None, basis: Basis) -> tuple[Outc
         return None, "no_prompt"
     if not call.model:
         return None, "no_model"
-    worth = reward(call, basis)
+    worth = reward(call, rules)
     if worth is None:
-        return None, "no_reward"
+        return None, "off_scale" if off_scale(call, rules) else "no_reward"
     known_cost = {} if call.cost_usd is None or call.cost_usd < 0 else {call.model: call.cost_usd}
     known_latency = {} if call.latency_ms is None else {call.model: call.latency_ms}
     propensity = call.propensity if call.propensity is not None and 0 < call.propensity <= 1 else None
     try:
-        started = datetime.fromtimestamp(call.started, UTC) if call.started else None
         outcome = Outcome(
             query=call.prompt,
             scores={call.model: worth},
@@ -237,13 +242,20 @@ def _outcome(trace: Call | None, spend: Call | None, basis: Basis) -> tuple[Outc
             task=call.task or None,
             costs=known_cost,
             latencies_ms=known_latency,
-            timestamp=started,
+            timestamp=_time(call.started),
             propensity=propensity,
             lineage=call.lineage,
         )
-    except (ValueError, OverflowError, OSError):
-        return None, "no_model"
+    except ValueError:
+        return None, "no_outcome"
     return outcome, "joined" if trace is not None and spend is not None else "written"
+
+
+def _time(seconds: float) -> datetime | None:
+    try:
+        return datetime.fromtimestamp(seconds, UTC) if seconds else None
+    except (ValueError, OverflowError, OSError):  # a clock that tells a year nobody has
+        return None
 
 
 def check_sources(sources: Sources) -> None:

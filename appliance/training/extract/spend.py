@@ -120,7 +120,7 @@ def entry_of(row: Mapping[str, Any], lineage: str) -> Entry | None:
         model_at=ended or 0.0,
         prompt=prompt_of(row.get("messages")) if row.get("messages") not in (None, "", {}, "{}", "[]") else "",
         started=started or 0.0,
-        latency_ms=(ended - started) * 1e3 if started is not None and ended is not None else None,
+        latency_ms=(ended - started) * 1e3 if started is not None and ended is not None and ended >= started else None,
         first_token_ms=(first_token - started) * 1e3 if started and first_token and first_token >= started else None,
         cost_usd=number(row.get("spend", row.get("response_cost"))),
         failed=str(row.get("status") or "success") == "failure",

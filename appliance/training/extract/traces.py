@@ -12,11 +12,14 @@ from appliance.training.extract.calls import Span
 from appliance.training.outcomes import read_lines
 
 ERROR_STATUS = (2, "STATUS_CODE_ERROR")
-MAX_DOCUMENT_BYTES = 512 * 1024**2  # a Jaeger answer is one document
+MAX_DOCUMENT_BYTES = 512 * 1024**2  # a Jaeger answer is one document, mostly on one line
+UNFINISHED = Span("", "", 0, 0)  # stands for a last line that somebody is still writing
 
 
 def read_spans(path: Path, *, after_line: int = 0) -> Iterator[tuple[int, Span | None]]:
     """Spans of a trace file with the line they stand in; None for a line that is no trace.
+
+    `UNFINISHED` stands for a last line without its end, behind others that are whole.
 
     Args:
         path: `.json`, `.jsonl`, either gzipped.
@@ -27,32 +30,28 @@ def read_spans(path: Path, *, after_line: int = 0) -> Iterator[tuple[int, Span |
         FileError: where it cannot be read.
     """
     understood = False
-    lines = 0
-    whole: list[bytes] = []
-    for number, line in read_lines(path):
-        lines = number
+    number = unread = 0
+    whole = bytearray()  # perhaps one document over many lines
+    for number, line in read_lines(path, max_bytes=MAX_DOCUMENT_BYTES):
         if number <= after_line:
             understood = True
             continue
-        document = _parsed(line)
-        if document is None and not understood:
-            whole.append(line)  # perhaps one document over many lines
-            if sum(map(len, whole)) > MAX_DOCUMENT_BYTES:
+        found: list[Span | None] = list(spans_of(_parsed(line)))
+        if not found and not understood:
+            whole += line
+            unread += 1
+            if len(whole) > MAX_DOCUMENT_BYTES:
                 break
             continue
-        found = list(spans_of(document)) if document is not None else []
-        if not found:
-            yield number, None
-        for span in found:
-            understood = True
-            yield number, span
-    if whole and not understood:
-        document = _parsed(b"".join(whole))
-        for span in spans_of(document) if document is not None else ():
-            understood = True
-            yield lines, span
-    if lines and not understood:
-        raise TrainingError("TRAINING_TRACE", f"{path.name} holds no spans of a known format", lines=lines)
+        understood = True
+        yield from ((number, None) for _ in range(unread))  # it is no document over many lines: they are no traces
+        unread = 0
+        yield from ((number, span) for span in found or [None if line.endswith(b"\n") else UNFINISHED])
+    if number and not understood:
+        spans = list(spans_of(_parsed(bytes(whole))))
+        if not spans:
+            raise TrainingError("TRAINING_TRACE", f"{path.name} holds no spans of a known format", lines=number)
+        yield from ((number, span) for span in spans)
 
 
 def _parsed(data: bytes) -> Any:

@@ -117,6 +117,9 @@ def test_nine_models_with_every_default(train, encoder, tmp_path):
     report = train("evaluate", "router", "--data", sample, "--encoder", encoder)
     assert report["seen_in_training"] is True
     assert len(report["chosen"]) == 9
+    refused = train("package", "router", "--data", sample, "--out", "packaged", "--encoder", encoder, status=1)
+    assert refused["error"]["code"] == "TRAINING_GATE"
+    assert "fitted on" in refused["error"]["cause"]
 
 
 def test_a_folder_that_is_there_is_never_overwritten(train, encoder, tmp_path):

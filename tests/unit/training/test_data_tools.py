@@ -97,7 +97,11 @@ def test_the_report_is_one_page_that_asks_nobody_and_runs_nothing():
     assert "&lt;script&gt;" in page
     assert "<polyline" in page
     assert "default-src 'none'" in page
-    assert "No cost is known" in render(figures, title="t", tasks=[], curve=[], names="")
+    plain = render(figures, title="t", tasks=[], curve=[], names="")
+    assert "No cost is known" in plain
+    assert "prove nothing" not in plain
+    seen = render({**figures, "seen_in_training": True}, title="t", tasks=[], curve=[], names="")
+    assert seen.index("prove nothing") < seen.index("<table")
 
 
 def test_the_cost_curve_rises_from_the_cheapest_to_the_best():

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,12 @@ from appliance.errors import TrainingError
 from appliance.registry.directory import DirectoryStore
 from appliance.training.extract.calls import Call, call_of, prompt_of
 from appliance.training.extract.redaction import load_redactor
-from appliance.training.extract.reward import reward, unit
+from appliance.training.extract.reward import Rules, Scale, reward
 from appliance.training.extract.run import Sources, check_sources, extract
 from appliance.training.extract.spend import entry_of
 from appliance.training.extract.store import JoinStore
 from appliance.training.extract.traces import jaeger_span, read_spans, spans_of
-from appliance.training.outcomes import read_outcomes
+from appliance.training.outcomes import MAX_LINE_BYTES, read_outcomes
 
 PARTS = json.dumps([{"role": "user", "parts": [{"type": "text", "content": "What is entropy?"}]}])
 
@@ -243,16 +244,97 @@ def test_a_rule_that_does_not_compile_is_refused(tmp_path):
 
 
 def test_the_reward_is_what_its_rules_say():
-    def worth(**known):
-        return reward(Call("c", "trace", "l", **known))
+    def worth(rules=None, **known):
+        return reward(Call("c", "trace", "l", **known), rules or Rules())
 
     assert worth(failed=True, judge=1.0) == 0.0
-    assert worth(judge=4.0) == 0.8
+    assert worth(judge=0.8) == 0.8
     assert worth(feedback=-1.0) == 0.0
     assert worth(judge=1.0, feedback=-1.0) == 0.75
     assert worth() is None
-    assert reward(Call("c", "trace", "l"), "success") == 1.0
-    assert (unit(-3.0), unit(101.0), unit(80.0)) == (None, None, 0.8)
+    assert worth(Rules("success")) == 1.0
+    stars = Rules(judge=Scale.parsed("1..5"), feedback=Scale.parsed("5..1"))
+    assert [worth(stars, judge=mark) for mark in (1.0, 2.0, 5.0)] == [0.0, 0.25, 1.0]
+    assert worth(stars, feedback=5.0) == 0.0
+    assert worth(stars, judge=0.5) is None
+
+
+def test_a_mark_off_its_scale_is_dropped_and_counted_and_never_guessed(tmp_path):
+    marks = [0.5, 1.0, 4.0, 7.5]
+    card, made = run(tmp_path, [call(n, judge__score=mark) for n, mark in enumerate(marks)])
+    assert [outcome.scores["m1"] for outcome in made] == [0.5, 1.0]
+    assert card["dropped"]["off_scale"]["calls"] == 2
+    assert card["reward"] == {"basis": "quality", "judge_scale": "0..1", "feedback_scale": "-1..1"}
+
+
+@pytest.mark.parametrize("text", ["5", "1..", "a..b", "1..1", "0..inf", "nan..1"])
+def test_a_scale_that_is_none_is_refused(text):
+    with pytest.raises(TrainingError) as refused:
+        Scale.parsed(text)
+    assert refused.value.code == "TRAINING_ARGUMENT"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "s\u200bk-abcdefghijklmnop1234567890", "bob@exa\u00admple.com", "user\uff20example.com",
+        "4111\u20111111\u20111111\u20111111", "\uff14" + "\uff11" * 15, "db://joe:hunter2@db/x",
+        "4111\u00a01111\u00a01111\u00a01111",
+    ],
+)  # fmt: skip
+def test_what_a_reader_sees_is_redacted_whatever_characters_it_is_written_in(text):
+    redacted = load_redactor(None)(f"d\u00e9j\u00e0 vu \u200b {text} na\u00efve")
+    assert redacted.startswith("d\u00e9j\u00e0 vu \u200b ")
+    assert redacted.endswith(" na\u00efve")
+    assert text not in redacted
+    assert "[" in redacted
+
+
+def test_a_line_that_somebody_is_still_writing_is_read_when_it_is_whole(tmp_path):
+    traces = lines(tmp_path / "t.jsonl", [call(n, judge__score=1.0) for n in range(3)])
+    whole = traces.read_bytes()
+    traces.write_bytes(whole[:-200])
+    sources, out = Sources(traces=[traces]), tmp_path / "o.jsonl"
+    card = extract(sources, out, redact=load_redactor(None))
+    assert card["read"] == {"spans_read": 2, "trace_lines_unfinished": 1}
+    traces.write_bytes(whole)
+    card = extract(sources, out, redact=load_redactor(None))
+    assert card["read"] == {"spans_read": 3}
+    assert card["written"] == 3
+
+
+def test_what_stands_before_the_first_trace_is_counted_too(tmp_path):
+    traces = lines(tmp_path / "t.jsonl", [call(1, judge__score=1.0)])
+    traces.write_text('{"resourceSpans": [{"sco\nnonsense\n' + traces.read_text())
+    assert [(number, span is None) for number, span in read_spans(traces)] == [(3, True), (3, True), (3, False)]
+
+
+def test_a_pretty_document_of_many_lines_takes_no_longer_a_line_than_a_short_one(tmp_path):
+    spans = call(1, judge__score=1.0)["resourceSpans"]
+    path = tmp_path / "t.json"
+    path.write_text(
+        "{\n" + "\n" * 10 + '"padding": [\n' + "0,\n" * 60_000 + '0],\n"resourceSpans": ' + json.dumps(spans) + "}\n"
+    )
+    started = time.process_time()
+    assert sum(1 for _ in read_spans(path)) == 1
+    assert time.process_time() - started < 5
+
+
+def test_a_document_on_one_line_may_be_longer_than_an_outcome(tmp_path):
+    document = call(1, judge__score=1.0)
+    path = lines(tmp_path / "t.json", [{"padding": "x" * MAX_LINE_BYTES, **document}])
+    assert sum(1 for _ in read_spans(path)) == 1
+
+
+def test_a_clock_that_is_wrong_costs_the_time_and_not_the_outcome(tmp_path):
+    documents = [call(1, judge__score=1.0)]
+    span = documents[0]["resourceSpans"][0]["scopeSpans"][0]["spans"][0]
+    span["startTimeUnixNano"] = str(10**23)
+    _, made = run(tmp_path, documents)
+    assert (made[0].timestamp, made[0].latencies_ms) == (None, {})
+    entry = entry_of({"id": "r", "startTime": 20.0, "endTime": 10.0, "model": "m"}, "k")
+    assert entry is not None
+    assert entry[0].latency_ms is None
 
 
 def test_a_grown_file_is_read_from_where_it_ended_and_nothing_counts_twice(tmp_path):

@@ -63,3 +63,13 @@ def test_a_confidence_that_is_none_is_refused():
     with pytest.raises(TrainingError) as refused:
         verdict(1.0, confidence=1.0)
     assert refused.value.code == "TRAINING_ARGUMENT"
+
+
+def test_a_router_measured_on_what_it_was_fitted_on_is_refused_however_good_it_looks(router):
+    assert verdict(1.0).passed
+    with pytest.raises(TrainingError) as refused:
+        package(router, verdict(1.0, seen=True))
+    assert refused.value.code == "TRAINING_GATE"
+    assert refused.value.evidence["seen_in_training"] is True
+    packaged = package(router, verdict(1.0, seen=True), override="E. Noether, a trial")
+    assert router_metadata(packaged).evaluation["gate"]["override"] == "E. Noether, a trial"
