@@ -1,15 +1,18 @@
-"""Structured logs: one JSON line an event on standard error, without prompt text."""
+"""Structured logs: one JSON line an event on standard error, without prompt text, and never at a request's cost."""
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import logging
 import re
+import select
 import sys
+import termios
 import traceback
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TextIO
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {
     "message",
@@ -50,6 +53,45 @@ def _short(record: logging.LogRecord) -> str:
     return _QUOTING.split(record.getMessage(), maxsplit=1)[0].rstrip(" -:")[:200]
 
 
+class UnblockedHandler(logging.StreamHandler[TextIO]):
+    """Writes a line where it can be written at once, else leaves it out and says later how many were left out.
+
+    Lines are written from the event loop: where nobody reads the pipe behind standard error, one more would halt every
+    request of the worker, and its end too.
+    """
+
+    lost = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write or count."""
+        if not _takes_more(self.stream):
+            self.lost += 1
+            return
+        if self.lost:
+            lost, self.lost = self.lost, 0
+            event = {"name": __name__, "levelno": logging.WARNING, "levelname": "WARNING", "lost": lost}
+            super().emit(logging.makeLogRecord({**event, "msg": "log lines were lost, nobody read them"}))
+        super().emit(record)
+
+
+def _takes_more(stream: TextIO) -> bool:
+    """Whether a line can be written without waiting; workers share a pipe, half of it is left for those who ask, too."""
+    try:
+        descriptor = stream.fileno()
+    except (OSError, ValueError):  # no file
+        return True
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    if not poll.poll(0):
+        return False
+    try:
+        capacity = fcntl.fcntl(descriptor, fcntl.F_GETPIPE_SZ)
+    except OSError:  # no pipe
+        return True
+    waiting = int.from_bytes(fcntl.ioctl(descriptor, termios.FIONREAD, b"\0" * 4), sys.byteorder)
+    return waiting <= capacity // 2
+
+
 class Unsaid(io.TextIOBase):
     """Standard output of a worker: libraries print to it what is no log line, and might be a prompt."""
 
@@ -64,7 +106,7 @@ class Unsaid(io.TextIOBase):
 
 def configure(level: int = logging.INFO) -> None:
     """Send every logger of the process through one JSON handler."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = UnblockedHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]

@@ -2,9 +2,11 @@
 """The edge (keys, bodies), the egress guard, metrics, logs, health of files: parts that need no server."""
 
 import asyncio
+import fcntl
 import hashlib
 import json
 import logging
+import os
 import subprocess
 import sys
 
@@ -17,7 +19,7 @@ from appliance.gateway import edge, egress, metrics, prompt, secrets
 from appliance.gateway.access import KeyRing, Principal
 from appliance.gateway.control import ControlServer, ask
 from appliance.gateway.decision import Decision
-from appliance.gateway.logs import JsonFormatter
+from appliance.gateway.logs import JsonFormatter, UnblockedHandler
 from appliance.settings import Key
 
 MASTER = "sk-" + "0123456789abcdef" * 3
@@ -286,6 +288,23 @@ def test_a_librarys_message_ends_where_it_begins_to_quote(message):
     event = json.loads(JsonFormatter().format(logging.makeLogRecord({"name": "LiteLLM", "msg": message})))
     assert event["message"]
     assert "confidential" not in event["message"]
+
+
+def test_a_log_that_nobody_reads_halts_nobody_and_says_later_what_was_lost():
+    reading, writing = os.pipe()
+    with open(reading, "rb", buffering=0) as reader, open(writing, "w") as stream:
+        handler = UnblockedHandler(stream)
+        handler.setFormatter(JsonFormatter())
+        capacity = fcntl.fcntl(writing, fcntl.F_GETPIPE_SZ)
+        said = 2 * capacity // 100
+        for number in range(said):  # a handler that waits would wait here for ever
+            handler.emit(logging.makeLogRecord({"name": "appliance.x", "msg": f"{number:0100}", "levelname": "INFO"}))
+        before = reader.read(capacity).splitlines()
+        handler.emit(logging.makeLogRecord({"name": "appliance.x", "msg": "read again", "levelname": "INFO"}))
+        told, last = map(json.loads, reader.read(capacity).splitlines())
+    assert 0 < len(before) < said
+    assert told["lost"] == said - len(before)
+    assert last["message"] == "read again"
 
 
 def test_a_secret_is_one_line_in_a_file_of_ones_own(tmp_path):
