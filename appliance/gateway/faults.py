@@ -42,6 +42,7 @@ LOCKED_OUT = Fault(502, "GATEWAY_UPSTREAM", "the model server does not accept th
 SILENT = Fault(504, "GATEWAY_UPSTREAM_TIMEOUT", "no model server of the group answered in time")
 _UPSTREAM = {
     "unreachable": "no model server of the group can be reached",
+    "untrusted": "the model server shows a certificate that the gateway does not trust",
     "no answer": "the model server broke the connection off",
     "server error": "the model server failed",
     None: "the request could not be put to the model server, or its answer could not be read",

@@ -17,13 +17,14 @@ from typing import Any, Literal
 
 from appliance.breaker import Breaker
 
-Blame = Literal["unreachable", "no answer", "server error"]
+Blame = Literal["unreachable", "untrusted", "no answer", "server error"]
 OPEN_MAX_S = 30.0
 CLIENTS = ("openai", "httpx", "httpcore", "aiohttp", "anyio")  # packages whose exceptions speak of the wire
 CONNECT = frozenset(
     {"ConnectError", "ConnectTimeout", "ClientConnectorError", "ClientConnectorDNSError", "ConnectionTimeoutError"}
 )
 HUNG_UP = frozenset({"ClientOSError", "ClientConnectionResetError", "ServerDisconnectedError"})  # once it stood
+CERTIFICATE = frozenset({"ClientConnectorCertificateError", "SSLCertVerificationError"})
 OVERLOADED_STATUS = frozenset({408, 429})
 
 
@@ -36,6 +37,8 @@ def blame(error: BaseException) -> Blame | None:
     found: Blame | None = None
     if any(type(each).__name__ in HUNG_UP for each in chain(error)):
         return "no answer"  # LiteLLM calls it a failure to connect, which would be reason to leave the server alone
+    if any(type(each).__name__ in CERTIFICATE for each in chain(error)):
+        return "untrusted"
     for each in chain(error):
         package = type(each).__module__.partition(".")[0]
         if isinstance(each, ConnectionRefusedError) or type(each).__name__ in CONNECT:

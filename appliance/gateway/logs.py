@@ -75,7 +75,7 @@ class UnblockedHandler(logging.StreamHandler[TextIO]):
 
 
 def _takes_more(stream: TextIO) -> bool:
-    """Whether a line can be written without waiting; workers share a pipe, half of it is left for those who ask, too."""
+    """Whether a line can be written without waiting; workers share a pipe, half of it is left for the others."""
     try:
         descriptor = stream.fileno()
     except (OSError, ValueError):  # no file

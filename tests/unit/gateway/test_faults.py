@@ -2,6 +2,7 @@
 
 import json
 import logging
+import ssl
 import subprocess
 import sys
 
@@ -50,6 +51,16 @@ def test_a_model_servers_failure_is_told_by_its_kind_in_our_words(error, status,
     fault = faults.judge(error, asked=True)
     assert (fault.status, fault.code) == (status, code)
     assert "PROMPT" not in fault.message
+
+
+def test_a_certificate_that_nobody_here_trusts_is_no_broken_connection():
+    fault = faults.judge(Wrapped(500, httpx.ProtocolError("x")), asked=True)
+    assert fault.blame == "no answer"
+    refused = httpx.ProtocolError("x")
+    refused.__cause__ = ssl.SSLCertVerificationError()
+    fault = faults.judge(Wrapped(500, refused), asked=True)
+    assert (fault.code, fault.blame) == ("GATEWAY_UPSTREAM", "untrusted")
+    assert "certificate" in fault.message
 
 
 @pytest.mark.parametrize("error", [RuntimeError("x"), Wrapped(500), Wrapped(None, TimeoutError()), KeyError("PROMPT")])
