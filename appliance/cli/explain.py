@@ -15,24 +15,26 @@ from appliance.errors import OperationError, catalogue
 
 def explain(
     code: Annotated[
-        str | None, typer.Argument(help="The code, as printed with a refusal. Without it: all codes.")
+        str | None, typer.Argument(help="The code, as printed with a refusal, or a part of it. Without it: all codes.")
     ] = None,
     as_json: Json = False,
 ) -> None:
     """What an error code means and what to do."""
     with refusals(as_json):
         entries = catalogue()
-        if code is None:
+        asked = (code or "").upper()
+        entry = entries.get(asked)
+        alike = [each for each in entries.values() if asked in each.code]
+        if entry is None and alike:
 
             def every_line(out: Console) -> None:
-                for entry in entries.values():
-                    out.print(f"{entry.code:32} {entry.meaning}", markup=False)
+                for each in alike:
+                    out.print(f"{each.code:32} {each.meaning}", markup=False)
 
-            show([asdict(entry) for entry in entries.values()], as_json, every_line)
+            show([asdict(each) for each in alike], as_json, every_line)
             return
-        entry = entries.get(code.upper())
         if entry is None:
-            near = difflib.get_close_matches(code.upper(), entries, n=3)
+            near = difflib.get_close_matches(asked, entries, n=3)
             raise OperationError("OPERATION_UNKNOWN_CODE", f"no code {code!r}", nearest=near)
         show(
             asdict(entry),

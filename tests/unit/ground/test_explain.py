@@ -36,3 +36,9 @@ def test_an_unknown_code_is_refused_with_the_nearest_ones():
 def test_usage_errors_exit_with_two():
     assert runner.invoke(app, ["explain", "--surprise"]).exit_code == 2
     assert runner.invoke(app, ["surprise"]).exit_code == 2
+
+
+def test_a_part_of_a_code_lists_the_codes_that_hold_it():
+    result = runner.invoke(app, ["explain", "trust_clock", "--json"])
+    assert result.exit_code == 0
+    assert [entry["code"] for entry in json.loads(result.stdout)] == ["TRUST_CLOCK_BEHIND", "TRUST_CLOCK_AHEAD"]
