@@ -13,7 +13,7 @@ import typer
 import typer.core
 import typer.main
 
-from appliance import __version__
+from appliance import __release__, __version__
 from appliance.cli.output import as_refusal, print_refusal
 
 # verb -> (module, attribute, one line for --help). An attribute `app` is a group of verbs, anything else one command.
@@ -71,7 +71,7 @@ class _Verbs(typer.core.TyperGroup):
 
 def _version(value: bool) -> None:
     if value:
-        print(f"appliance {__version__}")
+        print(f"appliance {__version__}" + (f", release {__release__}" if __release__ else ""))
         raise typer.Exit
 
 

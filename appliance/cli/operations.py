@@ -23,7 +23,8 @@ def status(config: Config = default_config, as_json: Json = False) -> None:
 def _print_status(out: Console, report: dict[str, Any]) -> None:
     workers = report["workers"]
     state = "ready" if report["ready"] else "not ready"
-    out.print(f"gateway {workers[0]['version']} (LiteLLM {workers[0]['litellm']}): {state}, {len(workers)} worker(s)")
+    running = workers[0].get("release") or workers[0]["version"]
+    out.print(f"gateway {running} (LiteLLM {workers[0]['litellm']}): {state}, {len(workers)} worker(s)")
     for name, group in report["groups"].items():
         out.print(f"group {name}: {group['routing']}" + (f" by {group['router']}" if group["router"] else ""))
         for deployment in group["deployments"]:

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from appliance import __version__
+from appliance import __release__, __version__
 from appliance.errors import ApplianceError, GatewayError
 from appliance.gateway import (
     control,
@@ -152,6 +152,7 @@ class Worker:
             "worker": self.number,
             "pid": os.getpid(),
             "version": __version__,
+            "release": __release__,
             "litellm": proxy.version(),
             "started_at": self._started_at,
             "ready": self.ready(),

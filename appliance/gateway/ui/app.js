@@ -93,7 +93,7 @@ function show(now) {
   const calendar = calendarRows(now.overview.calendar, now.at);
   $("calendar").replaceChildren(...(calendar.length ? calendar.map(ending) : [el("li", { class: "none" }, "Nothing that ends is configured.")]));
   const first = now.status.workers[0];
-  $("about").textContent = `appliance ${first.version}, LiteLLM ${first.litellm}, ${now.status.workers.length} worker(s), up since ${first.started_at.slice(0, 16).replace("T", " ")} UTC`;
+  $("about").textContent = `appliance ${first.release ?? first.version}, LiteLLM ${first.litellm}, ${now.status.workers.length} worker(s), up since ${first.started_at.slice(0, 16).replace("T", " ")} UTC`;
 }
 
 function tile(each) {

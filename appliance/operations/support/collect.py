@@ -38,8 +38,9 @@ _DEPLOYMENT = {
 _GROUPS = Every({"routing": name, "router": name, "deployments": [_DEPLOYMENT]})
 _BREAKER = {"state": name, "failures_in_a_row": number, "opened_count": number, "retry_in_s": number}
 _WORKER = {
-    "worker": number, "pid": number, "version": name, "litellm": name, "started_at": time, "ready": number,
-    "draining": number, "decisions": [{"group": name, "outcome": name, "reason": name, "count": number}],
+    "worker": number, "pid": number, "version": name, "release": name, "litellm": name, "started_at": time,
+    "ready": number, "draining": number,
+    "decisions": [{"group": name, "outcome": name, "reason": name, "count": number}],
     "ml_path": {
         "breaker": _BREAKER, "queue_waiting": number, "mean_service_ms": number, "cache_hits": number,
         "cache_misses": number,
