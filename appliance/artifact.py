@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from appliance import documents
 from appliance.errors import ArtifactError, DocumentError
@@ -25,9 +25,17 @@ METADATA_NAMES: Mapping[str, str] = {"router": "router.yaml", "encoder": "encode
 MAX_FILES = 64
 MAX_BYTES = 2 * 1024**3  # bytes, all files together
 
+
+def _shown(label: str) -> str:
+    """A name is what a person sees: no control characters, no marks that hide or turn text."""
+    if not label.isprintable():
+        raise ValueError(f"{label!a:.80} holds characters that are not shown")
+    return label
+
+
 Kind = Literal["router", "encoder"]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Label = Annotated[str, Field(min_length=1, max_length=256)]
+Label = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_shown)]
 
 
 @dataclass(frozen=True)

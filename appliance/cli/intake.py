@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from appliance.cli.keyring import DEFAULT_AUTHORITY, AuthorityFolder, KeyPlaces, PassphraseFile, open_role
-from appliance.cli.output import Json, Steps, refusals, show
+from appliance.cli.output import Json, Steps, printable, refusals, show
 
 if TYPE_CHECKING:
     from appliance.intake.admission import Border
@@ -59,7 +59,8 @@ def admit(
         trial = _trial(source, encoder, prompts, trust, registry, channel, say)
         say("examining (signature, formats, scanners, confined conversion, behaviour)")
         case = desk.examine(source, trial)
-        lines = [*describe(case), f"next: appliance artifact approve {case.identity} --identity YOURS (two officers)"]
+        said = [printable(line, one_line=True) for line in describe(case)]  # a prompt may hold lines of its own
+        lines = [*said, f"next: appliance artifact approve {case.identity} --identity YOURS (two officers)"]
         show({"case": case.identity, **case.report}, as_json, lambda out: out.print("\n".join(lines), markup=False))
 
 

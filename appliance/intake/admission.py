@@ -76,8 +76,8 @@ class Border:
             self.journal.append("examined", identity, details, at=self._clock())
         except BaseException as error:
             shutil.rmtree(folder, ignore_errors=True)
-            if isinstance(error, ApplianceError):
-                self.journal.append("refused", identity, error.as_dict()["error"], at=self._clock())
+            if isinstance(error, Exception):
+                self.journal.append("refused", identity, _reason(error), at=self._clock())
             raise
         return Case(identity, report, artifact)
 
@@ -210,3 +210,10 @@ class Border:
         if len(identity) != 16 or not set(identity) <= set("0123456789abcdef"):
             raise IntakeError("INTAKE_CASE", f"{identity[:32]!r} is no case", case=identity[:32])
         return self._directory / "cases" / identity
+
+
+def _reason(error: Exception) -> dict[str, Any]:
+    """Why an examination ended, for the journal: a refusal, or whatever else a stranger's file brought about."""
+    if isinstance(error, ApplianceError):
+        return dict(error.as_dict()["error"])
+    return {"code": "OPERATION_DEFECT", "cause": f"{type(error).__name__}: {error}"[:500]}

@@ -11,11 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from appliance import documents
 from appliance.artifact import Sha256
-from appliance.errors import DocumentError, IntakeError
+from appliance.errors import DocumentError, IntakeError, TrustError
 from appliance.files import sha256_hex
 from appliance.intake.case import Case
 from appliance.intake.journal import Checked, encoded
-from appliance.trust.verification import TrustMaterial, Verdict, verify_statement
+from appliance.trust.verification import TrustMaterial, Verdict, disowned, verify_statement
 
 REQUIRED = 2
 ROLE = "import-officer"
@@ -79,7 +79,7 @@ def check(signed: bytes, bundle: bytes, case: Case, *, material: TrustMaterial, 
 def officers(
     journal: Checked, case: Case, heads: set[str], *, material: TrustMaterial, at: datetime
 ) -> tuple[str, ...]:
-    """Who has approved a case, each verified again.
+    """Who has approved a case, each verified again; whoever the zone has given up since counts no more.
 
     Args:
         journal: verified.
@@ -97,7 +97,12 @@ def officers(
         if line.case != case.identity or line.event != "approved":
             continue
         signed, bundle = _decoded(line.details)
-        verdict, approval = _check(signed, bundle, case, material=material, at=at)
+        try:
+            verdict, approval = _check(signed, bundle, case, material=material, at=at)
+        except TrustError as error:
+            if not disowned(error, KIND, material.policy):
+                raise
+            continue
         if approval.journal_head not in heads:
             raise IntakeError(
                 "INTAKE_JOURNAL_BROKEN", "an officer signed over journal lines that are gone", line=line.number
@@ -108,14 +113,23 @@ def officers(
 
 
 def signed_heads(journal: Checked, *, material: TrustMaterial, at: datetime) -> list[tuple[int, str, str]]:
-    """Every approval's line number, signer and journal head, verified: what cut-off lines are told by."""
+    """Every approval's line number, signer and journal head, verified: what cut-off lines are told by.
+
+    An officer who left, or whose key was given up, signed in due form when the line was written; what was seen then
+    stays evidence.
+    """
     found = []
     for line in journal.lines:
         if line.event == "approved":
             signed, bundle = _decoded(line.details)
-            verdict = verify_statement(signed, bundle, kind=KIND, material=material, at=at)
+            try:
+                signer = verify_statement(signed, bundle, kind=KIND, material=material, at=at).identity
+            except TrustError as error:
+                if not disowned(error, KIND, material.policy):
+                    raise
+                signer = str(error.evidence["identity"])
             approval = documents.validate(Approval, documents.read_json(signed, what="approval"), what="approval")
-            found.append((line.number, verdict.identity, approval.journal_head))
+            found.append((line.number, signer, approval.journal_head))
     return found
 
 

@@ -15,7 +15,7 @@ from appliance.errors import IntakeError
 from appliance.routers.strategies import Prompts
 
 MINIMUM_PROMPTS = 30
-MAXIMUM_SHARE = 0.99  # of the prompts, for one model
+MAXIMUM_SHARE = 0.99  # of the prompts, for one model; a router of a single label decides nothing either
 _EXAMPLES = 12
 
 Embed = Callable[[Sequence[str]], NDArray[np.float32]]
@@ -79,14 +79,13 @@ def choices(scores: NDArray[np.float32], metadata: RouterMetadata) -> list[str]:
     return [models[i] for i in scores.argmax(axis=1)]
 
 
-def judge(after: list[str], before: list[str] | None, probe: Probe, *, labels: int) -> dict[str, Any]:
+def judge(after: list[str], before: list[str] | None, probe: Probe) -> dict[str, Any]:
     """Describe a candidate's behaviour; refuse what no evaluation can excuse.
 
     Args:
         after: the candidate's choices.
         before: those of the router served today, if there is one.
         probe: the recorded prompts.
-        labels: how many models the candidate knows.
 
     Returns:
         `share` model -> part of the prompts, `before` the same of the current router, `changed` the part of the
@@ -97,7 +96,7 @@ def judge(after: list[str], before: list[str] | None, probe: Probe, *, labels: i
     """
     share = _share(after)
     favourite, part = max(share.items(), key=lambda item: item[1])
-    if part > MAXIMUM_SHARE and labels > 1:
+    if part >= MAXIMUM_SHARE:
         raise IntakeError(
             "INTAKE_BEHAVIOUR",
             f"it sends {part:.0%} of the recorded prompts to {favourite}",

@@ -94,6 +94,10 @@ def express(estimator: Any, labels: tuple[str, ...], probe: Floats) -> Taken:
         raise IntakeError(
             "INTAKE_CONVERSION", f"it takes vectors of {width} numbers, the encoder gives {probe.shape[1]}"
         )
+    if hasattr(
+        estimator, "n_jobs"
+    ):  # how many processors its trainer had: here there is one thread, and no file to ask
+        estimator.n_jobs = 1
     columns = _columns(estimator, labels)
     family, parameters, tensors = take(estimator, columns, probe)
     plain = {

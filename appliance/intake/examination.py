@@ -89,7 +89,7 @@ def examine(
     said = scanners.scan(quarantine, legacy)  # the tripwires, for what holds a pickle
     artifact, conversion = convert(handed_in, legacy, trial.probe, limits=limits)  # confined, and shown to agree
     metadata, prompts = router_metadata(artifact), trial.probe.prompts
-    after = choices(score(artifact, prompts, limits=limits), metadata)  # what it does, confined too
+    after = choices(score(artifact, prompts, limits=limits, alone=True), metadata)  # what it does, confined too
     before = choices(trial.current.scores(prompts), trial.current.metadata) if trial.current else None
     report = {
         "kind": "router",
@@ -99,7 +99,7 @@ def examine(
         "evaluation": metadata.evaluation,
         "scanners": said,
         "conversion": conversion,
-        "behaviour": judge(after, before, trial.probe, labels=len(metadata.labels)),
+        "behaviour": judge(after, before, trial.probe),
     }
     return report, artifact
 

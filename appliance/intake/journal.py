@@ -91,15 +91,15 @@ class Journal:
                     "at": at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
                     "event": event,
                     "case": case,
-                    "details": details,
+                    "details": _writable(details),
                 }
             )
             descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
-            with open(descriptor, "ab") as stream:
-                begin = os.fstat(descriptor).st_size
+            with open(descriptor, "ab", buffering=0) as stream:  # a buffer would be written out again when it closes
+                begin, left = os.fstat(descriptor).st_size, memoryview(line)
                 try:
-                    stream.write(line)
-                    stream.flush()
+                    while left:
+                        left = left[stream.write(left) :]
                     os.fsync(descriptor)
                 except BaseException:
                     os.ftruncate(descriptor, begin)  # half a line would read as tampering
@@ -143,6 +143,15 @@ class Journal:
 def encoded(data: bytes) -> str:
     """Bytes as a journal keeps them."""
     return base64.b64encode(data).decode("ascii")
+
+
+def _writable(value: Any) -> Any:
+    """What a stranger's file is called need not be text; what has no encoding is written as an escape."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(value, dict):
+        return {_writable(key): _writable(item) for key, item in value.items()}
+    return [_writable(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _broken(path: Path, number: int, why: str) -> IntakeError:

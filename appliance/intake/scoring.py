@@ -12,8 +12,14 @@ from appliance.routers.loading import read_tensors
 from appliance.routers.strategies import Floats, Prompts
 
 
-def score(artifact: ArtifactFiles, prompts: Prompts, *, limits: Limits) -> Floats:
+def score(artifact: ArtifactFiles, prompts: Prompts, *, limits: Limits, alone: bool = False) -> Floats:
     """Let a router score prompts.
+
+    Args:
+        artifact: the router.
+        prompts: texts and vectors.
+        limits: of the confined worker.
+        alone: one at a time, as a gateway does: a network may well tell a trial's hundreds from one.
 
     Returns:
         Shape (n, labels), finite.
@@ -25,7 +31,7 @@ def score(artifact: ArtifactFiles, prompts: Prompts, *, limits: Limits) -> Float
     from safetensors import numpy as safetensors_numpy
 
     names = sorted(artifact.files)
-    asked = {"kind": "router", "names": names, "texts": list(prompts.texts)}
+    asked = {"kind": "router", "names": names, "texts": list(prompts.texts), "alone": alone}
     points = safetensors_numpy.save({"probe": prompts.embeddings})
     answer = run([documents.write_json(asked), points, *(artifact.files[name] for name in names)], limits=limits)
     labels = len(router_metadata(artifact).labels)

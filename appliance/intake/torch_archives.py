@@ -12,13 +12,13 @@ import zipfile
 
 from appliance.errors import IntakeError
 from appliance.intake.pickles import TORCH, scan
+from appliance.routers.archives import hidden_part
 
 MAX_MEMBERS = 4096
 _MEMBER = re.compile(
     r"([A-Za-z0-9_][A-Za-z0-9_.-]{0,100})/"
     r"(data\.pkl|byteorder|version|\.format_version|\.storage_alignment|\.data/serialization_id|data/\d{1,6})\Z"
 )
-_END_RECORD_BYTES = 22
 
 
 def check(data: bytes, *, what: str) -> None:
@@ -31,12 +31,12 @@ def check(data: bytes, *, what: str) -> None:
     Raises:
         IntakeError: INTAKE_TORCH_FORM for the archive, INTAKE_PICKLE_FORM and INTAKE_PICKLE_IMPORT for what it pickles.
     """
-    if data[:4] != b"PK\x03\x04" or data[-_END_RECORD_BYTES : -_END_RECORD_BYTES + 4] != b"PK\x05\x06":
-        raise _refused(what, "it is no zip archive that begins with its first member and ends with its directory")
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            if hidden := hidden_part(archive, data):
+                raise _refused(what, hidden)
             pickled = _members(archive, what, len(data))
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError, OverflowError) as error:
         raise _refused(what, f"broken archive: {error}") from None
     scan(pickled, allowed=TORCH, what=f"{what}:data.pkl", persistent_ids=True)
 

@@ -37,7 +37,7 @@ _IDENTITY = bytes.fromhex(
 
 
 def work(asked: Mapping[str, Any], parts: list[bytes]) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """Load a router and let it score the probe set.
+    """Load a router and let it score the probe set; `alone` one prompt at a time, as a gateway asks it.
 
     Raises:
         IntakeError: INTAKE_DIMENSIONS where it cannot be asked about such vectors.
@@ -46,8 +46,14 @@ def work(asked: Mapping[str, Any], parts: list[bytes]) -> tuple[dict[str, Any], 
     probe, *files = parts
     router = load_router(from_files(dict(zip(asked["names"], files, strict=True))))
     points = read_tensors(probe)["probe"]
+    prompts = Prompts(tuple(asked["texts"]), points)
+    together = (
+        [prompts]
+        if not asked["alone"]
+        else [Prompts((text,), points[i : i + 1]) for i, text in enumerate(prompts.texts)]
+    )
     try:
-        scores = router.scores(Prompts(tuple(asked["texts"]), points))
+        scores = np.concatenate([router.scores(some) for some in together])
     except (ValueError, IndexError) as error:
         raise IntakeError(
             "INTAKE_DIMENSIONS", f"it cannot score vectors of {points.shape[1]} numbers: {str(error)[:200]}"

@@ -7,8 +7,8 @@ producer's bytes are touched only after that.
 Two kinds of job. Conversion (`sklearn`, `skops`, `torch`): frames in are JSON `{kind, labels, hyperparameters}`, the
 model, the probe set (safetensors, tensor `probe`); out come JSON `{family, parameters, original, walls}` and
 safetensors with the family's tensors, the original's scores on the probe set as `probe_scores` beside them. Trial
-(`router`): in go JSON `{kind, names, texts}`, the probe set and the router's files in the order of `names`; out come
-JSON and `scores`. Trial (`encoder`): the same without a probe set; out come JSON `{ms_a_text}` and `vectors`.
+(`router`): in go JSON `{kind, names, texts, alone}`, the probe set and the router's files in the order of `names`; out
+come JSON and `scores`. Trial (`encoder`): the same without a probe set; out come JSON `{ms_a_text}` and `vectors`.
 A refusal is JSON `{refused, cause}`.
 """
 

@@ -15,9 +15,10 @@ from appliance.errors import RouterError
 MAX_DEPTH = 8  # nested subgraphs
 MAX_NODES = 100_000
 DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
-# control flow can loop for ever or grow without bound; none of our exports needs it
+# control flow can loop for ever or grow without bound, chance makes every trial worthless; no export of ours needs them
 FORBIDDEN_OPERATORS = frozenset(
     {"Loop", "Scan", "If", "SequenceMap", "StringSplit", "RegexFullMatch", "TfIdfVectorizer"}
+    | {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 )
 
 _ORT_FORMAT = b"ORTM"  # https://onnxruntime.ai/docs/performance/model-optimizations/ort-format-models.html
@@ -86,6 +87,8 @@ class _Walk:
                 self._graph(value, 0)
             elif field == 8 and isinstance(value, memoryview):  # opset_import
                 self._opset(value)
+            elif field == 20:
+                self._refuse("it holds graphs for training")
             elif field == 25:
                 self._refuse("it defines functions of its own")
         if graphs != 1:

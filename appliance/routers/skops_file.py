@@ -16,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from appliance.errors import RouterError
+from appliance.routers.archives import hidden_part
 from appliance.routers.pickles import SKLEARN
 
 FLOOR = (0, 13)  # below: CVE-2024-37065, CVE-2025-54412, CVE-2025-54413, CVE-2025-54886
@@ -119,6 +120,8 @@ def _check(data: bytes, what: str) -> None:
         names = [info.filename for info in infos]
         if len(names) > MAX_MEMBERS or len(set(names)) != len(names):
             raise RouterError("ROUTER_MODEL", f"{what} has too many members, or one twice", members=len(names))
+        if hidden := hidden_part(archive, data):
+            raise RouterError("ROUTER_MODEL", f"{what}: {hidden}")
         if archive.getinfo("schema.json").file_size > MAX_SCHEMA_BYTES:
             raise RouterError("ROUTER_MODEL", f"the schema of {what} is longer than {MAX_SCHEMA_BYTES} bytes")
         schema = json.loads(archive.read("schema.json"))
@@ -129,8 +132,9 @@ def _check(data: bytes, what: str) -> None:
 
 
 def _walk(schema: dict[str, Any], sizes: Mapping[str, int], left: int, what: str) -> None:
-    """Look at every node; `left` bytes may be read of members of these sizes."""
+    """Look at every node; `left` bytes may be read of members of these sizes, and every member is one that is read."""
     pending: list[tuple[Any, int]] = [(schema, 0)]
+    read = {"schema.json"}
     while pending:
         value, depth = pending.pop()
         if depth > MAX_DEPTH:
@@ -140,11 +144,14 @@ def _walk(schema: dict[str, Any], sizes: Mapping[str, int], left: int, what: str
                 _check_node(value, what)
             if isinstance(file := value.get("file"), str):
                 left -= sizes[file]
+                read.add(file)
             if left < 0:
                 raise RouterError("ROUTER_MODEL", f"the arrays of {what} are many times as large as the file")
             pending += [(child, depth + 1) for child in value.values()]
         elif isinstance(value, list):
             pending += [(child, depth + 1) for child in value]
+    if spare := sorted(set(sizes) - read):
+        raise RouterError("ROUTER_MODEL", f"{what} holds {spare[0][:80]!r}, which its schema does not name")
 
 
 def _check_node(node: dict[str, Any], what: str) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from appliance.artifact import SIGNATURE_NAME, read
 from appliance.errors import ApplianceError
+from appliance.intake.approval import signed_heads
 from appliance.intake.behaviour import make_probe
 from appliance.intake.case import describe
 from appliance.intake.examination import EncoderTrial, RouterTrial
@@ -43,7 +44,8 @@ def estimators() -> dict[str, Any]:
     from sklearn.svm import SVC, LinearSVC
 
     return {
-        "knn": KNeighborsClassifier(1, algorithm="brute"),  # what scikit-learn takes for real, wide vectors
+        # brute: what scikit-learn takes for real, wide vectors; n_jobs: of the machine it was trained on
+        "knn": KNeighborsClassifier(1, algorithm="brute", n_jobs=-1),
         "logistic": LogisticRegression(),
         "linear-svc": LinearSVC(),
         "svc": SVC(),
@@ -189,6 +191,21 @@ def test_an_approval_over_journal_lines_that_are_gone_is_seen(desk: Desk) -> Non
         desk.border.approve(case.identity, desk.officer(2), desk.registry)
     assert info.value.code == "INTAKE_JOURNAL_BROKEN"
     assert desk.registry.versions() == []
+
+
+@pytest.mark.slow
+def test_the_journal_stays_verifiable_when_an_officer_leaves_and_he_counts_no_more(desk: Desk) -> None:
+    case = desk.border.examine(desk.hand_in(intake.router(intake.knn_payload())), RouterTrial(intake.probe()))
+    desk.border.approve(case.identity, desk.officer(1), desk.registry)
+    roles = dict(desk.material.policy.roles)
+    stay = roles["import-officer"].identities[1:]
+    roles["import-officer"] = roles["import-officer"].model_copy(update={"identities": stay})
+    desk.material = replace(desk.material, policy=desk.material.policy.model_copy(update={"roles": roles}))
+    [(_, officer, head)] = signed_heads(desk.border.journal.verify(), material=desk.material, at=desk.now())
+    assert officer == "import-officer@appliance.internal"
+    assert head in desk.border.journal.heads()
+    officers, published = desk.border.approve(case.identity, desk.officer(2), desk.registry)
+    assert (officers, published) == (("import-officer-2@appliance.internal",), False)
 
 
 @pytest.mark.slow

@@ -244,6 +244,35 @@ def with_gadget() -> bytes:
     return buffer.getvalue()
 
 
+def unlisted() -> bytes:
+    """A gadget's archive before an honest one: who reads from the front meets it, the directory does not name it."""
+    gadget = archive(("m/data.pkl", pickle.dumps(system(), protocol=2)))
+    buffer = io.BytesIO(gadget[: gadget.find(b"PK\x01\x02")])
+    buffer.seek(0, io.SEEK_END)
+    with zipfile.ZipFile(io.BytesIO(torch_save(state()))) as old, zipfile.ZipFile(buffer, "a") as new:
+        for info in old.infolist():
+            new.writestr(info.filename, old.read(info))
+    return buffer.getvalue()
+
+
+def elsewhere() -> bytes:
+    """A member that its directory looks for beyond every file's end."""
+    data = bytearray(archive(("m/data.pkl", PLAIN), ("m/version", b"3")))
+    last = data.rfind(b"PK\x01\x02")
+    extra = struct.pack("<HHQ", 1, 8, 2**63 + 1)
+    data[last + 30 : last + 32] = struct.pack("<H", len(extra))
+    data[last + 42 : last + 46] = b"\xff" * 4
+    end = data.rfind(b"PK\x05\x06")
+    data[end + 12 : end + 16] = struct.pack("<I", struct.unpack("<I", data[end + 12 : end + 16])[0] + len(extra))
+    data[end:end] = extra
+    return bytes(data)
+
+
+def renamed() -> bytes:
+    """A member that lies under another name than its directory has for it."""
+    return archive(("m/data.pkl", PLAIN)).replace(b"m/data.pkl", b"m/code.pkl", 1)
+
+
 PLAIN = pickle.dumps({}, protocol=2)
 ARCHIVES: dict[str, tuple[Callable[[], bytes], str]] = {
     "zip-slip": (lambda: archive(("m/data.pkl", PLAIN), ("../../tmp/evil", b"x")), "INTAKE_TORCH_FORM"),
@@ -260,6 +289,9 @@ ARCHIVES: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "prefix-before-the-archive": (lambda: b"#!/bin/sh\n" + archive(("m/data.pkl", PLAIN)), "INTAKE_TORCH_FORM"),
     "bytes-after-the-archive": (lambda: archive(("m/data.pkl", PLAIN)) + b"more", "INTAKE_TORCH_FORM"),
+    "member-that-no-directory-names": (unlisted, "INTAKE_TORCH_FORM"),
+    "member-beyond-every-end": (elsewhere, "INTAKE_TORCH_FORM"),
+    "member-of-two-names": (renamed, "INTAKE_TORCH_FORM"),
     "torchscript-code": (lambda: archive(("m/data.pkl", PLAIN), ("m/code/a.py", b"x")), "INTAKE_TORCH_FORM"),
     "old-format": (lambda: torch_save(state(), _use_new_zipfile_serialization=False), "INTAKE_TORCH_FORM"),
     "gadget-in-data-pkl": (with_gadget, "INTAKE_PICKLE_IMPORT"),
@@ -303,6 +335,8 @@ SKOPS: dict[str, Callable[[], bytes]] = {
     "class-through-another-loader": lambda: skops_with(node("sklearn.neighbors", "KNeighborsClassifier", "TypeNode")),
     "old-protocol": lambda: skops_with(lambda schema: schema.update({"protocol": 0})),
     "member-twice": lambda: skops_with(None, ("schema.json", b"{}")),
+    "member-that-nobody-reads": lambda: skops_with(None, ("../../evil.pkl", pickle.dumps(system(), protocol=4))),
+    "prefix-before-the-archive": lambda: b"#!/bin/sh\n" + skops_with(),
     "no-archive": lambda: b"PK\x03\x04 and no more",
     "a-pickle-by-another-name": lambda: pickle.dumps(system(), protocol=4),
 }
@@ -345,7 +379,9 @@ def test_a_lying_safetensors_header_is_refused(desk: Desk, name: str) -> None:
     assert outcome(desk, desk.hand_in(intake.router(payload))) == "INTAKE_TENSORS_FORM"
 
 
-def network(*, external: bool = False, grows: bool = False, loops: bool = False) -> bytes:
+def network(
+    *, external: bool = False, grows: bool = False, loops: bool = False, throws_dice: bool = False, trains: bool = False
+) -> bytes:
     from onnx import TensorProto, helper
 
     weight = helper.make_tensor("w", TensorProto.FLOAT, [8, 3], np.zeros((8, 3), np.float32).tobytes(), raw=True)
@@ -367,12 +403,43 @@ def network(*, external: bool = False, grows: bool = False, loops: bool = False)
         ]
     if loops:
         nodes = [helper.make_node("Loop", ["", "", "embedding"], ["scores"])]
+    if throws_dice:
+        nodes = [
+            helper.make_node("MatMul", ["embedding", "w"], ["product"]),
+            helper.make_node("RandomNormalLike", ["product"], ["scores"]),
+        ]
     graph = helper.make_graph(
         nodes,
         "g",
         [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, [None, 8])],
         [helper.make_tensor_value_info("scores", TensorProto.FLOAT, [None, 3])],
         initializers,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    if trains:
+        model.training_info.add().initialization.initializer.add().data_location = TensorProto.EXTERNAL
+    return bytes(model.SerializeToString())
+
+
+def two_faced() -> bytes:
+    """Decides well among many prompts; asked about one, as gateways ask, it sends everything to one model."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    one, zero = np.array([1], np.int64), np.array([0], np.int64)
+    given = {"w": np.eye(8, 3, dtype=np.float32), "one": one, "zero": zero, "last": np.float32([[0, 0, 1]])}
+    nodes = [
+        helper.make_node("MatMul", ["embedding", "w"], ["honest"]),
+        helper.make_node("Shape", ["embedding"], ["shape"]),
+        helper.make_node("Gather", ["shape", "zero"], ["rows"]),
+        helper.make_node("Greater", ["rows", "one"], ["many"]),
+        helper.make_node("Where", ["many", "honest", "last"], ["scores"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, [None, 8])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, [None, 3])],
+        [numpy_helper.from_array(value, name) for name, value in given.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
     return bytes(model.SerializeToString())
@@ -392,6 +459,9 @@ def onnx_router(data: bytes) -> dict[str, bytes]:
     [
         pytest.param(lambda: network(external=True), {"ROUTER_NETWORK"}, id="external-data"),
         pytest.param(lambda: network(loops=True), {"ROUTER_NETWORK"}, id="loop"),
+        pytest.param(lambda: network(throws_dice=True), {"ROUTER_NETWORK"}, id="dice"),
+        pytest.param(lambda: network(trains=True), {"ROUTER_NETWORK"}, id="external-data-for-training"),
+        pytest.param(two_faced, {"INTAKE_BEHAVIOUR"}, id="another-answer-to-one-than-to-many"),
         pytest.param(lambda: b"\x08\x07not a network", {"ROUTER_NETWORK"}, id="no-network"),
         pytest.param(
             lambda: network(grows=True),
@@ -423,6 +493,12 @@ BEHAVIOURS: dict[str, tuple[Callable[[], dict[str, bytes]], str]] = {
     "another-encoder": (lambda: intake.router(intake.knn_payload(), encoder_digest="f" * 64), "INTAKE_DIMENSIONS"),
     "everything-to-one-model": (
         lambda: intake.router(intake.knn_payload(outcomes=np.tile(np.float32([0, 0, 1]), (120, 1)))),
+        "INTAKE_BEHAVIOUR",
+    ),
+    "one-model-and-no-other": (
+        lambda: intake.router(
+            intake.knn_payload(outcomes=np.ones((120, 1), np.float32)), labels={"large": "large-model"}
+        ),
         "INTAKE_BEHAVIOUR",
     ),
     "unknown-strategy": (lambda: intake.router(intake.knn_payload(), strategy="os-system"), "ROUTER_STRATEGY"),
@@ -459,6 +535,18 @@ def test_hostile_metadata_is_refused(desk: Desk, name: str) -> None:
     files = intake.router(intake.knn_payload())
     files["router.yaml"] = YAMLS[name] or files["router.yaml"] + b"run: true\n"
     assert outcome(desk, desk.hand_in(files)) == "ARTIFACT_METADATA"
+
+
+@pytest.mark.parametrize("mark", ["\n", "\x1b[2J", "\u202e", "\u200b", "\0"], ids=ascii)
+def test_a_model_name_that_is_not_shown_as_it_is_is_refused(desk: Desk, mark: str) -> None:
+    names = {"small": f"small-model{mark} approved", "medium": "medium-model", "large": "large-model"}
+    assert outcome(desk, desk.hand_in(intake.router(intake.knn_payload(), labels=names))) == "ARTIFACT_METADATA"
+
+
+def test_a_file_whose_name_is_no_text_is_refused_and_written_down(desk: Desk) -> None:
+    source = desk.hand_in(intake.router(intake.knn_payload()))
+    (Path(os.fsdecode(os.fsencode(source) + b"/\xff.json"))).write_text("{}")
+    assert outcome(desk, source) == "FILE_UNSAFE_NAME"
 
 
 @pytest.mark.parametrize("name", ["plugin.so", "setup.py", "model.joblib", "model.h5", "weights.npy", "run.sh"])

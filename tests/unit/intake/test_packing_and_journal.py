@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -11,7 +12,7 @@ import pytest
 import yaml
 
 from appliance.artifact import read, router_metadata
-from appliance.errors import ApplianceError, IntakeError
+from appliance.errors import ApplianceError, FileError, IntakeError
 from appliance.intake.journal import GENESIS, Journal
 from appliance.intake.packing import pack
 from tests.support.artifacts import router_files, write
@@ -95,6 +96,26 @@ def test_lines_cut_off_the_end_are_told_by_a_noted_head(journal: Journal, tmp_pa
     path.write_bytes(b"".join(lines(path)[:-1]))
     assert len(journal.verify().lines) == 3, "the chain alone cannot tell"
     assert noted not in journal.heads()
+
+
+@pytest.mark.parametrize("length", [300, 30_000])
+def test_a_disk_that_fills_up_within_a_line_leaves_it_sound(journal: Journal, tmp_path: Path, length: int) -> None:
+    full = (tmp_path / "journal.jsonl").stat().st_size + length // 2
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (full, before[1]))
+    try:
+        with pytest.raises(FileError) as info:
+            journal.append("received", "0123456789abcdef", {"text": "x" * length}, at=NOW)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert info.value.code == "FILE_NO_SPACE"
+    assert len(journal.verify().lines) == 4
+    journal.append("received", "0123456789abcdef", {"text": "x" * length}, at=NOW)  # the twin: room again
+
+
+def test_what_no_encoding_has_is_written_down_as_an_escape(journal: Journal) -> None:
+    journal.append("refused", "0123456789abcdef", {"file": "\udcff.json", "\udcfe": ["\ud800"]}, at=NOW)
+    assert journal.verify().lines[-1].details == {"file": "\\udcff.json", "\\udcfe": ["\\ud800"]}
 
 
 def test_without_a_system_call_filter_nothing_is_loaded() -> None:
