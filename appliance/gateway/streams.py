@@ -98,12 +98,16 @@ class InTime(_Parts):
         Raises:
             httpx.ReadTimeout: it is not whole in time.
         """
-        try:
-            async with asyncio.timeout(self._limit_s):
-                async for part in self._parts:
-                    yield part
-        except TimeoutError:
-            raise httpx.ReadTimeout("the answer was not whole in time") from None
+        parts, until = aiter(self._parts), asyncio.get_running_loop().time() + self._limit_s
+        while True:
+            try:
+                async with asyncio.timeout_at(until):  # around the wait alone: who takes the parts is not cancelled
+                    part = await anext(parts)
+            except StopAsyncIteration:
+                return
+            except TimeoutError:
+                raise httpx.ReadTimeout("the answer was not whole in time") from None
+            yield part
 
 
 def _is_readable(response: httpx.Response) -> bool:

@@ -110,3 +110,12 @@ def test_an_answer_that_drips_is_late_and_a_stream_is_not():
     assert isinstance(error, httpx.ReadTimeout)
     parts = [*([CHUNK % b"a"] * 10), DONE]
     assert asked(Parts(parts, pause_s=0.02), limit_s=0.1)[:2] == (parts, None)
+
+
+def test_whoever_takes_the_parts_slowly_is_told_that_they_are_late_and_not_cancelled():
+    async def takes() -> None:
+        async for _ in streams.InTime(Parts([b" "] * 5, pause_s=0.02), 0.05):
+            await asyncio.sleep(0.1)
+
+    with pytest.raises(httpx.ReadTimeout):
+        asyncio.run(takes())
