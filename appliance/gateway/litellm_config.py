@@ -6,8 +6,10 @@ routing has chosen exactly one (so that a request could find none), or puts a se
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ AFTER_ROUTING = {
     "plugins": "deprecated routing plug-ins; use `routing.groups`",
     "routing_strategy": "the appliance routes; leave it out or `simple-shuffle`",
 }
+FALLBACKS = ("fallbacks", "context_window_fallbacks", "content_policy_fallbacks")
 NEEDS_A_DATABASE = ("database_url", "store_model_in_db", "database_connection_pool_limit")
 
 
@@ -78,6 +81,8 @@ def check(document: Mapping[str, Any], settings: Settings) -> LiteLLMConfig:
             if id_ not in known:
                 raise ConfigError("CONFIG_GROUP", f"{name}: no deployment {id_!r}", deployments=sorted(known))
         weights[name].update(routed.weights)
+    if settings.live is None:  # otherwise groups come and go
+        _check_fallbacks(document, {*groups, *seen})
     return LiteLLMConfig(
         document,
         {group: tuple(members) for group, members in groups.items()},
@@ -119,6 +124,29 @@ def _check_fields(settings: Settings) -> None:
     steering = sorted(steering_names().intersection(settings.access.fields))
     if steering:
         raise ConfigError("CONFIG_LITELLM", f"access.fields: {steering[0]} steers LiteLLM", fields=steering)
+
+
+def _check_fallbacks(document: Mapping[str, Any], known: AbstractSet[str]) -> None:
+    """A fallback that nobody is would be found out on the night it is needed; `known` may hold patterns (`local/*`)."""
+    known |= set((document.get("router_settings") or {}).get("model_group_alias") or {})
+    for section in ("litellm_settings", "router_settings"):
+        try:
+            named = list(_fallbacks(document.get(section) or {}))
+        except (AttributeError, TypeError):
+            raise ConfigError("CONFIG_LITELLM", f"{section}: fallbacks are a list of {{group: [groups]}}") from None
+        for name in named:
+            if isinstance(name, str) and not any(fnmatchcase(name, each) for each in known):
+                raise ConfigError(
+                    "CONFIG_GROUP", f"{section}: a fallback names {name!r}, which is no group", known=sorted(known)
+                )
+
+
+def _fallbacks(settings: Mapping[str, Any]) -> Iterator[Any]:
+    """Every name, on either side; LiteLLM also takes a request's fields in place of one."""
+    yield from settings.get("default_fallbacks") or []
+    for entry in (entry for key in FALLBACKS for entry in settings.get(key) or []):
+        yield from (group for group in entry if group != "*")
+        yield from (name for others in entry.values() for name in others or [])
 
 
 def _check_tracing(document: Mapping[str, Any], settings: Settings) -> None:

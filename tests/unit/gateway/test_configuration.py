@@ -112,6 +112,11 @@ def entry(id_="small", **parameters) -> dict:
         ({"model_list": [entry(), entry()]}, "CONFIG_GROUP"),
         ({"model_list": [entry(), entry("other")]}, "CONFIG_GROUP"),
         ({"model_list": [{"model_name": "chat", "litellm_params": {"model": "m"}}]}, "CONFIG_GROUP"),
+        ({"router_settings": {"fallbacks": [{"chat": ["chta"]}]}}, "CONFIG_GROUP"),
+        ({"router_settings": {"context_window_fallbacks": [{"chta": ["chat"]}]}}, "CONFIG_GROUP"),
+        ({"litellm_settings": {"default_fallbacks": ["chta"]}}, "CONFIG_GROUP"),
+        ({"litellm_settings": {"fallbacks": ["chat"]}}, "CONFIG_LITELLM"),
+        ({"litellm_settings": {"fallbacks": 3}}, "CONFIG_LITELLM"),
     ],
 )
 def test_what_litellm_could_not_serve_safely_here_is_refused(chosen, code):
@@ -119,6 +124,18 @@ def test_what_litellm_could_not_serve_safely_here_is_refused(chosen, code):
         litellm_config.read(litellm(**chosen))
     assert refusal.value.code == code
     assert "sk-live-secret" not in str(refusal.value.as_dict())
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {"fallbacks": [{"chat": ["large", "other"]}, {"*": ["chat"]}], "model_group_alias": {"other": "chat"}},
+        {"fallbacks": [{"chat": [{"model": "chat", "messages": []}]}], "default_fallbacks": ["chat"]},
+        {"fallbacks": None},
+    ],
+)
+def test_a_fallback_names_a_group_a_deployment_or_another_name_of_one(chosen):
+    litellm_config.read(litellm(router_settings=chosen))
 
 
 @pytest.mark.parametrize("name", ["timeout", "fallbacks", "mock_response", "specific_deployment", "priority"])
