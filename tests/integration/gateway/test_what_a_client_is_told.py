@@ -22,7 +22,7 @@ pytestmark = pytest.mark.server
 PROMPT = "my secret question 4711"
 TURN = [{"role": "user", "content": PROMPT}]
 TEAM = "sk-team-" + "k" * 30
-MODES = ("error", "hang", "rubbish", "shape", "locked", "refuse", "cut")
+MODES = ("error", "hang", "rubbish", "shape", "locked", "refuse", "cut", "begins")
 BREAKING = """
 from litellm.integrations.custom_logger import CustomLogger
 class Breaking(CustomLogger):
@@ -127,7 +127,7 @@ def test_a_model_servers_failure_is_told_as_such_and_again_while_it_is_let_alone
     failed(ask(running, path, model=group, **BODIES[path]), status, code)
 
 
-@pytest.mark.parametrize("group", ["gone", "error", "cut", "rubbish", "shape", "locked"])
+@pytest.mark.parametrize("group", ["gone", "error", "begins", "rubbish", "shape", "locked"])
 def test_a_stream_that_cannot_begin_is_an_error_and_no_stream(running, group):
     failed(ask(running, model=group, stream=True), 502, "GATEWAY_UPSTREAM")
 
