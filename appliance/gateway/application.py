@@ -281,7 +281,10 @@ async def _failed(send: Send, fault: Fault, request: context.RequestContext) -> 
         "request_id": request.id,
     }
     data = json.dumps({"error": error}, ensure_ascii=False).encode()
-    await _send(send, fault.status, data, b"application/json", _told(request))
+    headers = _told(request)
+    if fault.retry_after_s is not None:
+        headers.append((b"retry-after", str(fault.retry_after_s).encode()))
+    await _send(send, fault.status, data, b"application/json", headers)
 
 
 def _told(request: context.RequestContext) -> list[tuple[bytes, bytes]]:

@@ -41,6 +41,8 @@ operator's: [decided](decisions/0050-what-a-client-may-say.md).
 | `x-appliance-request-id` | of this request, for `/appliance/why?request_id=` and the log |
 | `x-appliance-deployment`, `x-appliance-routing` | who was chosen, and how |
 | 502 `GATEWAY_UPSTREAM`, 504 `GATEWAY_UPSTREAM_TIMEOUT` | the model servers failed or were silent; ask again |
+| 429 `GATEWAY_UPSTREAM_BUSY` | every model server has enough to do; ask again after `Retry-After` |
+| 404 `GATEWAY_UPSTREAM_UNKNOWN` | none has the model, or what the request refers to |
 | 500 `GATEWAY_UNHANDLED` | the gateway failed; asking again will not help |
 """
 

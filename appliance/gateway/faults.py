@@ -7,17 +7,23 @@ kind of the fault and the request's id; the log gets the true exceptions' names,
 from __future__ import annotations
 
 import logging
+import math
+import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 
-from appliance.gateway.health import Blame, blame, chain
+from appliance.gateway.health import CLIENTS, Blame, blame, chain
 
 log = logging.getLogger("appliance.request")
 CLIENT_ERRORS = range(400, 500)
 TIMED_OUT = 408  # how LiteLLM calls a silent model server; to a client it would say that the client was slow
 UNAUTHORISED = 401  # the edge has let the client in: a model server does not know the gateway's key, and may quote it
-OURS = frozenset({TIMED_OUT, UNAUTHORISED})  # statuses that would tell the client that it is to blame
+UNKNOWN = 404  # the edge knows the group: a model server does not know the model, or what the request refers to
+BUSY = 429
+OURS = frozenset({TIMED_OUT, UNAUTHORISED, UNKNOWN, BUSY})  # statuses of LiteLLM's that are told in our words
+LATEST_S = 3600  # a model server that asks for more patience than this is not quoted
 
 
 @dataclass(frozen=True)
@@ -29,17 +35,22 @@ class Fault:
         code: of the catalogue.
         message: for the client.
         blame: what the model server did, where that is known.
+        retry_after_s: when the model server wants to be asked again, where it says so.
     """
 
     status: int
     code: str
     message: str
     blame: Blame | None = None
+    retry_after_s: int | None = None
 
 
 UNHANDLED = Fault(500, "GATEWAY_UNHANDLED", "the gateway failed on this request in a way nobody foresaw")
 LOCKED_OUT = Fault(502, "GATEWAY_UPSTREAM", "the model server does not accept the key that the gateway has for it")
 SILENT = Fault(504, "GATEWAY_UPSTREAM_TIMEOUT", "no model server of the group answered in time")
+NOT_THERE = Fault(
+    404, "GATEWAY_UPSTREAM_UNKNOWN", "no model server of the group has the model, or what the request refers to"
+)
 _UPSTREAM = {
     "unreachable": "no model server of the group can be reached",
     "untrusted": "the model server shows a certificate that the gateway does not trust",
@@ -57,8 +68,8 @@ def judge(error: BaseException, *, asked: bool) -> Fault | None:
         asked: whether a deployment had been chosen, so that a model server may be to blame.
     """
     status = status_of(error)
-    if status == UNAUTHORISED and asked:
-        return LOCKED_OUT
+    if asked and status in OURS - {TIMED_OUT}:
+        return _refused(status, error)
     if status in CLIENT_ERRORS and status != TIMED_OUT:
         return None
     if not asked:
@@ -75,6 +86,32 @@ def status_of(error: BaseException) -> int | None:
         value = getattr(error, name, None)
         if isinstance(value, int) or (isinstance(value, str) and value.isdecimal()):
             return int(value)
+    return None
+
+
+def _refused(status: int | None, error: BaseException) -> Fault | None:
+    """A refusal that is not the client's doing; None where it is LiteLLM's own, who has nobody left to ask."""
+    if status == UNAUTHORISED:
+        return LOCKED_OUT
+    if status == UNKNOWN:
+        return NOT_THERE
+    if not any(_is_busy(each) for each in chain(error)):
+        return None
+    message = "every model server of the group has as many requests as it takes"
+    return Fault(BUSY, "GATEWAY_UPSTREAM_BUSY", message, "server error", retry_after_s(error))
+
+
+def retry_after_s(error: BaseException) -> int | None:
+    """Seconds until a model server wants to be asked again: 1 to an hour; None where it names no such time."""
+    for each in chain(error):
+        headers = getattr(getattr(each, "response", None), "headers", None) or {}
+        text = str(headers.get("retry-after", "")).strip()
+        try:
+            left = float(text) if text.isdecimal() else parsedate_to_datetime(text).timestamp() - time.time()
+        except (ValueError, OverflowError):
+            continue
+        if 0 < left <= LATEST_S:
+            return math.ceil(left)
     return None
 
 
@@ -105,6 +142,12 @@ def _places(error: BaseException | None) -> Iterator[str]:
     for each in _beneath(error):
         for frame in traceback.extract_tb(each.__traceback__)[-1:]:
             yield f"{frame.filename}:{frame.lineno} {frame.name}"
+
+
+def _is_busy(error: BaseException) -> bool:
+    """Whether a model server said so."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return status == BUSY and type(error).__module__.partition(".")[0] in CLIENTS
 
 
 def _is_timeout(error: BaseException) -> bool:

@@ -90,8 +90,9 @@ def application() -> Any:
         import litellm
         from litellm.llms.custom_httpx.aiohttp_transport import LiteLLMAiohttpTransport
         from litellm.proxy.proxy_server import app
+        from litellm.router import Router
 
-        from appliance.gateway import connections, streams
+        from appliance.gateway import connections, patience, streams
     finally:
         gc.freeze()
         if collecting:
@@ -102,6 +103,7 @@ def application() -> Any:
     send = LiteLLMAiohttpTransport._make_aiohttp_request  # noqa: SLF001
     LiteLLMAiohttpTransport._make_aiohttp_request = connections.forgetting(send)  # noqa: SLF001
     LiteLLMAiohttpTransport.handle_async_request = streams.whole(LiteLLMAiohttpTransport.handle_async_request)
+    Router._time_to_sleep_before_retry = patience.bounded(Router._time_to_sleep_before_retry)  # noqa: SLF001
     return app
 
 

@@ -148,14 +148,16 @@ def certificate(directory: Path, *, days: int = 1, start: dt.datetime | None = N
     return certificate_path, key_path
 
 
-def deployment(group: str, upstream: Upstream, *, model: str | None = None, **parameters: Any) -> dict[str, Any]:
-    """One entry of LiteLLM's model_list; its id is the upstream's name."""
+def deployment(
+    group: str, upstream: Upstream, *, model: str | None = None, id_: str | None = None, **parameters: Any
+) -> dict[str, Any]:
+    """One entry of LiteLLM's model_list; its id is the upstream's name where it has none of its own."""
     return {
         "model_name": group,
         "litellm_params": {
             "model": f"openai/{model or upstream.name}", "api_base": upstream.url, "api_key": "none", **parameters
         },
-        "model_info": {"id": upstream.name},
+        "model_info": {"id": id_ or upstream.name},
     }  # fmt: skip
 
 

@@ -27,6 +27,8 @@ SCRIPTED: dict[str, tuple[int, Any]] = {
     "rubbish": (200, b"<html>It works! PROMPT-ECHO</html>"),
     "shape": (200, {"choices": 5, "id": ["PROMPT-ECHO"]}),
     "locked": (401, {"error": {"message": "Incorrect API key provided: PROMPT-ECHO", "code": "invalid_api_key"}}),
+    "busy": (429, {"error": {"message": "Rate limit reached: PROMPT-ECHO", "type": "requests", "code": "rate_limit_exceeded"}}),
+    "missing": (404, {"error": {"message": "The model `PROMPT-ECHO` does not exist.", "type": "NotFoundError", "code": 404}}),
     "refuse": (400, {"error": {"message": "too many tokens", "type": "invalid_request_error", "param": None, "code": None}}),
 }  # fmt: skip
 
@@ -37,12 +39,13 @@ class Upstream:
 
     Attributes:
         name: what it answers with.
-        mode: ok, error, hang, rubbish, shape, locked, refuse, cut or begins.
+        mode: ok, error, hang, rubbish, shape, locked, busy, missing, refuse, cut or begins.
         requests: the parsed bodies, in order.
         keys: the bearer tokens they came with, in order.
         chunk_delay_s: pause between two chunks of a stream.
         delay_s: pause before anything is answered.
         words: of an answer.
+        retry_after: header of an answer that is an error.
         headers: the requests' headers by lower-case name, in order.
         held: while it is set, a stream stops after its first chunk.
     """
@@ -55,6 +58,7 @@ class Upstream:
     chunk_delay_s: float = 0.0
     delay_s: float = 0.0
     words: int = 5
+    retry_after: str = ""
     port: int = 0
     held: threading.Event = field(default_factory=threading.Event)
 
@@ -162,6 +166,8 @@ def _handler(upstream: Upstream, stop: threading.Event) -> type[BaseHTTPRequestH
                 self.send_response(status)
                 self.send_header("content-type", "application/json")
                 self.send_header("content-length", str(len(data)))
+                if status >= 400 and upstream.retry_after:
+                    self.send_header("retry-after", upstream.retry_after)
                 self.end_headers()
                 self.wfile.write(data)
 

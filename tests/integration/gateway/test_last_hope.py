@@ -22,19 +22,26 @@ RESTING = {
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory):
-    """Two servers of a group that can die; one alone; two of which one begins streams and hangs up."""
+    """Two servers of a group that can die; one alone; three pairs of which one never answers a request."""
     with (
         stand_ins(["a", "b", "alone"]) as servers,
         upstream("begins", mode="begins") as begins,
+        upstream("busy", mode="busy") as busy,
+        upstream("missing", mode="missing") as missing,
         upstream("sound") as sound,
     ):
         deployments = [
             servers["a"].as_deployment("pair"), servers["b"].as_deployment("pair"),
             servers["alone"].as_deployment("alone"),
             deployment("begun", begins), deployment("begun", sound),
+            *(
+                deployment(f"with-{bad.name}", each, id_=f"{bad.name}-{each.name}")
+                for bad in (busy, missing)
+                for each in (bad, sound)
+            ),
         ]  # fmt: skip
         with gateway(tmp_path_factory.mktemp("hope"), deployments, tls=False, **RESTING) as made:
-            yield made, servers, begins
+            yield made, servers, {"begins": begins, "busy": busy, "missing": missing}
 
 
 def storm(made, group: str, count: int, *, at_once: int = 8, streams: int = 2) -> list[tuple[int, str]]:
@@ -104,11 +111,40 @@ def test_connections_from_before_a_restart_fail_no_request_even_of_a_server_that
 
 
 def test_a_stream_that_breaks_off_before_its_first_part_is_asked_of_another(running):
-    made, _, begins = running
+    made, _, bad = running
     answered = storm(made, "begun", 8, streams=1)
     assert {status for status, _ in answered} == {200}
     assert {text.split()[0] for _, text in answered} == {"answer-of-sound"}
-    assert begins.requests, "it was asked first at least once"
+    assert bad["begins"].requests, "it was asked first at least once"
+
+
+@pytest.mark.parametrize("name", ["busy", "missing"])
+def test_whoever_is_busy_or_does_not_have_the_model_costs_no_request_that_another_can_answer(running, name):
+    made, _, bad = running
+    answered = storm(made, f"with-{name}", 16)
+    assert {status for status, _ in answered} == {200}
+    assert {text.split()[0] for _, text in answered} == {"answer-of-sound"}
+    assert bad[name].requests, "it was asked first at least once"
+
+
+def test_a_long_wait_is_the_clients_and_a_short_one_is_waited(tmp_path):
+    """With LiteLLM's own settings, which retry twice."""
+    with (
+        upstream("busy", mode="busy") as busy,
+        gateway(tmp_path, [deployment("chat", busy)], tls=False) as made,
+        concurrent.futures.ThreadPoolExecutor(1) as pool,
+    ):
+        body = {"model": "chat", "messages": [{"role": "user", "content": "hi"}]}
+        busy.retry_after = "50"
+        response = made.client.post("/v1/chat/completions", json=body)
+        assert (response.status_code, response.headers["retry-after"]) == (429, "50")
+        assert len(busy.requests) == 1, "asked again before it wanted to be"
+        busy.retry_after = "3"
+        answer = pool.submit(made.client.post, "/v1/chat/completions", json=body, timeout=60)
+        made.wait_until(lambda: len(busy.requests) == 2, what="it was asked")
+        busy.mode = "ok"
+        assert answer.result(timeout=60).status_code == 200
+        assert len(busy.requests) == 3
 
 
 def test_where_nobody_lives_each_is_asked_and_the_client_is_told(running):

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.server
 PROMPT = "my secret question 4711"
 TURN = [{"role": "user", "content": PROMPT}]
 TEAM = "sk-team-" + "k" * 30
-MODES = ("error", "hang", "rubbish", "shape", "locked", "refuse", "cut", "begins")
+MODES = ("error", "hang", "rubbish", "shape", "locked", "refuse", "cut", "begins", "busy", "missing")
 BREAKING = """
 from litellm.integrations.custom_logger import CustomLogger
 class Breaking(CustomLogger):
@@ -45,6 +45,7 @@ def running(tmp_path_factory):
         servers = {name: stack.enter_context(upstream(name)) for name in ("chat", "other", "closed", "breaks", *MODES)}
         for mode in MODES:
             servers[mode].mode = mode
+        servers["busy"].retry_after = "30"
         nobody = stack.enter_context(socket.socket())
         nobody.bind(
             ("127.0.0.1", 0)
@@ -121,7 +122,7 @@ def test_every_api_is_answered_by_a_model_server_that_is_well(running, path):
 @pytest.mark.parametrize("path", BODIES)
 @pytest.mark.parametrize(("group", "status", "code"), [
     ("gone", 502, "GATEWAY_UPSTREAM"), ("error", 502, "GATEWAY_UPSTREAM"), ("rubbish", 502, "GATEWAY_UPSTREAM"), ("cut", 502, "GATEWAY_UPSTREAM"), ("locked", 502, "GATEWAY_UPSTREAM"),
-    ("hang", 504, "GATEWAY_UPSTREAM_TIMEOUT"),
+    ("hang", 504, "GATEWAY_UPSTREAM_TIMEOUT"), ("busy", 429, "GATEWAY_UPSTREAM_BUSY"), ("missing", 404, "GATEWAY_UPSTREAM_UNKNOWN"),
 ])  # fmt: skip
 def test_a_model_servers_failure_is_told_as_such_and_again_while_it_is_let_alone(running, path, group, status, code):
     failed(ask(running, path, model=group, **BODIES[path]), status, code)
@@ -130,6 +131,13 @@ def test_a_model_servers_failure_is_told_as_such_and_again_while_it_is_let_alone
 @pytest.mark.parametrize("group", ["gone", "error", "begins", "rubbish", "shape", "locked"])
 def test_a_stream_that_cannot_begin_is_an_error_and_no_stream(running, group):
     failed(ask(running, model=group, stream=True), 502, "GATEWAY_UPSTREAM")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_busy_model_servers_wish_to_be_left_alone_for_a_while_reaches_the_client(running, stream):
+    response = ask(running, model="busy", stream=stream)
+    failed(response, 429, "GATEWAY_UPSTREAM_BUSY")
+    assert response.headers["retry-after"] == "30"
 
 
 def test_a_group_all_of_whose_servers_rest_is_still_asked_and_told_of_by_the_same_code(running):

@@ -5,6 +5,8 @@ import logging
 import ssl
 import subprocess
 import sys
+import time
+from email.utils import formatdate
 
 import httpx
 import openai
@@ -45,6 +47,8 @@ class Wrapped(Exception):  # noqa: N818 (as LiteLLM names them)
         (Wrapped(408, httpx.ConnectTimeout("late")), 502, "GATEWAY_UPSTREAM"),
         # whoever got so far has shown a key that is right: the one that the model server refuses is the gateway's
         (Wrapped(401), 502, "GATEWAY_UPSTREAM"),
+        # the group is known, or the edge would have said so
+        (Wrapped(404), 404, "GATEWAY_UPSTREAM_UNKNOWN"),
     ],
 )
 def test_a_model_servers_failure_is_told_by_its_kind_in_our_words(error, status, code):
@@ -69,7 +73,33 @@ def test_where_no_model_server_was_asked_none_is_to_blame(error):
     assert faults.UNHANDLED.code == "GATEWAY_UNHANDLED"
 
 
-@pytest.mark.parametrize("status", [400, 403, 404, 413, 422, 429, "400"])
+def busy(retry_after: str | None) -> Wrapped:
+    headers = {} if retry_after is None else {"retry-after": retry_after}
+    answer = httpx.Response(429, request=REQUEST, headers=headers)
+    return Wrapped(429, openai.RateLimitError("x", response=answer, body=None))
+
+
+@pytest.mark.parametrize(
+    ("told", "seconds"),
+    [
+        ("30", 30), ("3600", 3600), (formatdate(time.time() + 90, usegmt=True), 90), (None, None), ("", None),
+        ("0", None), ("-5", None),
+        ("3601", None), ("9" * 400, None), ("1e9", None), ("soon", None), ("Wed, 21 Oct 2015 07:28:00 GMT", None),
+    ],
+)  # fmt: skip
+def test_a_busy_model_servers_wish_is_told_where_it_is_one(told, seconds):
+    fault = faults.judge(busy(told), asked=True)
+    assert (fault.status, fault.code) == (429, "GATEWAY_UPSTREAM_BUSY")
+    assert fault.retry_after_s == (None if seconds is None else pytest.approx(seconds, abs=2))
+
+
+def test_where_litellm_alone_has_nobody_left_the_last_servers_failure_is_told():
+    """LiteLLM's own word for it is a 429, too."""
+    assert faults.judge(Wrapped(429), asked=True) is None
+    assert faults.judge(busy("30"), asked=False) is None
+
+
+@pytest.mark.parametrize("status", [400, 403, 413, 422, "400"])
 def test_the_clients_own_errors_stay_litellms_answer(status):
     assert faults.judge(Wrapped(status), asked=True) is None
 
