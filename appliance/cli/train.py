@@ -61,6 +61,11 @@ EncoderDir = Annotated[
     Path | None, typer.Option("--encoder", help="Encoder to embed with. Without it: the project's or the cached one.")
 ]
 
+FittedOn = Annotated[
+    Path | None,
+    typer.Option("--fitted-on", help="What the router was fitted on: prompts that stand there too are left out."),
+]
+
 
 @app.command()
 def fit(
@@ -138,6 +143,7 @@ def fit(
 def evaluate(
     router: Annotated[Path, typer.Argument(help="Folder of the router.")],
     data: Data,
+    fitted_on: FittedOn = None,
     encoder: EncoderDir = None,
     price: Annotated[
         list[str] | None, typer.Option("--price", help="MODEL=COST of a request, for the cost curve.")
@@ -152,11 +158,13 @@ def evaluate(
         from appliance.artifact import read
         from appliance.files import write_atomic
         from appliance.training.embedding import cache_directory
-        from appliance.training.measuring import measure
+        from appliance.training.measuring import measure, training_prompts
 
+        artifact = read(router)
         measured = measure(
-            read(router),
+            artifact,
             data,
+            known=training_prompts(artifact, fitted_on) if fitted_on is not None else None,
             encoder_directory=encoder,
             cache=cache_directory(os.environ),
             prices={name: _number(value) for name, value in _assignments(price, "--price").items()},
@@ -180,6 +188,7 @@ def package(
     router: Annotated[Path, typer.Argument(help="Folder of the fitted router.")],
     data: Data,
     out: Annotated[Path, typer.Option("--out", help="Folder to write; must not be there yet.")],
+    fitted_on: FittedOn = None,
     current: Annotated[Path | None, typer.Option("--current", help="Router that serves now, to be beaten.")] = None,
     confidence: Annotated[float, typer.Option("--confidence", help="Coverage of the interval, 0.5 to 1.")] = 0.95,
     override: Annotated[
@@ -193,18 +202,21 @@ def package(
     with refusals(as_json):
         from appliance.artifact import read
         from appliance.training.embedding import cache_directory
-        from appliance.training.measuring import measure
+        from appliance.training.measuring import measure, training_prompts
         from appliance.training.package import judge
         from appliance.training.package import package as pack
         from appliance.training.writing import write_directory
 
         steps, cache = Steps(quiet=as_json), cache_directory(os.environ)
         artifact = read(router)
-        measured = measure(artifact, data, encoder_directory=encoder, cache=cache, seed=seed, progress=steps)
+        known = training_prompts(artifact, fitted_on) if fitted_on is not None else None
+        measured = measure(
+            artifact, data, known=known, encoder_directory=encoder, cache=cache, seed=seed, progress=steps
+        )
         baseline, against = None, "best_single"
         if current is not None:
             serving = read(current)
-            other = measure(serving, data, encoder_directory=None, cache=cache, seed=seed, progress=steps)
+            other = measure(serving, data, known=known, encoder_directory=None, cache=cache, seed=seed, progress=steps)
             order = [other.examples.labels.index(label) for label in measured.examples.labels]
             baseline, against = other.predicted[:, order], serving.digest
         verdict = judge(
@@ -216,6 +228,7 @@ def package(
             confidence=confidence,
             seed=seed,
             seen=bool(measured.report["seen_in_training"]),
+            left_out=measured.report["left_out"],
         )
         packaged = pack(artifact, verdict, override=override)
         write_directory(out, packaged.files)
@@ -225,6 +238,10 @@ def package(
             low, high = verdict.interval
             console.print(f"router {out}\ndigest {packaged.digest}", markup=False)
             console.print(f"gain   {verdict.figure} {verdict.gain:+.4f} [{low:+.4f}, {high:+.4f}]", markup=False)
+            if verdict.left_out is None:
+                console.print("whether the data holds prompts of the training: not looked at (--fitted-on)")
+            elif verdict.left_out:
+                console.print(f"left out: {verdict.left_out} prompts that the router was fitted on")
             console.print(f"next: appliance artifact sign {out}", markup=False)
 
         show(report, as_json, text)

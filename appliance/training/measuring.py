@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from appliance.artifact import ArtifactFiles
+from appliance.artifact import ArtifactFiles, router_metadata
 from appliance.errors import TrainingError
 from appliance.routers.encoder import Encoder
 from appliance.routers.loading import LoadedRouter, load_router
@@ -24,6 +24,7 @@ from appliance.training.outcomes import Dataset, load_dataset
 from appliance.training.preparing import prepare
 from appliance.training.progress import Progress, silent
 from appliance.training.report import Curve, render
+from appliance.training.splits import unseen
 
 ROBUSTNESS_PROMPTS = 200
 
@@ -51,10 +52,29 @@ class Measured:
         return render(self.report, title=title, tasks=self.report["tasks"], curve=self.curve, names=self.curve_names)
 
 
+def training_prompts(artifact: ArtifactFiles, data: Path) -> tuple[str, ...]:
+    """What a router was fitted on, by the digest that it names.
+
+    Args:
+        artifact: the router.
+        data: the outcomes that are said to be it.
+
+    Raises:
+        TrainingError: TRAINING_DATA, TRAINING_ARGUMENT where it was fitted on other data.
+    """
+    dataset, named = load_dataset(data), router_metadata(artifact).training_data_digest
+    if dataset.digest != named:
+        raise TrainingError(
+            "TRAINING_ARGUMENT", f"the router was not fitted on {data.name}", fitted_on=named, given=dataset.digest
+        )
+    return dataset.queries
+
+
 def measure(
     artifact: ArtifactFiles,
     data: Path,
     *,
+    known: Sequence[str] | None = None,
     encoder_directory: Path | None,
     cache: Path,
     prices: Mapping[str, float] | None = None,
@@ -67,6 +87,7 @@ def measure(
     Args:
         artifact: the router.
         data: outcomes.
+        known: prompts that a router was fitted on, which are left out; None where nobody has looked.
         encoder_directory: where the encoder is, or None to find the router's own by its digest.
         cache: the user's cache.
         prices: label -> cost of a request, any one unit; without it the data's own costs count.
@@ -80,6 +101,11 @@ def measure(
     """
     router = load_router(artifact)
     dataset = for_router(load_dataset(data), router).with_text()
+    given = len(dataset)
+    if known is not None:
+        dataset = dataset.take(unseen(dataset.queries, known))
+        if not len(dataset):
+            raise TrainingError("TRAINING_DATA", f"{data.name} holds no prompt that the router was not fitted on")
     digest = router.metadata.encoder_digest
     encoder = open_encoder(find_encoder(directory=encoder_directory, cache=cache, digest=digest, progress=progress))
     examples = prepare(dataset, encoder, cache=cache, progress=progress)
@@ -92,6 +118,7 @@ def measure(
         "strategy": router.metadata.strategy,
         "data_digest": dataset.digest,
         "seen_in_training": dataset.digest == router.metadata.training_data_digest,
+        "left_out": given - len(dataset) if known is not None else None,
         **figures,
         "chosen": _chosen(predicted, examples),
         "tasks": by_task(predicted, examples.actual, examples.tasks, best_single(examples.actual)),

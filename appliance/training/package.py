@@ -33,6 +33,7 @@ class Verdict:
         confidence: coverage of the interval.
         prompts: how many the figures rest on.
         seen_in_training: whether the router was fitted on these very prompts, so that the figures prove nothing.
+        left_out: prompts of the data that the router had been fitted on; None where nobody has looked.
     """
 
     passed: bool
@@ -43,6 +44,7 @@ class Verdict:
     confidence: float
     prompts: int
     seen_in_training: bool = False
+    left_out: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """As `router.yaml` and `--json` show it."""
@@ -55,6 +57,7 @@ class Verdict:
             "confidence": self.confidence,
             "prompts": self.prompts,
             "seen_in_training": self.seen_in_training,
+            "left_out": self.left_out,
         }
 
 
@@ -68,6 +71,7 @@ def judge(
     confidence: float = 0.95,
     seed: int = 0,
     seen: bool = False,
+    left_out: int | None = None,
 ) -> Verdict:
     """Compare a candidate with what serves now, on the same resampled prompts.
 
@@ -83,6 +87,7 @@ def judge(
         confidence: coverage of the two-sided interval.
         seed: of the bootstrap.
         seen: whether the candidate was fitted on these prompts; then no figure lets it pass.
+        left_out: how many prompts were, and are not among these; None where nobody has looked.
 
     Raises:
         TrainingError: TRAINING_ARGUMENT.
@@ -103,7 +108,7 @@ def judge(
     value = gain(np.arange(len(actual)))["gain"]
     low, high = intervals(gain, groups, seed=seed, level=confidence)["gain"]
     passed = low > 0 and not seen
-    return Verdict(passed, against, figure, value, (low, high), confidence, len(actual), seen)
+    return Verdict(passed, against, figure, value, (low, high), confidence, len(actual), seen, left_out)
 
 
 def package(router: ArtifactFiles, verdict: Verdict, *, override: str | None = None) -> ArtifactFiles:

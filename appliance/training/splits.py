@@ -35,7 +35,17 @@ def near_groups(prompts: Prompts) -> NDArray[np.intp]:
 def same_text_groups(texts: Sequence[str]) -> NDArray[np.intp]:
     """Group exact copies but for case and white space, shape (n,)."""
     seen: dict[str, int] = {}
-    return np.array([seen.setdefault(" ".join(text.lower().split()), len(seen)) for text in texts], np.intp)
+    return np.array([seen.setdefault(_plain(text), len(seen)) for text in texts], np.intp)
+
+
+def unseen(texts: Sequence[str], known: Sequence[str]) -> NDArray[np.intp]:
+    """The rows of `texts` that are no copies, but for case and white space, of any that is known."""
+    seen = {_plain(text) for text in known}
+    return np.array([row for row, text in enumerate(texts) if _plain(text) not in seen], np.intp)
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.lower().split())
 
 
 def _components(prompts: Prompts, threshold: float) -> NDArray[np.intp]:

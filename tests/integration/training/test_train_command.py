@@ -95,18 +95,32 @@ def test_from_data_to_a_gated_router(train, encoder, tmp_path):
         assert low <= report[figure] <= high, figure
     assert "<svg" in (tmp_path / "page.html").read_text()
     assert report["seen_in_training"] is False
+    assert report["left_out"] is None
+    # a file that is the training data and the set aside prompts in one is neither: what was seen is left out
+    with gzip.open(tmp_path / "both.jsonl.gz", "wb") as both:
+        both.write(
+            b"".join(gzip.decompress((tmp_path / f"split/{part}.jsonl.gz").read_bytes()) for part in ("train", "test"))
+        )
+    train_file = ("--fitted-on", "split/train.jsonl.gz", "--encoder", encoder)
+    again = train("evaluate", "router", "--data", "both.jsonl.gz", *train_file)
+    assert (again["left_out"], again["prompts"]) == (split["train"]["prompts"], report["prompts"])
+    assert again["accuracy"] == report["accuracy"]
+    for data, given, code in (("train", "train", "TRAINING_DATA"), ("test", "test", "TRAINING_ARGUMENT")):
+        asked = ("--data", f"split/{data}.jsonl.gz", "--fitted-on", f"split/{given}.jsonl.gz", "--encoder", encoder)
+        assert train("evaluate", "router", *asked, status=1)["error"]["code"] == code
     refused = train(
         "package", "router", "--data", "split/test.jsonl.gz", "--out", "signed", "--current", "again",
         "--encoder", encoder, status=1,
     )  # fmt: skip
     assert refused["error"]["code"] in ("TRAINING_GATE", "TRAINING_ENCODER")
     packaged = train(
-        "package", "router", "--data", "split/test.jsonl.gz", "--out", "signed", "--encoder", encoder,
+        "package", "router", "--data", "both.jsonl.gz", "--out", "signed", *train_file,
         "--override", "E. Noether, first pilot",
     )  # fmt: skip
     metadata = router_metadata(read(tmp_path / "signed"))
     assert metadata.labels["gpt-4-1106-preview"] == "openai/strong"
     assert metadata.evaluation["gate"]["prompts"] == report["prompts"]
+    assert metadata.evaluation["gate"]["left_out"] == split["train"]["prompts"]
     assert load_router(read(tmp_path / "signed")).digest == packaged["digest"]
 
 
@@ -210,7 +224,8 @@ def test_the_guide_from_spans_and_spend_logs_to_a_signed_router(here, authority,
     assert report["accuracy"] > report["best_single"]
     assert "<svg" in (here / "page.html").read_text()
     guide.type("appliance train package")
-    assert router_metadata(read(here / "candidate")).evaluation["gate"]["prompts"] == report["prompts"]
+    gate = router_metadata(read(here / "candidate")).evaluation["gate"]
+    assert (gate["prompts"], gate["left_out"]) == (report["prompts"], 0)
     signed = guide.type("appliance artifact sign")
     assert signed["digest"] == read(here / "candidate").digest
     guide.type("appliance explain", {"CODE": "TRAINING_GATE"})
