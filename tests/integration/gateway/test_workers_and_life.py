@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import httpx
+import openai
 import pytest
 
 from tests.support.gateway import PATIENCE_S, deployment, gateway, run, serve
@@ -120,6 +121,55 @@ def test_a_killed_worker_is_replaced_and_nobody_notices_but_its_own_clients(pair
         what="a new worker",
     )  # fmt: skip
     assert running.status()["converged"]
+
+
+def replaced(running, sig: signal.Signals) -> None:
+    """End one of the two workers and wait for the next."""
+    victim = min(worker["pid"] for worker in running.status()["workers"])
+    os.kill(victim, sig)
+    running.wait_until(
+        lambda: len(found := {w["pid"] for w in running.status()["workers"]}) == 2 and victim not in found,
+        what="a new worker",
+    )
+
+
+def test_a_worker_that_is_told_to_end_fails_no_request(pair):
+    running, _ = pair
+    with Traffic(running, threads=4) as traffic:
+        for _ in range(2):
+            running.wait_until(lambda seen=traffic.answers: traffic.answers > seen + 10, what="traffic")
+            replaced(running, signal.SIGTERM)
+    assert traffic.failures == []
+
+
+def test_a_worker_that_is_killed_fails_no_request_of_the_stock_client(pair):
+    """Its connections die with it; whoever asks as OpenAI's client does by itself asks the other one again."""
+    running, _ = pair
+    stop, answers, failures = threading.Event(), [], []
+
+    def ask() -> None:
+        http = httpx.Client(verify=running.tls, trust_env=False)
+        with openai.OpenAI(base_url=f"{running.url}/v1", api_key=running.key, http_client=http) as client:
+            while not stop.is_set():
+                try:
+                    answer = client.chat.completions.create(model="chat", messages=[{"role": "user", "content": "x"}])
+                    answers.append(answer.choices[0].message.content)
+                except openai.OpenAIError as error:
+                    failures.append(repr(error))
+
+    clients = [threading.Thread(target=ask) for _ in range(6)]
+    for client in clients:
+        client.start()
+    try:
+        for _ in range(2):
+            seen = len(answers)
+            running.wait_until(lambda seen=seen: len(answers) > seen + 10, what="traffic")
+            replaced(running, signal.SIGKILL)
+    finally:
+        stop.set()
+        for client in clients:
+            client.join()
+    assert failures == []
 
 
 def test_a_worker_that_hangs_keeps_no_new_client_waiting(pair):
