@@ -52,6 +52,8 @@ def check(
 
         host = NO_HOST if gateway is None else _rows_of(gateway).host
         config = _database(database).read(LiveConfig(), host)
+        if gateway is not None and not config.problems:
+            _rows_of(gateway).together(config)
         report = {
             "revision": config.revision,
             "rows": {table: sorted(rows) for table, rows in config.rows.items()},
@@ -67,8 +69,6 @@ def check(
         show(report, as_json, text)
         if config.problems:
             raise typer.Exit(1)
-        if gateway is not None:
-            _rows_of(gateway).together(config)
 
 
 def _rows_of(path: Path) -> Rows:

@@ -256,9 +256,23 @@ def assemble(revision: int, document: Any, running: LiveConfig, host: Host = NO_
 
 def _read(model: type[_Row], raw: Any, what: str) -> tuple[Any, ApplianceError | None]:
     try:
+        _check_keepable(raw, what)
         return documents.validate(model, raw, what=what), None
     except DocumentError as error:
         return None, RegistryError("REGISTRY_ROW", error.cause)
+
+
+def _check_keepable(raw: Any, what: str) -> None:
+    """Refuse a row that could be applied and not be read again: what is kept for the next start holds all of them.
+
+    Raises:
+        DocumentError: numbers, depth or names that our own strict reader refuses.
+    """
+    try:
+        kept = documents.write_json({"document": {"table": [raw]}})
+    except (TypeError, ValueError, RecursionError):
+        raise DocumentError("DOCUMENT_MALFORMED", f"{what}: a number, a name or a depth that JSON has not") from None
+    documents.read_json(kept, what=what, max_bytes=max(documents.MAX_BYTES, len(kept)))
 
 
 def _refusal(table: str, row: Any, rows: Rows, host: Host) -> ApplianceError | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 import threading
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from appliance.errors import RegistryError
+from appliance.errors import DocumentError, RegistryError
 from appliance.registry.live import NO_HOST, Host, LiveConfig, assemble
 from appliance.registry.postgres import PostgresSettings, connected, parameters
 
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
 
 CHANNEL = "appliance_config"
 _NEWEST = "SELECT coalesce(max(id), 0) FROM appliance.revision"
-_DOCUMENT = "SELECT id, document FROM appliance.revision ORDER BY id DESC LIMIT 1"
+_DOCUMENT = "SELECT id, document::text FROM appliance.revision ORDER BY id DESC LIMIT 1"
+_OURS = "SELECT id FROM appliance.revision WHERE transaction = txid_current()"
+_MAX_DIGITS = 20  # of a whole number, as `documents` has it
+_MAX_REVISION = 2**63 - 1  # a bigint
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ class ConfigDatabase:
         """
         with connected(self.settings) as connection:
             row = connection.execute(_DOCUMENT).fetchone()
-        return LiveConfig() if row is None else assemble(int(row[0]), row[1], running, host)
+        return LiveConfig() if row is None else assemble(int(row[0]), _document(row[1]), running, host)
 
     def history(self, *, limit: int = 50) -> list[Revision]:
         """The newest revisions, newest first."""
@@ -110,14 +114,18 @@ class ConfigDatabase:
         Raises:
             RegistryError: REGISTRY_REVISION, REGISTRY_DATABASE.
         """
+        missing = RegistryError("REGISTRY_REVISION", f"no revision {revision}", revision=revision)
+        if revision > _MAX_REVISION:
+            raise missing
         try:
             with connected(self.settings) as connection:
                 connection.execute("SELECT appliance.restore(%s)", (revision,))
+                row = connection.execute(_OURS).fetchone()  # another editor's may be the newest already
         except RegistryError as error:
             if error.evidence.get("sqlstate") == "P0002":
-                raise RegistryError("REGISTRY_REVISION", f"no revision {revision}", revision=revision) from None
+                raise missing from None
             raise
-        return self.newest()
+        return int(row[0]) if row else self.newest()
 
     @contextlib.contextmanager
     def session(self) -> Iterator[DatabaseSession]:
@@ -159,7 +167,7 @@ class DatabaseSession:
         """The newest revision: its number and its document."""
         with self._bounded():
             row = self._connection.execute(_DOCUMENT).fetchone()
-        return (0, {}) if row is None else (int(row[0]), row[1])
+        return (0, {}) if row is None else (int(row[0]), _document(row[1]))
 
     def wait(self, timeout_s: float) -> None:
         """Return at a notice, or when the time is over."""
@@ -179,3 +187,19 @@ class DatabaseSession:
     def _cut(self) -> None:
         with contextlib.suppress(Exception), socket.socket(fileno=os.dup(self._connection.fileno())) as wire:
             wire.shutdown(socket.SHUT_RDWR)
+
+
+def _document(text: str) -> Any:
+    """A revision's document; a number without bounds becomes none, so that its row alone is refused.
+
+    Raises:
+        DocumentError: DOCUMENT_TOO_LARGE where it is nested beyond what can be read at all.
+    """
+    try:
+        return json.loads(text, parse_int=_whole_number)
+    except RecursionError:
+        raise DocumentError("DOCUMENT_TOO_LARGE", "the newest revision: nested too deeply") from None
+
+
+def _whole_number(digits: str) -> float:
+    return int(digits) if len(digits) <= _MAX_DIGITS else float("nan")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from appliance import documents
-from appliance.errors import ApplianceError
+from appliance.errors import ApplianceError, ConfigError
 from appliance.files import read_regular, write_atomic
 from appliance.registry.live import NO_HOST, Changes, Host, LiveConfig, assemble, difference
 
@@ -93,9 +93,10 @@ class ConfigWatcher:
         self._poll_s = poll_s
         self._report = report
         self._clock = clock
-        self._said = ""
+        self._said: dict[str, str] = {}  # subject -> the last line about it
         self._contact: float | None = None
         self._judged: int | None = None  # what was kept is judged again, so that its refused rows are reported
+        self._written: LiveConfig | None = None  # what `kept` holds of this process
         self.problem: ApplianceError | None = None
         self.running = running or LiveConfig()
 
@@ -105,8 +106,11 @@ class ConfigWatcher:
         Never raises for a source that is away: `problem` says so, and `running.revision` is 0 where nothing is known.
         """
         kept = self._read_kept()
-        if kept is not None:
-            self._apply(kept)
+        try:
+            if kept is not None:
+                self._apply(kept)
+        except ApplianceError as error:  # it no longer fits this gateway's files; the source's may
+            self._away(error)
         try:
             self.refresh()
         except ApplianceError as error:
@@ -132,7 +136,9 @@ class ConfigWatcher:
                         session.wait(self._poll_s)
             except ApplianceError as error:
                 self._away(error)
-                stop.wait(self._poll_s * random.uniform(0.5, 1.5))  # noqa: S311 (spreads load)
+            except Exception as error:  # noqa: BLE001 (whatever it was: a thread that ended would follow nothing, unsaid)
+                self._away(ConfigError("CONFIG_LIVE", f"{type(error).__name__}: {error}"[:500]))
+            stop.wait(self._poll_s * random.uniform(0.5, 1.5))  # noqa: S311 (spreads load)
 
     def contact_age_s(self) -> float | None:
         """Seconds since the source last answered; None where it never did in this process."""
@@ -141,22 +147,33 @@ class ConfigWatcher:
     def _look(self, session: Session) -> bool:
         newest = session.newest()
         self._contact = self._clock()
-        if newest in {0, self._judged}:
-            self.problem = None
-            return False
-        revision, document = session.document()
-        new = assemble(revision, document, self.running, self._host)
-        self._tell("; ".join(f"{one.table} {one.key}: {one.cause}" for one in new.problems))
-        changed = self._apply(new)
-        self._judged, self.problem = revision, None
+        changed = False
+        if newest not in {0, self._judged}:
+            revision, document = session.document()
+            new = assemble(revision, document, self.running, self._host)
+            self._tell("rows", "; ".join(f"{one.table} {one.key}: {one.cause}" for one in new.problems))
+            changed = self._apply(new)
+            self._judged = revision
+        self._keep()
         return changed
 
     def _apply(self, new: LiveConfig) -> bool:
         changes = difference(self.running, new)
         self.running = self._applier.apply(changes, new) if changes else new
-        kept = documents.write_json({"revision": new.revision, "document": self.running.document})
-        write_atomic(self._kept, kept, mode=0o600)
         return bool(changes)
+
+    def _keep(self) -> None:
+        """Write down what runs; where that fails, on a full disk, it is said and tried again at the next look."""
+        try:
+            if self._judged is not None and self._written is not self.running:
+                kept = {"revision": self.running.revision, "document": self.running.document}
+                write_atomic(self._kept, documents.write_json(kept), mode=0o600)
+                self._written = self.running
+        except ApplianceError as error:
+            self._away(error)
+        else:
+            self.problem = None
+            self._tell("source", "")
 
     def _read_kept(self) -> LiveConfig | None:
         try:
@@ -169,9 +186,9 @@ class ConfigWatcher:
 
     def _away(self, error: ApplianceError) -> None:
         self.problem = error
-        self._tell(str(error))
+        self._tell("source", str(error))
 
-    def _tell(self, line: str) -> None:
-        if line and line != self._said:
+    def _tell(self, subject: str, line: str) -> None:
+        if line and line != self._said.get(subject):
             self._report(line)
-        self._said = line
+        self._said[subject] = line

@@ -13,7 +13,9 @@ from typing import Any
 
 import psycopg
 import pytest
+from typer.testing import CliRunner
 
+from appliance.cli.config import app
 from appliance.errors import RegistryError
 from appliance.registry.live import Changes, LiveConfig, assemble, difference
 from appliance.registry.live_database import ConfigDatabase
@@ -171,10 +173,6 @@ def test_a_group_that_names_no_router_keeps_its_running_form(
 def test_one_command_returns_to_an_earlier_revision(
     database: ConfigDatabase, watcher: Callable[..., ConfigWatcher], tmp_path: Path
 ) -> None:
-    from typer.testing import CliRunner
-
-    from appliance.cli.config import app
-
     execute(database.settings, deployment("small"))
     good = database.newest()
     execute(database.settings, "DELETE FROM deployment", deployment("wrong"))
@@ -190,6 +188,74 @@ def test_one_command_returns_to_an_earlier_revision(
     with pytest.raises(RegistryError) as info:
         database.restore(999)
     assert info.value.code == "REGISTRY_REVISION"
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["""'{"seed": 1e5000}'""", """'{"temperature": 1e400}'""", """'{"seed": 123456789012345678901}'"""],
+)
+def test_a_number_without_bounds_is_refused_with_its_row_and_the_others_are_followed(
+    database: ConfigDatabase, watcher: Callable[..., ConfigWatcher], value: str
+) -> None:
+    execute(database.settings, deployment("small"), deployment("large"))
+    watching = watcher()
+    watching.refresh()
+    poison = f"UPDATE deployment SET parameters = {value} WHERE id = 'small'"
+    execute(database.settings, poison, "UPDATE deployment SET weight = 7 WHERE id = 'large'")
+    for each in (watching, watcher()):
+        each.boot()
+        assert [(one.key, one.error.code) for one in each.running.problems] == [("small", "REGISTRY_ROW")]
+        assert {key: row.weight for key, row in each.running.rows["deployment"].items()} == {"small": 1, "large": 7}
+        assert each.running.rows["deployment"]["small"].parameters == {}
+
+
+def test_a_value_nested_beyond_reading_is_reported_and_what_runs_goes_on(
+    database: ConfigDatabase, watcher: Callable[..., ConfigWatcher]
+) -> None:
+    execute(database.settings, deployment("small"))
+    watching = watcher()
+    watching.refresh()
+    deep = "('{\"stop\": ' || repeat('[', 3000) || repeat(']', 3000) || '}')::jsonb"
+    execute(database.settings, f"UPDATE deployment SET parameters = {deep}")
+    for each in (watching, watcher()):
+        assert list(each.boot().rows["deployment"]) == ["small"]
+        assert each.problem is not None
+        assert each.problem.code == "DOCUMENT_TOO_LARGE"
+
+
+def test_a_return_names_its_own_revision_and_none_that_cannot_be(database: ConfigDatabase) -> None:
+    execute(database.settings, deployment("small"))
+    first = database.newest()
+    newest, database.newest = database.newest, lambda: 999  # type: ignore[method-assign]  # another editor was quick
+    number = database.restore(first)
+    assert number == newest()
+    for beyond in (2**63, 2**70):
+        with pytest.raises(RegistryError) as info:
+            database.restore(beyond)
+        assert info.value.code == "REGISTRY_REVISION"
+
+
+def test_a_check_beside_a_gateways_files_prints_one_document_whatever_it_finds(
+    database: ConfigDatabase, tmp_path: Path
+) -> None:
+    settings = json.loads(database.settings.model_dump_json())
+    (tmp_path / "database.yaml").write_text(json.dumps({"postgres": settings}))
+    files = {
+        "schema_version": 1,
+        "state_dir": "state",
+        "litellm": {"inline": {"model_list": []}, "master_key_file": "master.key", "secrets": {"UPSTREAM_KEY": "key"}},
+        "live": {"postgres": settings, "destinations": ["*:1"]},
+    }
+    (tmp_path / "appliance.yaml").write_text(json.dumps(files))
+    named = ["--database", str(tmp_path / "database.yaml"), "--gateway", str(tmp_path / "appliance.yaml"), "--json"]
+    execute(database.settings, deployment("small"))
+    done = CliRunner().invoke(app, ["check", *named])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["rows"]["deployment"] == ["small"]
+    execute(database.settings, "DELETE FROM deployment")
+    done = CliRunner().invoke(app, ["check", *named])
+    assert done.exit_code == 1
+    assert json.loads(done.stdout)["error"]["code"] == "CONFIG_LIVE"
 
 
 def test_a_gateway_boots_from_what_it_applied_last_while_the_database_is_away(
