@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from appliance.cli.ca_report import now, parse_time, rows
+from appliance.cli.ca_report import new_folder, now, parse_time, rows
 from appliance.cli.output import Json, refusals, show
 from appliance.errors import TrustError
 from appliance.files import read_regular, sha256_hex, write_atomic
@@ -25,6 +25,7 @@ def trust(
     as_json: Json = False,
 ) -> None:
     """Make this host trust an anchor: once, at installation."""
+    new_folder(state, "--state")
     with refusals(as_json):
         from appliance.trust.report import store_report
         from appliance.trust.store import TrustStore

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from appliance.cli.ca_report import handed_out, now, rows
+from appliance.cli.ca_report import handed_out, new_folder, now, rows
 from appliance.cli.keyring import DEFAULT_AUTHORITY, KeyPlaces, PassphraseFile, Passphrases, key_places
 from appliance.cli.output import Json, refusals, show
 from appliance.errors import FileError
@@ -36,6 +36,7 @@ def init(
 
     if not is_domain(domain):
         raise typer.BadParameter(f"{domain!r} is not a domain such as zone.example", param_hint="--domain")
+    new_folder(out, "--out")
     with refusals(as_json):
         from appliance.trust.ceremony import create_authority
         from appliance.trust.keys import no_passphrase

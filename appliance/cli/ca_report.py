@@ -60,6 +60,13 @@ def parse_time(text: str, hint: str) -> datetime:
         raise typer.BadParameter(f"{text!r} is not a time such as 2026-11-23T12:00:00Z", param_hint=hint) from None
 
 
+def new_folder(path: Path, hint: str) -> Path:
+    """A folder of the command line that shall be made: under its own name, which `.` and `..` do not tell."""
+    if path.name in {"", ".."}:
+        raise typer.BadParameter(f"name the folder from outside of it, not {str(path)!r}", param_hint=hint)
+    return path
+
+
 def now() -> datetime:
     """The machine's clock."""
     return datetime.now(UTC)

@@ -101,6 +101,8 @@ def sign(
         name, places = _place(key)
         ring = KeyRing(Path(), Passphrases(passphrase_file), places)
         if authorisation.is_token(data):
+            if digest is not None:
+                raise TrustError("TRUST_PROPOSAL", "this is an authorisation, not the draft you were told of")
             signed, statement = authorisation.add_signature(data, ring.load(name))
             report: dict[str, Any] = {"signed": str(file), **statement.model_dump(exclude={"type", "schema_version"})}
         else:

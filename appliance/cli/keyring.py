@@ -99,8 +99,14 @@ class Passphrases:
     def _ask(self, name: str) -> bytes:
         if not sys.stdin.isatty():
             raise TrustError("TRUST_PASSPHRASE", f"key {name} needs a passphrase, and nobody is there to ask", key=name)
-        first = getpass.getpass(f"passphrase for the authority's keys ({name}): ").encode()
-        if not first or (self._new and getpass.getpass("once more: ").encode() != first):
+        try:
+            first = getpass.getpass(f"passphrase for the authority's keys ({name}): ").encode()
+            same = first and (not self._new or getpass.getpass("once more: ").encode() == first)
+        except EOFError:
+            raise TrustError("TRUST_PASSPHRASE", f"no passphrase was given for key {name}", key=name) from None
+        except UnicodeError:
+            raise TrustError("TRUST_PASSPHRASE", "what was typed is not UTF-8", key=name) from None
+        if not same:
             raise TrustError("TRUST_PASSPHRASE", "the passphrase is empty, or the two differ")
         return first
 

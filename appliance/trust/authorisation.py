@@ -29,6 +29,7 @@ from appliance.trust.tuf_api import CryptoSigner, Root, Signature
 Action = Literal["downgrade", "clock"]
 ACTIONS: tuple[Action, ...] = ("downgrade", "clock")
 _MAX_BYTES = 64 * 1024
+_MAX_VERSION = 128  # characters
 _MACHINE = re.compile(r"[0-9a-f]{64}")
 
 
@@ -50,7 +51,7 @@ class Statement(_Document):
     schema_version: Literal[1]
     action: Action
     machine: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    version: Annotated[str, Field(min_length=1, max_length=128)]
+    version: Annotated[str, Field(min_length=1, max_length=_MAX_VERSION)]
     nonce: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
     issued: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")]
     expires: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")]
@@ -89,13 +90,16 @@ def write_token(
         partial: too few root keys will do: their holders add what is missing (`add_signature`).
 
     Raises:
-        TrustError: TRUST_THRESHOLD (too few root keys are here), TRUST_TOKEN_MALFORMED (not a machine identity).
+        TrustError: TRUST_THRESHOLD (too few root keys are here), TRUST_TOKEN_MALFORMED (not a machine identity, or no
+            version).
     """
     repository = Repository(authority)
     if not partial:
         repository.check_root_signers()
     if not _MACHINE.fullmatch(machine):
         raise TrustError("TRUST_TOKEN_MALFORMED", f"{machine[:80]!r} is not a machine identity (64 hex digits)")
+    if not 1 <= len(version) <= _MAX_VERSION:
+        raise TrustError("TRUST_TOKEN_MALFORMED", f"a version has 1 to {_MAX_VERSION} characters, not {len(version)}")
     statement = Statement(
         type=statement_type("authorisation"),
         schema_version=1,

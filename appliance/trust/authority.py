@@ -115,6 +115,21 @@ class Authority:
         """Take over what another process has changed since this one opened the authority."""
         self.state = _read_state(self.path)
 
+    def check_clock(self, now: datetime) -> None:
+        """Refuse a time before the authority was made: what is written under it would be over before it began.
+
+        Raises:
+            TrustError: TRUST_CLOCK_BEHIND.
+        """
+        if now < self.state.created:
+            born = self.state.created
+            raise TrustError(
+                "TRUST_CLOCK_BEHIND",
+                f"this host's clock says {now:%Y-%m-%d %H:%M}; the authority was made at {born:%Y-%m-%d %H:%M}",
+                clock=now,
+                at_least=born,
+            )
+
     def add_instance(self, service: Service, *, now: datetime) -> Instance:
         """Make the next generation of a service: its key, and its certificate where it has one."""
         number = 1 + sum(each.service == service for each in self.state.instances)
@@ -140,8 +155,9 @@ class Authority:
         """The newest generation of a service whose window holds `at`.
 
         Raises:
-            TrustError: TRUST_AUTHORITY_EXPIRED.
+            TrustError: TRUST_AUTHORITY_EXPIRED, TRUST_CLOCK_BEHIND.
         """
+        self.check_clock(at)
         for each in reversed(self.state.instances):
             if each.service == service and each.start <= at <= each.end:
                 return each
@@ -252,7 +268,10 @@ class Authority:
     def _public_key(self, name: str) -> ec.EllipticCurvePublicKey:
         from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-        key = load_pem_public_key(read_regular(self.path / "certificates" / f"{name}.pub.pem", max_bytes=4096))
+        try:
+            key = load_pem_public_key(read_regular(self.path / "certificates" / f"{name}.pub.pem", max_bytes=4096))
+        except (FileError, ValueError) as error:
+            raise TrustError("TRUST_AUTHORITY_DAMAGED", f"public key {name}: {error}", path=str(self.path)) from None
         if not isinstance(key, ec.EllipticCurvePublicKey):
             raise TrustError("TRUST_AUTHORITY_DAMAGED", f"public key {name} is not ECDSA", path=str(self.path))
         return key

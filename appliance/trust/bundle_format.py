@@ -190,6 +190,8 @@ def read(data: bytes) -> SignatureBundle:
             raise TrustError(
                 "TRUST_BUNDLE_VERSION", "the signature is not a Sigstore v0.3 bundle", media_type=version[:100]
             )
+        if isinstance(document, dict) and None in document.values():  # of two contents one is absent, not null
+            raise TrustError("TRUST_BUNDLE_MALFORMED", "the bundle names a content without having it")
         return documents.validate(SignatureBundle, document, what="signature bundle")
     except DocumentError as error:
         raise TrustError("TRUST_BUNDLE_MALFORMED", error.cause, **error.evidence) from None

@@ -46,6 +46,7 @@ def _one_at_a_time(
     def alone(authority: Authority, /, *args: Rest.args, **kwargs: Rest.kwargs) -> Result:
         with locked(authority.path / _LOCK):
             authority.reload()
+            authority.check_clock(kwargs["now"])  # type: ignore[arg-type]  # every act has it
             return act(authority, *args, **kwargs)
 
     return alone
@@ -87,8 +88,8 @@ def create_authority(
     Raises:
         TrustError: TRUST_AUTHORITY_EXISTS.
     """
-    if path.exists() and any(path.iterdir()):
-        raise TrustError("TRUST_AUTHORITY_EXISTS", f"{path} is not empty", path=str(path))
+    if path.is_symlink() or (path.exists() and (not path.is_dir() or any(path.iterdir()))):
+        raise TrustError("TRUST_AUTHORITY_EXISTS", f"{path} is not an empty folder", path=str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.new")
     shutil.rmtree(draft, ignore_errors=True)
@@ -122,11 +123,16 @@ def rotate_service(
 
     Returns:
         The names of the new keys.
+
+    Raises:
+        TrustError: TRUST_CLOCK_BEHIND, TRUST_AUTHORITY_EXPIRED, TRUST_THRESHOLD, TRUST_KEY_MISSING, TRUST_KEY_LOCKED.
     """
+    _check_order(authority, now)
     now = now.astimezone(UTC).replace(microsecond=0)
     end = now if compromised_since is None else min(compromised_since, now) - _SECOND
     services = (service, *_UNDER_ROOT) if service == "root" else (service,)
     _check_keys(authority, "root" if service in _UNDER_ROOT else None, now)
+    _check_publishable(authority, now, retired=services)
     old = {each.name for each in authority.state.instances if each.service in services}
     added = [authority.add_instance(each, now=now).name for each in services]
     instances = [
@@ -189,6 +195,7 @@ def accept_root(authority: Authority, proposals: Sequence[Proposal], *, now: dat
     if combined.previous.signed_bytes != present.signed_bytes:
         version = present.signed.version
         raise TrustError("TRUST_PROPOSAL", f"the draft does not follow this authority's root {version}", root=version)
+    repository.check_whole()
     repository.check_online_signers(combined.proposed.signed)
     revocations = tls.revocation_list(authority, now=now)  # the last that could be refused
     repository.keep_root(combined.proposed)
@@ -204,6 +211,7 @@ def enrol_peer(authority: Authority, trusted_root: bytes, *, now: datetime) -> s
     Raises:
         TrustError: TRUST_PEER, TRUST_ROOT_MALFORMED.
     """
+    _check_publishable(authority, now)
     domain = peers.enrol(authority, trusted_root)
     _publish(authority, {}, now)
     return domain
@@ -223,6 +231,7 @@ def renew(authority: Authority, *, now: datetime) -> list[str]:
         TrustError: TRUST_THRESHOLD where the root has expired and too few of its keys are here.
     """
     repository, renewed = Repository(authority), ["targets", "snapshot", "timestamp", "tls-crl"]
+    _check_publishable(authority, now)
     root = repository.root().signed
     here = len(repository.root_keys_at_hand()) >= root.roles["root"].threshold
     if root.expires <= now or (here and root.expires - now <= authority.state.profiles.warn_before.span):
@@ -256,6 +265,7 @@ def revoke(authority: Authority, revocation: Revocation, *, now: datetime) -> Po
     }
     changed = policy.model_copy(update={"denied": denied, "roles": roles})
     _check_release_signer(authority, changed)
+    _check_publishable(authority, now)
     tls.revoke_tls(authority, [_serial(each) for each in revocation.tls_serials], now=now)
     _publish(authority, {POLICY: write_policy(changed)}, now)
     return changed
@@ -332,6 +342,31 @@ def _check_keys(authority: Authority, service: Service | None, now: datetime) ->
     """Refuse before anything changes if the issuing key is not here."""
     if service is not None:
         authority.keys.load(authority.current(service, now).name)
+
+
+def _check_publishable(authority: Authority, now: datetime, *, retired: Sequence[Service] = ()) -> None:
+    """Refuse before anything changes if the metadata or the revocation list, with which acts end, cannot be signed.
+
+    A retired TLS authority's key need not be here: it may be lost.
+    """
+    repository = Repository(authority)
+    repository.check_whole()
+    repository.check_online_signers(repository.root().signed)
+    if "tls" not in retired:
+        tls.revocation_list(authority, now=now)
+
+
+def _check_order(authority: Authority, now: datetime) -> None:
+    """Refuse to end a key's window before what it has signed: `renew` forgets a time that a wrong clock has written."""
+    last = Repository(authority).issued()
+    if now < last:
+        raise TrustError(
+            "TRUST_CLOCK_BEHIND",
+            f"this host's clock says {now:%Y-%m-%d %H:%M}, but it signed trust metadata at {last:%Y-%m-%d %H:%M} "
+            "(if the clock is right now: `appliance ca renew` first)",
+            clock=now,
+            at_least=last,
+        )
 
 
 def _joined(present: tuple[Item, ...], added: list[Item]) -> tuple[Item, ...]:

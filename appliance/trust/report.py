@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from appliance.errors import TrustError
 from appliance.files import read_regular, sha256_hex
-from appliance.trust import peers, tls
+from appliance.trust import clock, peers, tls
 from appliance.trust.authority import Authority
 from appliance.trust.log import read_entries
 from appliance.trust.profiles import TUF_ROLES
@@ -114,9 +115,18 @@ def store_report(store: TrustStore, *, now: datetime) -> dict[str, Any]:
         "time_floor": rfc3339(floor),
         "clock": rfc3339(now),
         "warnings": [
-            f"{role} metadata expire {rfc3339(at)}" for role, at in state.expiries.items() if (at - now).days < 60
+            *_wrong_clock(now, floor),
+            *(f"{role} metadata expire {rfc3339(at)}" for role, at in state.expiries.items() if (at - now).days < 60),
         ],
     }
+
+
+def _wrong_clock(now: datetime, floor: datetime) -> list[str]:
+    try:
+        clock.checked(now, floor)
+    except TrustError as error:
+        return [f"{error.code}: {error.cause}"]
+    return []
 
 
 def _newest(authority: Authority, service: str) -> str:

@@ -31,6 +31,7 @@ from appliance.trust.tuf_api import (
     TargetFile,
     Targets,
     Timestamp,
+    refusal,
 )
 
 ISSUED_FIELD: Final = "x-appliance-issued"  # in timestamp.json: when it was signed; raises a host's time floor
@@ -79,6 +80,9 @@ class Repository:
         self._key_of(name)
         self.check_root_signers()
         drafted = self.next_root({name: None}, now=now)
+        if role_of(name) != "root":
+            self.check_whole()
+            self.check_online_signers(drafted.signed)
         self._sign_and_keep(drafted)
         if role_of(name) != "root":
             self.publish(now=now)
@@ -101,7 +105,7 @@ class Repository:
             now: its life is counted from here.
 
         Raises:
-            TrustError: TRUST_KEY_UNKNOWN.
+            TrustError: TRUST_KEY_UNKNOWN; TRUST_KEY_UNUSABLE for a successor that is a key of the role already.
         """
         root = Root.from_dict(self.root().signed.to_dict())
         for name, public in replaced.items():
@@ -144,6 +148,19 @@ class Repository:
             if len(usable) < root.roles[role].threshold:
                 raise TrustError("TRUST_THRESHOLD", f"too few keys of the role {role} are here", role=role)
 
+    def check_whole(self) -> None:
+        """Refuse to sign on from metadata of which the newest are lost: hosts believe no version that is older.
+
+        Raises:
+            TrustError: TRUST_AUTHORITY_DAMAGED.
+        """
+        timestamp: Any = self.metadata("timestamp")
+        snapshot: Any = self.metadata("snapshot")
+        if self.version("snapshot") < timestamp.snapshot_meta.version:
+            raise TrustError("TRUST_AUTHORITY_DAMAGED", "the newest snapshot is lost", path=str(self.path))
+        if self.version("targets") < snapshot.meta["targets.json"].version:
+            raise TrustError("TRUST_AUTHORITY_DAMAGED", "the newest targets are lost", path=str(self.path))
+
     def check_root_signers(self) -> None:
         """Refuse a ceremony before it changes anything if too few root keys are here.
 
@@ -164,6 +181,7 @@ class Repository:
             changed: target name -> bytes; `trusted_root.json` is always written anew, others stay as they are.
             now: the time of signing.
         """
+        self.check_online_signers(self.root().signed)
         present = {name: self.target(name) for name in self.target_names()}
         root_document = trusted_root.write(all_anchors(self._authority))
         contents = {**present, TRUSTED_ROOT: root_document, **(changed or {})}
@@ -211,8 +229,7 @@ class Repository:
 
     def root(self) -> Metadata[Root]:
         """The newest root."""
-        metadata: Metadata[Root] = Metadata.from_bytes(self.root_bytes())
-        return metadata
+        return self._parse(f"{self.version('root')}.root.json")
 
     def root_bytes(self) -> bytes:
         """The newest root, as signed."""
@@ -221,15 +238,23 @@ class Repository:
     def metadata(self, role: MetadataRole) -> Signed:
         """The newest metadata of a role."""
         name = "timestamp.json" if role == "timestamp" else f"{self.version(role)}.{role}.json"
-        return Metadata.from_bytes(self._read(name)).signed
+        signed: Signed = self._parse(name).signed
+        return signed
+
+    def issued(self) -> datetime:
+        """When the newest timestamp was signed.
+
+        Raises:
+            TrustError: TRUST_AUTHORITY_DAMAGED.
+        """
+        return trusted_root.parse_rfc3339(str(self.metadata("timestamp").unrecognized_fields[ISSUED_FIELD]))
 
     def version(self, role: MetadataRole) -> int:
         """The newest version of a role's metadata, 0 where there is none."""
         if role == "timestamp":
-            try:
-                return int(Metadata.from_bytes(self._read("timestamp.json")).signed.version)
-            except TrustError:
-                return 0
+            if self.version("snapshot") <= 1 and not (self._metadata / "timestamp.json").exists():
+                return 0  # later it is lost, and hosts believe none that counts from one again
+            return int(self.metadata("timestamp").version)
         numbers = [each.name.split(".")[0] for each in self._metadata.glob(f"*.{role}.json")]
         return max((int(number) for number in numbers if number.isdigit()), default=0)
 
@@ -242,7 +267,12 @@ class Repository:
         entry = self._current_targets().get(name)
         if entry is None:
             raise TrustError("TRUST_AUTHORITY_DAMAGED", f"the repository has no target {name}", path=str(self.path))
-        return read_regular(self._targets / f"{entry.hashes['sha256']}.{name}", max_bytes=_MAX_BYTES)
+        try:
+            data = read_regular(self._targets / f"{entry.hashes['sha256']}.{name}", max_bytes=_MAX_BYTES)
+            entry.verify_length_and_hashes(data)  # it will be signed again
+        except (FileError, refusal.RepositoryError) as error:
+            raise TrustError("TRUST_AUTHORITY_DAMAGED", f"target {name}: {error}", path=str(self.path)) from None
+        return data
 
     def policy(self) -> Policy:
         """The current policy."""
@@ -280,7 +310,7 @@ class Repository:
 
     def _names_ever(self, role: str) -> set[str]:
         versions = range(1, self.version("root") + 1)
-        roots = [Metadata[Root].from_bytes(self._read(f"{version}.root.json")).signed for version in versions]
+        roots = [self._parse(f"{version}.root.json").signed for version in versions]
         return {name for root in roots for name in _names(root, role)}
 
     def _key_of(self, name: str) -> str:
@@ -303,6 +333,9 @@ class Repository:
             public = (ring.load(name) if ring.has(name) else ring.make(name)).public_key()
         key = SSlibKey.from_crypto(public)
         key.unrecognized_fields[NAME_FIELD] = name
+        if key.keyid in root.roles[role].keyids:
+            known = root.keys[key.keyid].unrecognized_fields[NAME_FIELD]
+            raise TrustError("TRUST_KEY_UNUSABLE", f"key {name} is {known} once more: the role would have one less")
         root.add_key(key, role)
 
     def _expiry(self, role: MetadataRole, now: datetime) -> datetime:
@@ -311,6 +344,12 @@ class Repository:
 
     def _write(self, metadata: Metadata[Any], name: str) -> None:
         write_atomic(self._metadata / name, metadata.to_bytes(JSONSerializer(compact=False)))
+
+    def _parse(self, name: str) -> Metadata[Any]:
+        try:
+            return Metadata.from_bytes(self._read(name))
+        except refusal.RepositoryError as error:
+            raise TrustError("TRUST_AUTHORITY_DAMAGED", f"{name}: {error}", path=str(self.path)) from None
 
     def _read(self, name: str) -> bytes:
         try:

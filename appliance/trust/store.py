@@ -61,8 +61,8 @@ class TrustStore:
             TrustError: TRUST_STATE_EXISTS, TRUST_ANCHOR_MALFORMED, clock and metadata refusals, TRUST_OLDER.
         """
         parsed = read_anchor(anchor)
-        if directory.exists() and any(directory.iterdir()):
-            raise TrustError("TRUST_STATE_EXISTS", f"{directory} holds a trust state already", path=str(directory))
+        if directory.is_symlink() or (directory.exists() and (not directory.is_dir() or any(directory.iterdir()))):
+            raise TrustError("TRUST_STATE_EXISTS", f"{directory} is not an empty folder", path=str(directory))
         directory.parent.mkdir(parents=True, exist_ok=True)
         fresh = directory.with_name(f".{directory.name}.new")
         shutil.rmtree(fresh, ignore_errors=True)
@@ -183,7 +183,10 @@ class TrustStore:
 
     def _current(self) -> Path:
         with translated(self.directory / "current"):
-            return self.directory / (self.directory / "current").readlink()
+            current = self.directory / (self.directory / "current").readlink()
+        if not current.name.isdigit() or not current.is_dir():
+            raise TrustError("TRUST_STATE_DAMAGED", "the trust state's link leads nowhere", path=str(current))
+        return current
 
     def _switch(self, source: Path, *, now: datetime) -> None:
         """Update a copy of the current generation and make it the current one."""

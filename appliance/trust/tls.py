@@ -24,6 +24,7 @@ from appliance.trust.authority import Authority
 
 TlsProfile = Literal["tls-server", "tls-client"]
 TLS_PROFILES: tuple[TlsProfile, ...] = ("tls-server", "tls-client")
+ROOTS_NAME = "ca.pem"
 _MAX_NAME = 64  # characters of a common name (RFC 5280 appendix A.1)
 
 
@@ -44,11 +45,11 @@ class TlsIdentity:
     certificate: x509.Certificate
 
     def write(self, directory: Path, name: str) -> None:
-        """Write `<name>.key` (mode 0600), `<name>.pem` and `ca.pem`."""
+        """Write `<name>.key` (mode 0600), `<name>.pem` and `ca.pem` (`ROOTS_NAME`)."""
         directory.mkdir(parents=True, exist_ok=True)
         write_atomic(directory / f"{name}.key", self.key_pem, mode=0o600)
         write_atomic(directory / f"{name}.pem", self.certificate_pem)
-        write_atomic(directory / "ca.pem", self.ca_pem)
+        write_atomic(directory / ROOTS_NAME, self.ca_pem)
 
 
 class Revoked(BaseModel):
@@ -88,6 +89,8 @@ def issue_tls(
         raise TrustError("TRUST_TLS_NAMES", "a server certificate needs a host name or address", profile=profile)
     if not 1 <= len(name) <= _MAX_NAME or "/" in name:
         raise TrustError("TRUST_TLS_NAMES", f"a certificate's own name has 1 to {_MAX_NAME} characters and no slash")
+    if f"{name}.pem" == ROOTS_NAME:
+        raise TrustError("TRUST_TLS_NAMES", f"{ROOTS_NAME} holds the roots: the certificate needs another name")
     issuer = opened.current("tls", now)
     issuer_certificate = opened.certificate(issuer.name)
     key = keys.generate()
@@ -123,9 +126,16 @@ def renew_tls(authority: Authority, name: str, *, at: datetime) -> TlsIdentity:
 
 
 def issued_tls(authority: Authority) -> list[x509.Certificate]:
-    """Every TLS certificate the authority has issued."""
+    """Every TLS certificate the authority has issued.
+
+    Raises:
+        TrustError: TRUST_AUTHORITY_DAMAGED.
+    """
     paths = sorted(_issued(authority).glob("*.pem"))
-    return [x509.load_pem_x509_certificate(read_regular(path, max_bytes=64 * 1024)) for path in paths]
+    try:
+        return [x509.load_pem_x509_certificate(read_regular(path, max_bytes=64 * 1024)) for path in paths]
+    except ValueError as error:
+        raise TrustError("TRUST_AUTHORITY_DAMAGED", f"issued/: {error}", path=str(authority.path)) from None
 
 
 def revoked_tls(authority: Authority) -> list[Revoked]:
@@ -164,7 +174,7 @@ def revocation_list(authority: Authority, *, now: datetime) -> bytes:
     revoked, issued = revoked_tls(authority), {f"{c.serial_number:x}": c for c in issued_tls(authority)}
     lists = b""
     for instance in authority.state.instances:
-        if instance.service != "tls" or (instance.end < now and not authority.keys.has(instance.name)):
+        if instance.service != "tls" or (instance.end <= now and not authority.keys.has(instance.name)):
             continue  # of a retired generation nothing is valid any more, and its key may be gone
         certificate = authority.certificate(instance.name)
         builder = (

@@ -232,6 +232,8 @@ def _read_chain(document: dict[str, Any]) -> Chain:
     )
     if len(certificates) < 2:
         raise ValueError("an authority's chain needs the issuing certificate and a root")
+    if not certificates[0].subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME):
+        raise ValueError("an authority's certificate has no common name")  # `write` needs it
     return Chain(certificates, _read_window(document["validFor"]), str(document.get("uri", "")))
 
 

@@ -192,6 +192,45 @@ def test_the_built_in_recipes_are_those_of_the_checkout_and_are_handed_out_to_be
 
 
 @pytest.mark.slow
+def test_a_holder_who_was_told_a_drafts_digest_signs_no_authorisation_in_its_place(home, tmp_path):
+    token, place = tmp_path / "token", f"tuf-root={home / 'ca/authority/keys/tuf-root-1.pem'}"
+    digest = report("root", "propose", "--out", tmp_path / "draft", cwd=home)["digest"]
+    report("authorise", "downgrade", "1.0", "--machine", "a" * 64, "--out", token, "--partial", cwd=home)
+    before = token.read_bytes()
+    assert refusal("root", "sign", token, "--digest", digest, "--key", place, cwd=home) == "TRUST_PROPOSAL"
+    assert token.read_bytes() == before
+    report("root", "sign", tmp_path / "draft", "--digest", digest, "--key", place, cwd=home)
+    assert report("root", "sign", token, "--key", place, cwd=home)["version"] == "1.0"
+
+
+def test_folders_that_are_made_are_named_from_outside(tmp_path):
+    for name in (".", "..", "/", "x/.."):
+        assert ca("init", "--development", "--out", name, cwd=tmp_path, check=False).returncode == 2
+        trusting = ("trust", "anchor.json", "--media", "media", "--state", name)
+        assert ca(*trusting, cwd=tmp_path, check=False).returncode == 2
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("typed", [b"\x04", b"\xff\n", b"\n"])
+def test_what_is_no_passphrase_is_refused_as_one_and_makes_nothing(typed, tmp_path):
+    """End of input, bytes that are no text, nothing at all."""
+    parent, child = pty.openpty()
+    command = [sys.executable, "-m", "appliance.cli.main", "ca", "init", "--out", str(tmp_path / "ca")]
+    process = subprocess.Popen(["setsid", "-c", "-w", *command], stdin=child, stdout=child, stderr=child)
+    os.close(child)
+    seen = b""
+    while b"passphrase for" not in seen:
+        seen += os.read(parent, 4096)
+    os.write(parent, typed)
+    with contextlib.suppress(OSError):  # the terminal closes with its process
+        while chunk := os.read(parent, 4096):
+            seen += chunk
+    assert process.wait(300) == 1
+    assert b"TRUST_PASSPHRASE" in seen, seen
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
 def test_on_a_terminal_the_passphrase_is_asked_for_twice_and_never_echoed(tmp_path):
     parent, child = pty.openpty()
     # setsid -c makes the pseudo-terminal the controlling one, which getpass opens

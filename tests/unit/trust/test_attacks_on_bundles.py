@@ -6,7 +6,7 @@ import json
 import pytest
 
 from appliance import documents
-from appliance.artifact import from_files
+from appliance.artifact import SIGNATURE_NAME, from_files
 from appliance.errors import TrustError
 from appliance.trust import keys
 from appliance.trust.names import statement_type
@@ -133,6 +133,7 @@ ATTACKS = {
             }
         },
     ),
+    "a second content that is null": ("TRUST_BUNDLE_MALFORMED", {"bundle": lambda d: {**d, "dsseEnvelope": None}}),
     "no content": ("TRUST_BUNDLE_CONTENT", without("messageSignature")),
     # encodings
     "a key twice, the second hidden from some readers": (
@@ -203,6 +204,17 @@ def test_what_our_own_signer_writes_is_accepted_every_time(zone, now):
     signer = zone.signer("release-signer", at=now)
     for _ in range(20):  # half of all ECDSA signatures have a high S: a signer that forgot it would fail here
         verify_statement(PAYLOAD, signer.sign_statement(PAYLOAD), kind="release", material=zone.material, at=now)
+
+
+def test_an_artifacts_bundle_that_names_the_other_content_as_null_is_refused(zone, now):
+    def judge(bundle):
+        return verify_artifact(from_files({**FILES, SIGNATURE_NAME: bundle}), material=zone.material, at=now)
+
+    bundle = zone.signer("producer", at=now).sign_artifact(FILES)
+    assert judge(bundle).role == "producer"
+    with pytest.raises(TrustError) as refused:
+        judge(edit(bundle, lambda document: document.update(messageSignature=None)))
+    assert refused.value.code == "TRUST_BUNDLE_MALFORMED"
 
 
 def test_another_payload_beside_an_honest_signature_is_refused(forger, zone, now):

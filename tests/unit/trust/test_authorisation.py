@@ -162,6 +162,13 @@ def test_a_token_cannot_be_written_without_enough_root_keys(zone, tmp_path, now)
     refused("TRUST_THRESHOLD", write_token, few, "downgrade", machine=HOST, version="1", now=now, lifetime=WEEK)
 
 
+@pytest.mark.parametrize("version", ["", "9" * 129])
+def test_a_token_cannot_be_written_for_no_version(version, authority, now):
+    facts = {"machine": "a" * 64, "now": now, "lifetime": timedelta(days=1)}
+    refused("TRUST_TOKEN_MALFORMED", write_token, authority, "downgrade", version=version, **facts)
+    assert write_token(authority, "downgrade", version="9" * 128, **facts)
+
+
 def test_a_token_cannot_be_written_for_what_is_no_machine(authority, now):
     refused(
         "TRUST_TOKEN_MALFORMED",

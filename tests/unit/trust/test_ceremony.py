@@ -94,6 +94,132 @@ def test_a_rotation_without_the_roots_key_changes_nothing(own, authority, now):
     assert contents(own.path) == before
 
 
+ACTS = {
+    "rotating the signing key": lambda a, now: ceremony.rotate_service(a, "signing", now=now),
+    "rotating the log": lambda a, now: ceremony.rotate_service(a, "log", now=now),
+    "revoking": lambda a, now: ceremony.revoke(a, Revocation(tls_serials=(serial(a),)), now=now),
+    "renewing a root that is due": lambda a, now: ceremony.renew(a, now=Repository(a).metadata("root").expires - DAY),
+    "setting a policy": lambda a, now: ceremony.set_policy(a, Repository(a).policy(), now=now),
+}
+
+
+def serial(authority):
+    return f"{tls.issued_tls(authority)[0].serial_number:x}"
+
+
+@pytest.mark.parametrize("missing", ["tuf-targets-1", "tuf-snapshot-1", "tuf-timestamp-1", "tls-1"])
+@pytest.mark.parametrize("act", ACTS)
+def test_an_act_whose_metadata_cannot_be_signed_here_changes_nothing(act, missing, own, authority, now):
+    """A rotation left half done would sign from then on with a key that no host knows."""
+    tls.issue_tls(authority, "tls-client", "gateway", at=now)
+    key = own.path / f"keys/{missing}.pem"
+    pem = key.read_bytes()
+    key.unlink()
+    before = contents(own.path)
+    code = "TRUST_KEY_MISSING" if missing == "tls-1" else "TRUST_THRESHOLD"
+    refused(code, ACTS[act], Authority.open(own.path), now)
+    assert contents(own.path) == before
+    key.write_bytes(pem)
+    ACTS[act](Authority.open(own.path), now)
+    assert contents(own.path) != before
+
+
+@pytest.mark.parametrize("stolen", [False, True])
+@pytest.mark.parametrize("service", ["tls", "root"])
+def test_a_tls_authority_whose_key_is_lost_is_replaced(service, stolen, own, authority, now):
+    (own.path / "keys/tls-1.pem").unlink()
+    since = now - DAY if stolen else None
+    assert "tls-2" in ceremony.rotate_service(authority, service, now=now, compromised_since=since)
+    ceremony.renew(authority, now=now + DAY)
+    assert tls.issue_tls(authority, "tls-client", "gateway", at=now + DAY)
+
+
+def test_a_metadata_key_is_not_replaced_where_the_others_cannot_sign_on(own, now):
+    key = own.path / "keys/tuf-snapshot-1.pem"
+    pem = key.read_bytes()
+    key.unlink()
+    before = contents(own.path / "repository")
+    refused("TRUST_THRESHOLD", ceremony.rotate_key, Authority.open(own.path), "tuf-timestamp-1", now=now)
+    assert contents(own.path / "repository") == before
+    key.write_bytes(pem)
+    assert ceremony.rotate_key(Authority.open(own.path), "tuf-timestamp-1", now=now) == "tuf-timestamp-2"
+
+
+def test_an_authority_whose_clock_fell_back_before_its_birth_does_nothing(own, authority, birth, now):
+    """Its rotations would end a key's window before everything that the key has signed."""
+    bundle = own.signer("release-signer", at=now).sign_statement(PAYLOAD)
+    before = contents(own.path)
+    for wrong in (birth.replace(year=1970), birth - SECOND):
+        for act in (*ACTS.values(), lambda a, now: ceremony.rotate_key(a, "tuf-targets-1", now=now)):
+            if act is not ACTS["renewing a root that is due"] and act is not ACTS["revoking"]:
+                refused("TRUST_CLOCK_BEHIND", act, authority, wrong)
+        refused("TRUST_CLOCK_BEHIND", ceremony.renew, authority, now=wrong)
+        refused("TRUST_CLOCK_BEHIND", ceremony.revoke, authority, Revocation(digests=("a" * 64,)), now=wrong)
+        refused("TRUST_CLOCK_BEHIND", own.signer("release-signer", at=wrong).sign_statement, PAYLOAD)
+    assert contents(own.path) == before
+    judge(own, bundle, now)
+
+
+def test_no_service_is_rotated_before_what_was_signed_last_and_a_clock_that_ran_ahead_is_got_over(own, now):
+    authority = Authority.open(own.path)
+    ceremony.renew(authority, now=now + 30 * DAY)
+    before = contents(own.path)
+    error = refused("TRUST_CLOCK_BEHIND", ceremony.rotate_service, authority, "log", now=now)
+    assert "appliance ca renew" in error.cause
+    assert contents(own.path) == before
+    ceremony.renew(authority, now=now)
+    assert ceremony.rotate_service(authority, "log", now=now) == ["log-2"]
+
+
+DAMAGED = {
+    "repository/metadata/timestamp.json": ("cut", "gone"),
+    "repository/metadata/1.root.json": ("cut", "gone"),
+    "repository/metadata/2.snapshot.json": ("cut", "gone"),
+    "repository/metadata/2.targets.json": ("cut", "gone"),
+    "repository/targets/*.policy.json": ("cut", "gone", "altered"),
+    "certificates/log-1.pub.pem": ("cut", "gone"),
+    "issued/*.pem": ("cut",),
+}
+
+
+@pytest.mark.parametrize(("name", "how"), [(name, how) for name in DAMAGED for how in DAMAGED[name]])
+def test_damaged_files_of_the_authority_are_said_to_be_and_nothing_is_signed_over_them(name, how, own, authority, now):
+    tls.issue_tls(authority, "tls-client", "gateway", at=now)
+    ceremony.renew(authority, now=now)
+    (path,) = own.path.glob(name)
+    if how == "gone":
+        path.unlink()
+    elif how == "cut":
+        path.write_bytes(path.read_bytes()[:100])
+    else:
+        path.write_bytes(path.read_bytes().replace(b"onnx", b"pickle"))
+    before = contents(own.path / "repository")
+    refused("TRUST_AUTHORITY_DAMAGED", ceremony.renew, authority, now=now)
+    assert contents(own.path / "repository") == before
+
+
+@pytest.mark.parametrize("act", ["init", "trust"])
+def test_what_stands_in_the_new_folders_place_is_never_replaced(act, own, tmp_path, now):
+    (tmp_path / "file").write_text("notes")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("empty")
+    for name in ("file", "link"):
+        if act == "trust":
+            refused("TRUST_STATE_EXISTS", own.store, tmp_path / name, now=now)
+        else:
+            recipes = read_recipes(RECIPES)
+            call = {"development": True, "now": now}
+            refused("TRUST_AUTHORITY_EXISTS", ceremony.create_authority, tmp_path / name, recipes, **call)
+    assert (tmp_path / "link").is_symlink()
+    assert own.store(tmp_path / "empty", now=now).directory == tmp_path / "empty"
+
+
+def test_no_tls_certificate_takes_the_place_of_the_roots(authority, tmp_path, now):
+    refused("TRUST_TLS_NAMES", tls.issue_tls, authority, "tls-client", "ca", at=now)
+    tls.issue_tls(authority, "tls-client", "cab", at=now).write(tmp_path, "cab")
+    assert (tmp_path / "ca.pem").read_bytes() == tls.tls_roots(authority)
+
+
 def test_hosts_follow_a_rotation_with_their_next_refresh(own, authority, tmp_path, now):
     store = own.store(tmp_path / "state", now=now)
     ceremony.rotate_service(authority, "signing", now=now + DAY)

@@ -6,12 +6,16 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from appliance import documents
 from appliance.errors import TrustError
-from appliance.trust import ceremony
+from appliance.trust import ceremony, keys
 from appliance.trust.anchor import read_anchor
 from appliance.trust.authority import Authority
+from appliance.trust.encoding import b64
 from appliance.trust.names import statement_type
 from appliance.trust.peers import peers
 from appliance.trust.policy import Identity
@@ -224,6 +228,30 @@ def test_a_peer_that_is_no_trusted_root_is_refused(own, now):
     authority = Authority.open(own.path)
     for data in (b"", b"{}", b"[]"):
         refused("TRUST_ROOT_MALFORMED", ceremony.enrol_peer, authority, from_or_same(data), now=now)
+
+
+def test_a_peer_whose_certificate_has_no_name_is_refused_and_not_kept(own, vendor, now):
+    """It could be read and never written again: no metadata could be signed from then on."""
+    nobody, key = x509.Name([]), keys.generate()
+    certificate = (
+        x509.CertificateBuilder().subject_name(nobody).issuer_name(nobody).public_key(key.public_key())
+        .serial_number(1).not_valid_before(now).not_valid_after(now + timedelta(days=1)).sign(key, hashes.SHA256())
+    )  # fmt: skip
+    encoded = b64(certificate.public_bytes(Encoding.DER))
+
+    def unname(document):
+        document["timestampAuthorities"][0]["certChain"]["certificates"][0]["rawBytes"] = encoded
+
+    authority = Authority.open(own.path)
+    refused("TRUST_ROOT_MALFORMED", ceremony.enrol_peer, authority, edit(trusted_root(vendor), unname), now=now)
+    assert not peers(authority)
+
+
+def test_a_peer_is_not_kept_where_it_cannot_be_signed(own, vendor, now):
+    (own.path / "keys/tuf-targets-1.pem").unlink()
+    authority = Authority.open(own.path)
+    refused("TRUST_THRESHOLD", ceremony.enrol_peer, authority, trusted_root(vendor), now=now)
+    assert not peers(authority)
 
 
 def from_or_same(data):

@@ -120,6 +120,17 @@ def test_a_root_under_which_nobody_here_could_sign_on_is_refused_before_anything
     assert contents(own.path) == before
 
 
+def test_a_holder_does_not_count_for_two(authority, holders, now):
+    bob = holders["tuf-root-2"].public_key()
+    error = refused("TRUST_KEY_UNUSABLE", ceremony.propose_root, authority, {"tuf-root-1": bob}, now=now)
+    assert "tuf-root-2" in error.cause
+    carol = keys.generate().public_key()
+    twice = {"tuf-root-1": carol, "tuf-root-3": carol}
+    refused("TRUST_KEY_UNUSABLE", ceremony.propose_root, authority, twice, now=now)
+    renamed = ceremony.propose_root(authority, {"tuf-root-2": bob}, now=now)  # the same holder under the next number
+    assert proposal.root_key_names(renamed.proposed.signed) == ["tuf-root-1", "tuf-root-3", "tuf-root-4"]
+
+
 def test_a_root_keys_successor_is_never_made_at_the_authority(authority, now):
     refused("TRUST_PROPOSAL", ceremony.propose_root, authority, {"tuf-root-1": None}, now=now)
     refused("TRUST_KEY_UNKNOWN", ceremony.propose_root, authority, {"tuf-targets-9": None}, now=now)

@@ -9,6 +9,7 @@ import pytest
 
 from appliance.errors import ApplianceError, TrustError
 from appliance.trust.authority import Authority
+from appliance.trust.report import store_report
 from appliance.trust.repository import Repository
 from appliance.trust.store import TrustStore, machine_identity
 from tests.support import children
@@ -136,6 +137,20 @@ def test_a_clock_file_with_nonsense_is_refused(store, now):
     for nonsense in (b"{}", b"soon", b'{"high_water":"2026-02-31T00:00:00Z","schema_version":1}\n', b"[]"):
         (store.directory / "clock.json").write_bytes(nonsense)
         refused("TRUST_STATE_DAMAGED", store.checked_time, now)
+
+
+@pytest.mark.parametrize("target", ["generations/x", "generations/7", "nowhere"])
+def test_a_state_whose_link_leads_nowhere_is_damaged(target, store, zone, now):
+    (store.directory / "current").unlink()
+    (store.directory / "current").symlink_to(target)
+    refused("TRUST_STATE_DAMAGED", store.refresh, zone.repository, now=now)
+    refused("TRUST_STATE_DAMAGED", store.material, now=now)
+
+
+def test_a_report_on_the_state_warns_of_a_wrong_clock(store, now):
+    for code, wrong in WRONG.values():
+        assert store_report(store, now=wrong)["warnings"][0].startswith(f"{code}: ")
+    assert not store_report(store, now=now)["warnings"]
 
 
 def test_a_second_anchor_cannot_replace_the_first(store, other_zone, now):
