@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from appliance.cli.output import Json, Steps, refusals, show
+from appliance.cli.output import Json, Steps, as_refusal, refusals, show
 
 if TYPE_CHECKING:
     from appliance.registry.contract import Store
@@ -85,14 +85,15 @@ class _Channels:
     def __init__(
         self, registry: str, trust: Path, cache: Path, names: list[str] | None, say: Callable[[object], None]
     ) -> None:
+        from appliance.registry.contract import checked_name
         from appliance.registry.homes import open_cache, open_store
         from appliance.registry.registry import Registry
         from appliance.registry.trust_source import TrustSource
 
+        self._names = [checked_name(name) for name in names or ()]
         self._source = TrustSource(trust)
         self._home = Registry(open_store(registry), material=self._source.material, clock=self._source.now)
         self._cache = open_cache(cache, registry, report=say)
-        self._names = names
         self._followers: dict[str, Follower] = {}
 
     def __call__(self) -> list[Follower]:
@@ -148,12 +149,12 @@ def _pass(follower: Follower, volume: Any) -> dict[str, Any]:
     written: list[str] = []
     try:
         follower.poll()
-    except ApplianceError as error:
-        problem = error
+    except (ApplianceError, OSError) as error:
+        problem = as_refusal(error)
     try:
         written = list(mirror(follower, volume).written)
-    except ApplianceError as error:
-        problem = problem or error
+    except (ApplianceError, OSError) as error:
+        problem = problem or as_refusal(error)
     health = follower.health()
     return {
         "channel": follower.channel,

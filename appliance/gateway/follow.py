@@ -42,19 +42,17 @@ class ChannelWatch(Watch):
 
     def first(self) -> None:
         """Serve what this host served last, then ask the registry."""
-        try:
-            served = self._open().boot()
-        except ApplianceError as error:
-            self._refuse(error)
-            return
-        self._judged = generation(self._trust)
-        if served is not None:
-            self._serve(served)
         self.look()
 
     def look(self) -> bool:
         """Ask the registry once; judge what is news, and what is served where the zone's trust has changed."""
-        follower, now = self._open(), generation(self._trust)
+        now = generation(self._trust)
+        try:
+            follower = self._open()
+        except ApplianceError as error:  # a file of its settings; once that is mended, everything goes on from here
+            if (self.slot.problem or {}).get("code") != error.code:
+                self._refuse(error)
+            return False
         changed = self._again or now != self._judged
         self._again, self._judged = False, now
         try:
@@ -91,14 +89,19 @@ class ChannelWatch(Watch):
         }
 
     def _open(self) -> Follower:
+        """The follower; the first time, what this host served last is served again before the registry is asked."""
         if self._follower is None:
             registry, channel = self._settings.registry, self._settings.channel
             assert registry is not None  # noqa: S101 (the settings model demands it with a channel)
             assert channel is not None  # noqa: S101
             source = TrustSource(self._trust)
-            home = Registry(open_store(registry), material=source.material, clock=source.now)
+            home = Registry(open_store(registry, mounted_later=True), material=source.material, clock=source.now)
             cache = open_cache(self._cache, registry, report=_slots_dead)
             self._follower = Follower(home, cache, channel, material=source.material, clock=source.now)
+            self._judged = generation(self._trust)
+            booted = self._follower.boot()
+            if booted is not None:
+                self._serve(booted)
         return self._follower
 
     def _serve(self, served: Served) -> None:

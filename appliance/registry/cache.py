@@ -179,8 +179,9 @@ class Cache:
                 target = value.get("target") if isinstance(value, dict) else None
                 keep |= {record["sha256"] for record in (target or {}).get("files", {}).values()}
         for folder in ("blobs", "partial"):
-            young = (path for path in (self._directory / folder).iterdir() if now_s - path.stat().st_mtime < GRACE_S)
-            keep |= {path.name for path in young}
+            for path in (self._directory / folder).iterdir():
+                with contextlib.suppress(FileNotFoundError):  # another worker tidies too, or has just fetched it
+                    keep |= {path.name} if now_s - path.stat().st_mtime < GRACE_S else set()
         return self.collect(frozenset(keep))
 
     def contact(self, channel: str) -> datetime | None:

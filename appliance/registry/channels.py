@@ -18,7 +18,7 @@ from appliance.registry.channel import (
     successor,
     unseal,
 )
-from appliance.registry.contract import POINTER_MAX_BYTES, Store, channel_key
+from appliance.registry.contract import POINTER_MAX_BYTES, Store, channel_key, is_name
 from appliance.trust.verification import TrustMaterial, disowned
 
 
@@ -160,9 +160,10 @@ class Channels:
             return None
 
     def channels(self) -> list[str]:
-        """The names of all channels."""
+        """The names of all channels; what lies there under a name that none can have is no channel."""
         keys = [entry.key for entry in self.store.list("channels/")]
-        return [key.removeprefix("channels/").removesuffix(".json") for key in keys if key.endswith(".json")]
+        names = [key.removeprefix("channels/").removesuffix(".json") for key in keys if key.endswith(".json")]
+        return [name for name in names if is_name(name)]
 
 
 def _same_target(old: ChannelState | None) -> Target | None:

@@ -100,13 +100,18 @@ def checked_key(key: str) -> str:
         raise RegistryError("REGISTRY_NAME", error.cause, key=key[:200]) from None
 
 
+def is_name(name: str) -> bool:
+    """Whether a router, an encoder or a channel can have this name."""
+    return _NAME.match(name) is not None and ".." not in name
+
+
 def checked_name(name: str) -> str:
     """Accept the name of a router, encoder or channel.
 
     Raises:
         RegistryError: REGISTRY_NAME.
     """
-    if not _NAME.match(name) or ".." in name:
+    if not is_name(name):
         raise RegistryError("REGISTRY_NAME", f"{name[:80]!r} is not a name the registry keeps", name=name[:80])
     return name
 

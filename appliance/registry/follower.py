@@ -7,6 +7,7 @@ revokes it, and the zone's trust denies it.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -44,7 +45,7 @@ class Health:
     Attributes:
         channel: its name.
         epoch: of what is served; 0 where nothing is.
-        version: of what is served.
+        version: of what is served; None where the channel or the zone's trust took it out of service.
         contact: when the registry last answered soundly, over restarts.
         contact_age_s: seconds since then.
         expires: when the served pointer runs out.
@@ -140,20 +141,22 @@ class Follower:
             return None
         check_successor(state, self._seen)
         check_fresh(state, now)
+        before = self.served
+        if before is not None and _digest(before) in state.pointer.revoked:
+            self.served = Served(state, None, None)  # before anything is written: a full disk keeps nothing in service
         if self._seen is None or state.digest != self._seen.digest:
             self._cache.keep_pointer(self.channel, "seen", state.envelope)
         self._seen = state
         self._sound_answer(now)
-        if self.served is not None and _digest(self.served) in state.pointer.revoked:
-            self.served = Served(self.served.state, None, None)
-        if self.served is not None and state.digest == self.served.state.digest and _complete(self.served):
+        if before is not None and state.digest == before.state.digest and _complete(before):
             self._etag = state.etag
             return None
         served = self._obtain(state)
         self._cache.keep_pointer(self.channel, "served", state.envelope)
         self.served = served
         self._etag = state.etag
-        self._cache.collect_unused(now_s=now.timestamp())
+        with contextlib.suppress(ApplianceError, OSError):  # what cannot be tidied now is no reason to lose the news
+            self._cache.collect_unused(now_s=now.timestamp())
         return served
 
     def _judge_again(self) -> None:
@@ -180,10 +183,11 @@ class Follower:
         except ApplianceError as error:
             problem = error
         pointer = self.served.state.pointer if self.served else None
+        serves = self.served is not None and self.served.artifact is not None
         return Health(
             channel=self.channel,
             epoch=pointer.epoch if pointer else 0,
-            version=pointer.target.version if pointer and pointer.target else None,
+            version=pointer.target.version if serves and pointer and pointer.target else None,
             contact=self._contact,
             contact_age_s=max(0.0, (now - self._contact).total_seconds()) if self._contact and now else None,
             expires=pointer.expires_at if pointer else None,
@@ -203,14 +207,18 @@ class Follower:
 
     def _kept(self, role: str) -> ChannelState | None:
         envelope = self._cache.pointer(self.channel, role)
-        return None if envelope is None else self._registry.unseal(envelope, channel=self.channel)
+        return None if envelope is None else self.verified(envelope)
+
+    def verified(self, envelope: bytes) -> ChannelState:
+        """Verify a pointer of this channel from elsewhere; see `channel.unseal`."""
+        return self._registry.unseal(envelope, channel=self.channel)
 
     def _within_revocations(self, kept: ChannelState) -> Served:
         """A crash between `seen` and `served` must not bring back what the newer pointer revoked."""
         target = kept.pointer.target
         revoked = self._seen.pointer.revoked if self._seen else ()
         if target is not None and target.digest in revoked:
-            return Served(kept, None, None)
+            return Served(self._kept("seen") or kept, None, None)
         return self._obtain(kept)
 
     def _obtain(self, state: ChannelState) -> Served:

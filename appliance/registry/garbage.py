@@ -8,7 +8,7 @@ from itertools import groupby
 
 from appliance.artifact import SIGNATURE_NAME
 from appliance.errors import RegistryError
-from appliance.registry.contract import SIGNATURE_MAX_BYTES, version_prefix
+from appliance.registry.contract import SIGNATURE_MAX_BYTES, checked_key, version_prefix
 from appliance.registry.registry import Registry, VersionSummary
 
 HALF_DONE_AFTER = timedelta(days=2)  # a publication does not take so long
@@ -62,11 +62,14 @@ def _remove(registry: Registry, version: VersionSummary) -> str | None:
     The signature goes first, then the channels are looked at again; a promotion writes its pointer first and looks for
     the signature then (`Registry.promote`). So whichever way the two meet, one of them sees the other.
     """
-    prefix, store = version_prefix(version.kind, version.name, version.version), registry.store
-    signature = prefix + SIGNATURE_NAME
-    keys = [entry.key for entry in store.list(prefix)]
-    kept = store.get(signature, max_bytes=SIGNATURE_MAX_BYTES) if signature in keys else None
+    store = registry.store
     try:
+        prefix = version_prefix(version.kind, version.name, version.version)
+        signature = prefix + SIGNATURE_NAME
+        keys = [entry.key for entry in store.list(prefix)]
+        for key in keys:
+            checked_key(key)
+        kept = store.get(signature, max_bytes=SIGNATURE_MAX_BYTES) if signature in keys else None
         store.delete(signature)
         try:
             promoted = (version.name, version.version) in _served(registry)
@@ -82,7 +85,7 @@ def _remove(registry: Registry, version: VersionSummary) -> str | None:
             if key != signature:
                 store.delete(key)
     except RegistryError as error:
-        if error.code not in {"REGISTRY_DENIED", "REGISTRY_LOCKED"}:
+        if error.code not in {"REGISTRY_DENIED", "REGISTRY_LOCKED", "REGISTRY_NAME"}:  # the last: nothing of ours
             raise
         return str(error)
     return None

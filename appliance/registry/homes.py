@@ -35,8 +35,12 @@ def settings_of(location: Location) -> DirectorySettings | S3Settings:
     raise RegistryError("REGISTRY_LOCATION", f"{path} is neither a directory nor a settings file", path=str(path))
 
 
-def open_store(location: Location) -> Store:
+def open_store(location: Location, *, mounted_later: bool = False) -> Store:
     """Open a registry's home.
+
+    Args:
+        location: as `settings_of`.
+        mounted_later: a folder that is not there is no refusal: who follows it serves what was kept until it is.
 
     Raises:
         RegistryError: as `settings_of`, and what opening the home refuses.
@@ -46,7 +50,7 @@ def open_store(location: Location) -> Store:
         from appliance.registry.s3 import S3Store  # the client takes a third of a second to import
 
         return S3Store(settings, read_credentials(settings.credentials_file))
-    if not settings.path.is_dir():
+    if not mounted_later and not settings.path.is_dir():
         raise RegistryError("REGISTRY_LOCATION", f"{settings.path} is no directory", path=str(settings.path))
     return DirectoryStore(settings.path)
 

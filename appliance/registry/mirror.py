@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from appliance.artifact import SIGNATURE_NAME
-from appliance.errors import RegistryError
+from appliance.errors import ApplianceError, RegistryError
 from appliance.files import sha256_hex
 from appliance.registry.contract import POINTER_MAX_BYTES, Store, channel_key, file_key
 from appliance.registry.follower import Follower, Served
@@ -39,7 +39,9 @@ def mirror(follower: Follower, volume: Store) -> Mirrored:
         volume: the shared volume.
 
     Raises:
-        RegistryError: REGISTRY_NOTHING where nothing sound is known of the channel; what the volume refuses.
+        RegistryError: REGISTRY_NOTHING where nothing sound is known of the channel; REGISTRY_CHANNEL_ROLLBACK where the
+            volume offers a newer pointer, of another sidecar or of this one before its cache was lost; what the
+            volume refuses.
     """
     served = follower.served
     if served is None:
@@ -50,12 +52,32 @@ def mirror(follower: Follower, volume: Store) -> Mirrored:
             channel=follower.channel,
             because=str(problem) if problem else "the registry was never reached",
         )
+    _check_not_older(follower, served, volume)
     written = [key for key, data in _contents(served).items() if _ensure(volume, key, data)]
     pointer = served.state.pointer
     key = channel_key(follower.channel)
     if _ensure(volume, key, served.state.envelope):
         written.append(key)
     return Mirrored(follower.channel, pointer.epoch, pointer.target.version if pointer.target else None, tuple(written))
+
+
+def _check_not_older(follower: Follower, served: Served, volume: Store) -> None:
+    """The volume remembers how far its gateways have come; only a pointer that verifies counts."""
+    try:
+        blob = volume.get(channel_key(follower.channel), max_bytes=POINTER_MAX_BYTES)
+        if blob is None or blob.data == served.state.envelope:
+            return
+        standing = follower.verified(blob.data).pointer.epoch
+    except ApplianceError:
+        return  # nothing sound, which is what mirroring mends
+    if standing > served.state.pointer.epoch:
+        raise RegistryError(
+            "REGISTRY_CHANNEL_ROLLBACK",
+            f"the volume offers epoch {standing} of channel {follower.channel}, newer than what is known here",
+            channel=follower.channel,
+            seen_epoch=standing,
+            offered_epoch=served.state.pointer.epoch,
+        )
 
 
 def _contents(served: Served) -> dict[str, bytes]:

@@ -226,8 +226,8 @@ class SignedSource:
         try:
             blob = self._store.get(config_key(self._name), max_bytes=POINTER_MAX_BYTES, unless=self._etag)
         except RegistryError as error:
-            if error.code != "REGISTRY_NOT_FOUND":
-                raise
+            if error.code != "REGISTRY_NOT_FOUND" or self._config is not None:
+                raise  # what was there once and is not is withheld, or its volume is not mounted
             self._config = self._configs.accept(self._name, None, self._cache)
             return self._config.statement.epoch if self._config else 0
         if blob is not None:
@@ -275,13 +275,28 @@ def _check_newer(offered: SignedConfig, old: int) -> None:
     )
 
 
+def _standing(configs: Configs, name: str, volume: Store) -> int:
+    """The epoch that the volume offers, 0 where nothing sound stands there."""
+    try:
+        blob = volume.get(config_key(name), max_bytes=POINTER_MAX_BYTES)
+        return configs.unseal(blob.data, name=name).statement.epoch if blob else 0
+    except ApplianceError:
+        return 0
+
+
 def mirror_config(configs: Configs, name: str, cache: Cache, volume: Store) -> tuple[SignedConfig, tuple[str, ...]]:
     """Bring one configuration to the shared volume: the signed object, and the plain YAML beside it.
 
     Returns:
         What the volume now offers, and the keys that were written.
+
+    Raises:
+        RegistryError: as `Configs.follow`; REGISTRY_CHANNEL_ROLLBACK where the volume offers a newer one that verifies.
     """
     config = configs.follow(name, cache)
+    standing = _standing(configs, name, volume)
+    if standing > config.statement.epoch:
+        _check_newer(config, standing)
     written = []
     for key, data in {f"{_PREFIX}{name}.yaml": config.plain, config_key(name): config.envelope}.items():
         try:

@@ -85,6 +85,37 @@ def test_a_dead_registry_is_shown_and_serving_goes_on_even_over_a_restart(here):
     assert restarted.slot.problem is not None
 
 
+def test_a_volume_that_is_mounted_after_the_start_is_followed_and_meanwhile_what_was_kept_is_served(here):
+    digest = promote(here, "1.0.0")
+    watch(here).first()
+    (here.directory / "registry").rename(here.directory / "unmounted")
+    made = watch(here)
+    made.first()
+    assert made.slot.current.digest == digest
+    assert made.slot.problem["code"].startswith("REGISTRY_")
+    (here.directory / "unmounted").rename(here.directory / "registry")
+    second = promote(here, "2.0.0", swapped=True)
+    assert made.look()
+    assert made.slot.current.digest == second
+
+
+def test_a_setting_that_is_mended_while_the_registry_is_away_brings_back_what_was_kept(here, caplog):
+    digest = promote(here, "1.0.0")
+    watch(here).first()
+    for folder in ("registry", "trust"):
+        (here.directory / folder).rename(here.directory / f"{folder}-away")
+    made = watch(here)
+    made.first()
+    assert made.slot.current is None
+    assert not made.look()
+    assert made.slot.problem["code"].startswith("TRUST_")
+    assert [record.message for record in caplog.records] == ["router update refused"], "said once"
+    (here.directory / "trust-away").rename(here.directory / "trust")
+    made.look()
+    assert made.slot.current.digest == digest
+    assert made.slot.problem["code"].startswith("REGISTRY_")
+
+
 def test_a_revoked_version_stops_serving_whatever_the_setting_says(here):
     digest = promote(here, "1.0.0")
     made = watch(here, on_bad_update="keep-last-good")

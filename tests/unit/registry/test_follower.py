@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
-from appliance.errors import ApplianceError, RegistryError
+from appliance.errors import ApplianceError, FileError, RegistryError
 from appliance.registry.cache import Cache
+from appliance.registry.directory import DirectoryStore
 from appliance.registry.follower import Follower
 from appliance.registry.mirror import mirror
+from appliance.registry.registry import Registry
 from tests.support import routing
 from tests.support.artifacts import signed
 from tests.unit.registry.conftest import Zone
@@ -357,3 +361,124 @@ def test_half_a_note_leaves_the_other_one_to_remember_by(served: Zone) -> None:
     served.promote("1.1.0")  # honest, and of the epoch that was seen: another pointer of it
     served.promote("1.1.0")
     assert again.poll() is not None
+
+
+def test_a_full_disk_keeps_no_revoked_router_in_service(served: Zone, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = served.host()
+    host.poll()
+    served.registry.revoke("default", [served.registry.fetch("default", "1.0.0").digest], served.officer)
+    keep = Cache.keep_pointer
+    monkeypatch.setattr(Cache, "keep_pointer", full_disk)
+    with pytest.raises(FileError) as info:
+        host.poll()
+    assert info.value.code == "FILE_NO_SPACE"
+    assert host.served is not None
+    assert host.served.artifact is None
+    assert version_of(host) is None
+    monkeypatch.setattr(Cache, "keep_pointer", keep)
+    host.poll()
+    again = served.host()
+    again.boot()
+    assert again.served is not None
+    assert again.served.artifact is None, "as soon as there is room, the next start knows it too"
+
+
+def full_disk(*_arguments: object) -> None:
+    raise FileError("FILE_NO_SPACE", "no space left on device")
+
+
+@pytest.mark.parametrize("failure", [FileError("FILE_NO_SPACE", "full"), FileNotFoundError(2, "gone")])
+def test_news_is_not_lost_when_the_cache_cannot_be_tidied(
+    served: Zone, failure: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_arguments: object, **_options: object) -> None:
+        raise failure
+
+    host = served.host()
+    host.poll()
+    served.promote("1.1.0")
+    monkeypatch.setattr(Cache, "collect_unused", fail)
+    news = host.poll()
+    assert news is not None
+    assert news.artifact is not None
+    assert news.artifact.files["index.safetensors"] == b"1.1.0"
+
+
+def test_a_blob_that_another_worker_tidied_meanwhile_is_no_error(served: Zone, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = served.host()
+    host.poll()
+    stray = served.root / "host" / "blobs" / ("0" * 64)
+    stray.write_bytes(b"")
+    stat = Path.stat
+
+    def gone(path: Path, **options: bool) -> os.stat_result:
+        if path == stray:
+            path.unlink(missing_ok=True)
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", gone)
+    Cache(served.root / "host").collect_unused(now_s=served.clock.now.timestamp())
+    target = host.served.state.pointer.target
+    assert Cache(served.root / "host").holds(target)
+
+
+@pytest.fixture
+def volume(served: Zone) -> DirectoryStore:
+    (served.root / "volume").mkdir()
+    return DirectoryStore(served.root / "volume")
+
+
+def gateway(zone: Zone, volume: DirectoryStore, name: str) -> Follower:
+    """A host that follows the shared volume."""
+    home = Registry(volume, material=lambda: zone.material, clock=zone.clock)
+    cache = Cache(zone.root / name)
+    return Follower(home, cache, "default", material=lambda: zone.material, clock=zone.clock)
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_revocation_crosses_the_volume_even_if_its_replacement_cannot_be_fetched(
+    served: Zone, volume: DirectoryStore, restarted: bool
+) -> None:
+    sidecar, follower = served.host(), gateway(served, volume, "gateway")
+    sidecar.poll()
+    mirror(sidecar, volume)
+    follower.poll()
+    assert version_of(follower) == "1.0.0"
+    served.registry.revoke("default", [served.registry.fetch("default", "1.0.0").digest], served.officer)
+    served.promote("1.1.0")
+    away = served.file("1.1.0").rename(served.root / "away")
+    with pytest.raises(RegistryError):
+        sidecar.poll()
+    if restarted:
+        sidecar = served.host()
+        sidecar.boot()
+    mirror(sidecar, volume)
+    with pytest.raises(RegistryError):
+        follower.poll()
+    assert follower.served is not None
+    assert follower.served.artifact is None
+    away.rename(served.file("1.1.0"))
+    sidecar.poll()
+    mirror(sidecar, volume)
+    assert follower.poll() is not None
+    assert version_of(follower) == "1.1.0"
+
+
+def test_a_sidecar_that_forgot_how_far_it_had_come_does_not_take_the_volume_back(
+    served: Zone, volume: DirectoryStore
+) -> None:
+    older = served.pointer.read_bytes()
+    served.promote("1.1.0")
+    sidecar = served.host()
+    sidecar.poll()
+    mirror(sidecar, volume)
+    newer = (served.root / "volume" / "channels" / "default.json").read_bytes()
+    served.pointer.write_bytes(older)
+    forgetful = served.host("empty-cache")
+    forgetful.poll()
+    with pytest.raises(RegistryError) as info:
+        mirror(forgetful, volume)
+    assert info.value.code == "REGISTRY_CHANNEL_ROLLBACK"
+    assert (served.root / "volume" / "channels" / "default.json").read_bytes() == newer
+    (served.root / "volume" / "channels" / "default.json").write_bytes(b"{}")
+    assert "channels/default.json" in mirror(forgetful, volume).written, "what does not verify counts for nothing"

@@ -272,6 +272,35 @@ def test_a_forged_channel_does_not_decide_what_is_deleted(zone: Zone) -> None:
     assert len(zone.registry.versions()) == 1
 
 
+FOREIGN = ("channels/Default.json", "channels/a/b.json", "channels/x..y.json", "channels/.json")
+
+
+def test_what_lies_under_a_name_that_no_channel_can_have_is_no_channel(zone: Zone) -> None:
+    """Whoever can write one object must not be able to stop every follower with it."""
+    zone.publish("1.0.0")
+    zone.promote("1.0.0")
+    for key in FOREIGN:
+        zone.store.put(key, b"{}")
+    assert zone.registry.channels() == ["default"]
+
+
+def test_collecting_goes_on_past_what_is_nothing_of_ours(zone: Zone) -> None:
+    from appliance.registry.garbage import collect
+
+    for version in ("1.0.0", "1.1.0"):
+        zone.publish(version)
+    for key in ("routers/Alien/1/x", "routers/default/0.9/odd name"):
+        path = zone.root / "registry" / key
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"x")
+    zone.clock.advance(days=3)
+    found = {(one.version.name, one.version.version): one for one in collect(zone.registry, keep=0, now=zone.clock())}
+    assert found["default", "1.0.0"].kept_because is None
+    assert found["default", "1.1.0"].kept_because is None
+    assert "REGISTRY_NAME" in str(found["Alien", "1"].kept_because)
+    assert "REGISTRY_NAME" in str(found["default", "0.9"].kept_because)
+
+
 def test_a_channel_goes_on_after_its_signer_was_given_up(zone: Zone, zone_trust: tuple) -> None:
     """The next officer counts on from the disowned pointer; hosts that followed it follow on, restarted or not."""
     second = zone_trust[1]("import-officer", identity="import-officer-2@appliance.internal")
