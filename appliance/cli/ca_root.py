@@ -18,7 +18,7 @@ from appliance.cli.keyring import (
     open_authority,
 )
 from appliance.cli.output import Json, refusals, show
-from appliance.errors import TrustError
+from appliance.errors import FileError, TrustError
 from appliance.files import read_regular, write_atomic
 
 app = typer.Typer(
@@ -41,7 +41,11 @@ def key_(
 
         from appliance.trust.keys import KeyRing, key_id
 
+        if not out.parent.is_dir():  # before a key is made that nobody learns the public half of
+            raise FileError("FILE_MISSING", f"there is no folder {out.parent}", path=str(out.parent))
         name, places = _place(key, make=True)
+        if places[name] == out:
+            raise typer.BadParameter("the public key would replace the key", param_hint="--out")
         ring = KeyRing(Path(), Passphrases(passphrase_file, new=True), places)
         public = (places[name] if not isinstance(places[name], Path) else ring.make(name)).public_key()
         write_atomic(out, public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))

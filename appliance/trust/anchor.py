@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from appliance import documents
 from appliance.errors import DocumentError, TrustError
+from appliance.files import read_regular
 from appliance.trust.authority import Authority
 from appliance.trust.names import domain_of, service_url, statement_type
 from appliance.trust.peers import all_anchors
@@ -80,6 +81,17 @@ def write_anchor(authority: Authority, *, now: datetime) -> bytes:
         lowest_versions={role: repository.version(role) for role in ("targets", "snapshot", "timestamp")},
     )
     return documents.write_json(anchor.model_dump(mode="json", by_alias=True))
+
+
+def is_announced(authority: Authority) -> bool:
+    """Whether `anchor.json` carries the root in force: acts end by writing it, an interrupted one has not got there.
+
+    Raises:
+        FileError: FILE_MISSING.
+        TrustError: TRUST_ANCHOR_MALFORMED.
+    """
+    anchor = read_anchor(read_regular(authority.path / "anchor.json", max_bytes=_MAX_BYTES))
+    return anchor.root.encode() == Repository(authority).root_bytes()
 
 
 def read_anchor(data: bytes) -> Anchor:

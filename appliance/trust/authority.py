@@ -94,6 +94,7 @@ class Authority:
         authority = cls(path, ring, state)
         for service in ("root", "signing", "tls", "tsa", "log", "ct"):
             authority.add_instance(service, now=created)
+        authority.update()
         return authority
 
     @classmethod
@@ -131,7 +132,10 @@ class Authority:
             )
 
     def add_instance(self, service: Service, *, now: datetime) -> Instance:
-        """Make the next generation of a service: its key, and its certificate where it has one."""
+        """Make the next generation of a service: its key, and its certificate where it has one.
+
+        It is not in force before `update`: who is killed on the way finds key and certificate by their names again.
+        """
         number = 1 + sum(each.service == service for each in self.state.instances)
         name = f"{service}-{number}"
         key = self.keys.load(name) if self.keys.has(name) else self.keys.make(name)
@@ -143,7 +147,7 @@ class Authority:
             self._keep_certificate(name, certificate)
             end = certificate.not_valid_after_utc
         instance = Instance(service=service, name=name, start=now, end=end)
-        self.update(instances=(*self.state.instances, instance))
+        self.state = self.state.model_copy(update={"instances": (*self.state.instances, instance)})
         return instance
 
     def update(self, **changes: object) -> None:

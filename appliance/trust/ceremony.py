@@ -18,7 +18,7 @@ from appliance import documents
 from appliance.errors import DocumentError, TrustError
 from appliance.files import locked, translated, write_atomic
 from appliance.trust import peers, tls
-from appliance.trust.anchor import RELEASE_ROLE, write_anchor
+from appliance.trust.anchor import RELEASE_ROLE, is_announced, write_anchor
 from appliance.trust.authority import Authority, Service
 from appliance.trust.keys import Passphrase, PrivateKey, PublicKey, no_passphrase
 from appliance.trust.names import DOMAIN
@@ -177,7 +177,7 @@ def propose_root(authority: Authority, replaced: Mapping[str, PublicKey | None],
 
 @_one_at_a_time
 def accept_root(authority: Authority, proposals: Sequence[Proposal], *, now: datetime) -> Proposal:
-    """Put the holders' signatures together and make the draft the root in force.
+    """Put the holders' signatures together and make the draft the root in force; or finish that, interrupted before.
 
     Args:
         authority: the authority.
@@ -192,13 +192,15 @@ def accept_root(authority: Authority, proposals: Sequence[Proposal], *, now: dat
     """
     repository, combined = Repository(authority), combine(proposals)
     present = repository.root()
-    if combined.previous.signed_bytes != present.signed_bytes:
+    interrupted = combined.proposed.signed_bytes == present.signed_bytes and not is_announced(authority)
+    if combined.previous.signed_bytes != present.signed_bytes and not interrupted:
         version = present.signed.version
         raise TrustError("TRUST_PROPOSAL", f"the draft does not follow this authority's root {version}", root=version)
     repository.check_whole()
     repository.check_online_signers(combined.proposed.signed)
     revocations = tls.revocation_list(authority, now=now)  # the last that could be refused
-    repository.keep_root(combined.proposed)
+    if not interrupted:
+        repository.keep_root(combined.proposed)
     repository.publish({REVOCATIONS: revocations}, now=now)
     _announce(authority, now)
     return combined
@@ -294,7 +296,8 @@ def _denied(authority: Authority, present: Denied, revocation: Revocation, now: 
 
 def _serial(text: str) -> str:
     """A serial number as the deny-list has it, from how tools print it: `0A:BC`, `0x0abc`, `ABC`."""
-    return text.strip().lower().removeprefix("0x").replace(":", "").lstrip("0") or "0"
+    digits = text.strip().lower().removeprefix("0x").replace(":", "")
+    return digits.lstrip("0") or digits[:1]  # of nothing nothing, which no list takes
 
 
 @_one_at_a_time

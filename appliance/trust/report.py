@@ -8,11 +8,12 @@ from typing import Any
 
 from appliance.errors import TrustError
 from appliance.files import read_regular, sha256_hex
-from appliance.trust import clock, peers, tls
+from appliance.trust import clock, peers, tls, trusted_root
+from appliance.trust.anchor import is_announced
 from appliance.trust.authority import Authority
 from appliance.trust.log import read_entries
 from appliance.trust.profiles import TUF_ROLES
-from appliance.trust.repository import Repository
+from appliance.trust.repository import TRUSTED_ROOT, Repository
 from appliance.trust.store import TrustStore
 from appliance.trust.trusted_root import rfc3339
 
@@ -64,6 +65,9 @@ def authority_report(authority: Authority, *, now: datetime) -> dict[str, Any]:
         for each in due
         if each.at - now <= warn
     ]
+    published = repository.target(TRUSTED_ROOT) == trusted_root.write(peers.all_anchors(authority))
+    if not published or not is_announced(authority):
+        warnings.append("hosts are not told of every key in force, an act was interrupted: appliance ca renew")
     root = repository.metadata("root")
     offline = [name for role in TUF_ROLES for name in repository.key_names(role) if not authority.keys.has(name)]
     if authority.state.development:

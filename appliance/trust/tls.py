@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -17,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 
 from appliance import documents
 from appliance.errors import DocumentError, FileError, TrustError
-from appliance.files import read_regular, write_atomic
+from appliance.files import read_regular, translated, write_atomic
 from appliance.trust import certificates as x
 from appliance.trust import keys
 from appliance.trust.authority import Authority
@@ -25,6 +26,8 @@ from appliance.trust.authority import Authority
 TlsProfile = Literal["tls-server", "tls-client"]
 TLS_PROFILES: tuple[TlsProfile, ...] = ("tls-server", "tls-client")
 ROOTS_NAME = "ca.pem"
+_LABEL = "[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_HOST = re.compile(rf"(?=.{{1,253}}\Z)(\*\.)?{_LABEL}(\.{_LABEL})*")  # RFC 1123, with the names of services
 _MAX_NAME = 64  # characters of a common name (RFC 5280 appendix A.1)
 
 
@@ -46,7 +49,8 @@ class TlsIdentity:
 
     def write(self, directory: Path, name: str) -> None:
         """Write `<name>.key` (mode 0600), `<name>.pem` and `ca.pem` (`ROOTS_NAME`)."""
-        directory.mkdir(parents=True, exist_ok=True)
+        with translated(directory):
+            directory.mkdir(parents=True, exist_ok=True)
         write_atomic(directory / f"{name}.key", self.key_pem, mode=0o600)
         write_atomic(directory / f"{name}.pem", self.certificate_pem)
         write_atomic(directory / ROOTS_NAME, self.ca_pem)
@@ -224,8 +228,8 @@ def _alternative_name(text: str) -> x509.GeneralName:
     except ValueError:
         pass
     try:
-        if not text or " " in text or "/" in text:
-            raise ValueError("not a host name")
+        if _HOST.fullmatch(text) is None:
+            raise ValueError("labels of 1 to 63 letters, digits and hyphens, with points between")
         return x509.DNSName(text)
     except ValueError as error:
         raise TrustError("TRUST_TLS_NAMES", f"{text!r} is neither a host name nor an address: {error}") from None

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import unquote
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, utils
@@ -45,7 +45,7 @@ def read_uri(text: str) -> TokenUri:
     """
     path, _, query = text.removeprefix(_SCHEME).partition("?")
     attributes = dict(part.partition("=")[::2] for part in path.split(";") if part)
-    options = dict(parse_qsl(query, keep_blank_values=True))
+    options = {name: unquote(value) for name, _, value in (each.partition("=") for each in query.split("&") if each)}
     known, asked = {"token", "object"}, {"module-path", "pin-source", "pin-value"}
     if attributes.keys() != known or not options.keys() <= asked or "module-path" not in options:
         raise TrustError(
@@ -56,7 +56,7 @@ def read_uri(text: str) -> TokenUri:
     pin = options.get("pin-value")
     if "pin-source" in options:
         try:
-            source = Path(unquote(options["pin-source"].removeprefix("file:")))
+            source = Path(options["pin-source"].removeprefix("file:"))
             pin = read_regular(source, max_bytes=4096).decode("utf-8").rstrip("\r\n")
         except (FileError, UnicodeDecodeError) as error:
             raise TrustError("TRUST_TOKEN_KEY", f"the PIN cannot be read: {error}") from None

@@ -203,6 +203,15 @@ def test_a_holder_who_was_told_a_drafts_digest_signs_no_authorisation_in_its_pla
     assert report("root", "sign", token, "--key", place, cwd=home)["version"] == "1.0"
 
 
+def test_a_holders_key_is_not_made_where_its_public_half_has_no_place(tmp_path):
+    (tmp_path / "passphrase").write_text("secret\n")
+    made = ("root", "key", "--key", "mine=root.pem", "--passphrase-file", "passphrase", "--out")
+    assert refusal(*made, "nowhere/mine.pub", cwd=tmp_path) == "FILE_MISSING"
+    assert ca(*made, "root.pem", cwd=tmp_path, check=False).returncode == 2
+    assert not (tmp_path / "root.pem").exists()
+    assert report(*made, "mine.pub", cwd=tmp_path)["key"] == "mine"
+
+
 def test_folders_that_are_made_are_named_from_outside(tmp_path):
     for name in (".", "..", "/", "x/.."):
         assert ca("init", "--development", "--out", name, cwd=tmp_path, check=False).returncode == 2

@@ -126,3 +126,11 @@ def test_a_token_named_with(name, softhsm, zone):
 def test_a_uri_is_read_with_its_escapes():
     uri = read_uri("pkcs11:token=my%20zone;object=k?module-path=/m.so&pin-value=a%26b")
     assert (uri.token, uri.label, uri.module, uri.pin) == ("my zone", "k", "/m.so", "a&b")
+
+
+def test_a_plus_in_a_uri_is_a_plus(tmp_path):
+    """In a form it would be a space: a PIN tried wrongly, and after a few tries the token locks itself."""
+    assert read_uri("pkcs11:token=t;object=k?module-path=/m.so&pin-value=12+34").pin == "12+34"
+    (tmp_path / "a+b 100%").write_text("pin\n")
+    place = f"{tmp_path}/a+b%20100%25"
+    assert read_uri(f"pkcs11:token=t;object=k?module-path=/m.so&pin-source=file:{place}").pin == "pin"

@@ -9,7 +9,8 @@ from cryptography import x509
 
 from appliance import documents
 from appliance.errors import ApplianceError
-from appliance.trust import ceremony, tls
+from appliance.files import write_atomic
+from appliance.trust import ceremony, tls, trusted_root
 from appliance.trust.authority import Authority
 from appliance.trust.ceremony import Revocation
 from appliance.trust.names import statement_type
@@ -132,6 +133,45 @@ def test_a_tls_authority_whose_key_is_lost_is_replaced(service, stolen, own, aut
     assert "tls-2" in ceremony.rotate_service(authority, service, now=now, compromised_since=since)
     ceremony.renew(authority, now=now + DAY)
     assert tls.issue_tls(authority, "tls-client", "gateway", at=now + DAY)
+
+
+class Killed(BaseException):
+    """As of a process that is killed: nothing is cleaned up after it."""
+
+
+@pytest.mark.parametrize("service", ["signing", "root", "log"])
+@pytest.mark.parametrize("writes", range(12))
+def test_a_rotation_that_is_killed_ends_the_old_keys_window_or_has_not_begun(
+    service, writes, own, authority, now, monkeypatch
+):
+    """The status tells of a key in force that hosts do not know of; and the act can be repeated."""
+    left = iter(range(writes))
+
+    def write(path, data, **options):
+        if next(left, None) is None:
+            raise Killed
+        write_atomic(path, data, **options)
+
+    for module in ("authority", "ceremony", "keys", "repository"):
+        monkeypatch.setattr(f"appliance.trust.{module}.write_atomic", write)
+    before = len(authority.state.instances)
+    stolen = own.signer("release-signer", at=now).sign_statement(PAYLOAD)
+    try:
+        ceremony.rotate_service(authority, service, now=now + DAY, compromised_since=now)
+        finished = True
+    except Killed:
+        finished = False
+    monkeypatch.undo()
+    again = Authority.open(own.path)
+    if len(again.state.instances) > before:
+        assert all(each.end < now + DAY for each in again.state.instances if each.name == f"{service}-1")
+    warned = any("interrupted" in each for each in authority_report(again, now=now + DAY)["warnings"])
+    assert warned == (own.material.trusted_root != trusted_root.write(again.anchors()))
+    assert not (warned and finished)
+    ceremony.renew(again, now=now + DAY)
+    ceremony.rotate_service(again, service, now=now + DAY, compromised_since=now)
+    refused("TRUST_KEY_WINDOW", judge, own, stolen, now + DAY)
+    judge(own, own.signer("release-signer", at=now + DAY).sign_statement(PAYLOAD), now + DAY)
 
 
 def test_a_metadata_key_is_not_replaced_where_the_others_cannot_sign_on(own, now):
@@ -265,6 +305,7 @@ def test_a_role_other_than_the_release_signers_can_be_retired_whole(own, authori
 
 MISTYPED = {
     "a serial that is no number": Revocation(certificate_serials=("zz",)),
+    "a serial that a variable did not hold": Revocation(certificate_serials=("",)),
     "a serial beyond every certificate's": Revocation(certificate_serials=("1" * 65,)),
     "a digest that was cut": Revocation(digests=("abc",)),
     "an entry that the log does not have": Revocation(log_indices=(1_000_000,)),
@@ -525,8 +566,10 @@ def test_a_tls_certificate_that_runs_out_is_named_until_it_is_renewed(authority,
 
 def test_a_server_certificate_needs_names_and_they_must_be_names(authority, now):
     refused("TRUST_TLS_NAMES", tls.issue_tls, authority, "tls-server", "gw", at=now)
-    for nonsense in ("", "two words", "https://x/", "ümlaut"):
+    for nonsense in ("", "two words", "https://x/", "ümlaut", "a..b", "x" * 64, "gw\nzone", "gw,DNS:zone", "-gw"):
         refused("TRUST_TLS_NAMES", tls.issue_tls, authority, "tls-server", "gw", sans=[nonsense], at=now)
+    for san in ("gw", "gw.zone.example", "*.zone.example", "my_gw", "10.0.0.5", "::1"):
+        assert tls.issue_tls(authority, "tls-server", "gw", sans=[san], at=now)
     for name in ("", "a/b", "x" * 65):
         refused("TRUST_TLS_NAMES", tls.issue_tls, authority, "tls-client", name, at=now)
 

@@ -13,6 +13,7 @@ from appliance.trust.authority import Authority
 from appliance.trust.keys import KeyRing
 from appliance.trust.profiles import read_recipes
 from appliance.trust.proposal import Proposal
+from appliance.trust.report import authority_report
 from tests.support.media import contents
 from tests.support.trust import RECIPES, DevelopmentAuthority
 
@@ -129,6 +130,30 @@ def test_a_holder_does_not_count_for_two(authority, holders, now):
     refused("TRUST_KEY_UNUSABLE", ceremony.propose_root, authority, twice, now=now)
     renamed = ceremony.propose_root(authority, {"tuf-root-2": bob}, now=now)  # the same holder under the next number
     assert proposal.root_key_names(renamed.proposed.signed) == ["tuf-root-1", "tuf-root-3", "tuf-root-4"]
+
+
+def test_an_acceptance_that_was_killed_is_finished_by_the_same_command(
+    own, authority, holders, tmp_path, now, monkeypatch
+):
+    draft = ceremony.propose_root(authority, {"tuf-timestamp-1": None}, now=now)
+    for name in ("tuf-root-1", "tuf-root-3"):
+        draft = proposal.sign(draft, holders[name])
+
+    def kill(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as killed:
+        killed.setattr("appliance.trust.repository.Repository.publish", kill)
+        with pytest.raises(KeyboardInterrupt):
+            ceremony.accept_root(authority, [draft], now=now)
+    assert any("interrupted" in each for each in authority_report(authority, now=now)["warnings"])
+    accepted = (own.repository / "metadata/2.root.json").read_bytes()
+    ceremony.accept_root(authority, [draft], now=now)
+    store = own.store(tmp_path / "state", now=now)
+    assert store.state().versions["root"] == 2
+    assert (own.repository / "metadata/2.root.json").read_bytes() == accepted
+    assert not any("interrupted" in each for each in authority_report(authority, now=now)["warnings"])
+    refused("TRUST_PROPOSAL", ceremony.accept_root, authority, [draft], now=now)
 
 
 def test_a_root_keys_successor_is_never_made_at_the_authority(authority, now):
