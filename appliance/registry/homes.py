@@ -71,7 +71,9 @@ def open_cache(
 
 
 def _slot(settings: FetchSlots, report: Callable[[RegistryError], None]) -> FetchSlot:
-    patience = Patience(wait_s=settings.wait_s, poll_s=settings.poll_s, jitter_s=settings.jitter_s)
+    patience = Patience(
+        wait_s=settings.wait_s, poll_s=settings.poll_s, jitter_s=settings.jitter_s, answer_s=settings.answer_s
+    )
     return fetch_slot(_service(settings), patience=patience, report=report)
 
 

@@ -8,6 +8,7 @@ holders of one, costs bandwidth and nothing else. Hence the rule for a dead serv
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -49,11 +50,32 @@ class Patience:
         wait_s: for a slot; then go on without.
         poll_s: between two tries, with jitter.
         jitter_s: a random wait of up to this where the service is dead.
+        answer_s: for one try; a service that accepts and then says nothing, or very little, is dead as well.
     """
 
     wait_s: float = 300.0
     poll_s: float = 0.5
     jitter_s: float = 5.0
+    answer_s: float = 30.0
+
+
+@contextmanager
+def as_lease_errors(host: str) -> Iterator[None]:
+    """Turn every fault of a lease service into one that the fetch goes on from.
+
+    Args:
+        host: of the service, for the message.
+
+    Raises:
+        RegistryError: REGISTRY_LEASES.
+    """
+    try:
+        yield
+    except RegistryError:
+        raise
+    except Exception as error:
+        words = " ".join(str(error).split())[:200] or type(error).__name__
+        raise RegistryError("REGISTRY_LEASES", words, host=host) from error
 
 
 def fetch_slot(
@@ -92,8 +114,9 @@ def _acquire(
 ) -> Lease:
     waited = 0.0
     while waited < patience.wait_s:
+        asked = time.monotonic()
         try:
-            lease = slots.try_hold(held)
+            lease = _ask(slots, held, patience.answer_s)
         except RegistryError as error:
             report(error)
             sleep(uniform(0.0, patience.jitter_s))
@@ -101,6 +124,43 @@ def _acquire(
         if lease is not None:
             return lease
         pause = uniform(0.5, 1.5) * patience.poll_s
+        waited += pause + time.monotonic() - asked
         sleep(pause)
-        waited += pause
     return Lease(-1, 0)
+
+
+def _ask(slots: Slots, held: ExitStack, seconds: float) -> Lease | None:
+    """One try in bounded time: what waits for the service is a thread that can be left behind.
+
+    Raises:
+        RegistryError: REGISTRY_LEASES.
+    """
+    own, turn, left_behind = ExitStack(), threading.Lock(), False
+    answer: list[Lease | None] = []
+    failure: list[Exception] = []
+
+    def ask() -> None:
+        try:
+            answer.append(slots.try_hold(own))
+        except Exception as error:  # noqa: BLE001 (raised again below)
+            failure.append(error)
+        with turn:
+            late = left_behind
+        if late:
+            own.close()  # nobody waits for this slot any more
+
+    _bounded(ask, seconds)
+    with turn:
+        if failure:
+            raise failure[0]
+        if not answer:
+            left_behind = True
+            raise RegistryError("REGISTRY_LEASES", f"no answer within {seconds:g} s")
+    held.callback(_bounded, own.close, seconds)
+    return answer[0]
+
+
+def _bounded(act: Callable[[], None], seconds: float) -> None:
+    worker = threading.Thread(target=act, daemon=True, name="registry-lease")
+    worker.start()
+    worker.join(seconds)

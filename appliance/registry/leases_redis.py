@@ -9,13 +9,20 @@ from __future__ import annotations
 import secrets
 import threading
 from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from appliance.errors import RegistryError
-from appliance.registry.leases import Lease
+from appliance.registry.leases import Lease, as_lease_errors
+
+if TYPE_CHECKING:
+    import socket
+    import ssl
+
+    import redis
 
 _PREFIX = "appliance:fetch"
 # take: the key if it is free, and the next fencing number; renew and release: only for the owner's own key
@@ -58,62 +65,61 @@ class RedisSlots:
     """
 
     def __init__(self, settings: RedisSettings, *, count: int) -> None:
-        import ssl
+        self._settings = settings
+        self._count = count
 
+    @cached_property
+    def _client(self) -> redis.Redis:
+        """Made when it is needed: what is wrong with its files is a dead service, and no reason to follow nothing."""
         import redis
         from redis.backoff import NoBackoff
         from redis.retry import Retry
 
         from appliance.registry.postgres import read_password
+        from appliance.registry.tls import client_context
 
-        self._settings = settings
-        self._count = count
-        self._failure: type[Exception] = redis.RedisError
-        self._client = redis.Redis(
-            host=settings.host,
-            port=settings.port,
-            username=settings.user,
-            password=read_password(settings.password_file) or None,
-            ssl=True,
-            ssl_ca_certs=str(settings.ca_file),
-            ssl_cert_reqs="required",
-            ssl_check_hostname=True,
-            ssl_min_version=ssl.TLSVersion.TLSv1_3,
-            socket_connect_timeout=settings.timeout_s,
-            socket_timeout=settings.timeout_s,
+        ca_file = self._settings.ca_file
+
+        class Connection(redis.SSLConnection):
+            """Its own context trusts the system's authorities and `SSL_CERT_FILE` beside ours, and writes keys down."""
+
+            def _wrap_socket_with_ssl(self, sock: socket.socket) -> ssl.SSLSocket:
+                return client_context(ca_file).wrap_socket(sock, server_hostname=self.host)
+
+        pool = redis.ConnectionPool(
+            connection_class=Connection,
+            host=self._settings.host,
+            port=self._settings.port,
+            username=self._settings.user,
+            password=read_password(self._settings.password_file) or None,
+            socket_connect_timeout=self._settings.timeout_s,
+            socket_timeout=self._settings.timeout_s,
             retry=Retry(NoBackoff(), 0),
         )
+        return redis.Redis(connection_pool=pool)
 
     def try_hold(self, held: ExitStack) -> Lease | None:
         """Take a free slot; see `Slots.try_hold`."""
         owner, ttl_ms = secrets.token_hex(16), int(self._settings.ttl_s * 1000)
-        try:
-            for slot in range(self._count):
-                key = f"{_PREFIX}:{slot}"
-                fence = self._eval(_TAKE, [key, f"{_PREFIX}:fence"], owner, ttl_ms)
-                if fence:
-                    stop = threading.Event()
-                    keeper = threading.Thread(target=self._keep, args=(key, owner, ttl_ms, stop), daemon=True)
-                    keeper.start()
-                    held.callback(self._release, key, owner, stop)
-                    return Lease(slot, fence)
-        except self._failure as error:
-            raise RegistryError(
-                "REGISTRY_LEASES", " ".join(str(error).split())[:200], host=self._settings.host
-            ) from error
+        for slot in range(self._count):
+            key = f"{_PREFIX}:{slot}"
+            fence = self._eval(_TAKE, [key, f"{_PREFIX}:fence"], owner, ttl_ms)
+            if fence:
+                stop = threading.Event()
+                keeper = threading.Thread(target=self._keep, args=(key, owner, ttl_ms, stop), daemon=True)
+                keeper.start()
+                held.callback(self._release, key, owner, stop)
+                return Lease(slot, fence)
         return None
 
     def newest_fence(self) -> int:
         """The greatest fencing number given: a holder with a smaller one for the same slot has been overtaken."""
-        try:
+        with as_lease_errors(self._settings.host):
             return int(self._client.get(f"{_PREFIX}:fence") or 0)
-        except self._failure as error:
-            raise RegistryError(
-                "REGISTRY_LEASES", " ".join(str(error).split())[:200], host=self._settings.host
-            ) from error
 
     def _eval(self, script: str, keys: list[str], *arguments: Any) -> int:
-        return int(self._client.eval(script, len(keys), *keys, *arguments))
+        with as_lease_errors(self._settings.host):
+            return int(self._client.eval(script, len(keys), *keys, *arguments))
 
     def _keep(self, key: str, owner: str, ttl_ms: int, stop: threading.Event) -> None:
         """Renew until released; a lease that cannot be renewed is lost, which only means more load."""
@@ -121,12 +127,12 @@ class RedisSlots:
             try:
                 if not self._eval(_RENEW, [key], owner, ttl_ms):
                     return
-            except self._failure:
+            except RegistryError:
                 continue
 
     def _release(self, key: str, owner: str, stop: threading.Event) -> None:
         stop.set()
         try:
             self._eval(_RELEASE, [key], owner)
-        except self._failure:
+        except RegistryError:
             return  # its time to live frees it

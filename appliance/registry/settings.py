@@ -52,6 +52,14 @@ class FetchSlots(_Settings):
     poll_s: Annotated[float, Field(ge=0.05, le=60)] = 0.5
     jitter_s: Annotated[float, Field(ge=0, le=600)] = 5.0
 
+    @property
+    def answer_s(self) -> float:
+        """Within which the service connects and answers a whole try, by its own bounds."""
+        if self.postgres is not None:
+            return self.postgres.connect_timeout_s + self.postgres.statement_timeout_s
+        assert self.redis is not None  # noqa: S101 (one of the two is there)
+        return 3 * self.redis.timeout_s
+
     @model_validator(mode="after")
     def _one_service(self) -> FetchSlots:
         if (self.postgres is None) == (self.redis is None):

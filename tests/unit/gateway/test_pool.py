@@ -93,8 +93,14 @@ def test_a_job_whose_asker_has_gone_is_never_begun(pool):
     release, begun = threading.Event(), []
 
     async def ask() -> None:
-        first = asyncio.ensure_future(pool.run(release.wait, deadline_s=HANGS_S))
-        await asyncio.sleep(0.02)
+        busy, loop = asyncio.Event(), asyncio.get_running_loop()
+
+        def work() -> None:
+            loop.call_soon_threadsafe(busy.set)
+            release.wait(HANGS_S)
+
+        first = asyncio.ensure_future(pool.run(work, deadline_s=HANGS_S))
+        await busy.wait()  # the queue, two places long, is empty
         gone = asyncio.ensure_future(pool.run(lambda: begun.append("gone"), deadline_s=HANGS_S))
         late = asyncio.ensure_future(pool.run(lambda: begun.append("late"), deadline_s=0.02))
         await asyncio.sleep(0.01)
