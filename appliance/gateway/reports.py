@@ -5,20 +5,54 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from appliance.gateway import calendar, control, metrics
 from appliance.gateway.active import utc_now
 from appliance.gateway.application import Report
-
-if TYPE_CHECKING:
-    from appliance.gateway.worker import Worker
+from appliance.gateway.decision import DecisionLog
+from appliance.settings import Settings
 
 Query = Mapping[str, list[str]]
 MAX_LIMIT = 1000
 
 
-def verbs(worker: Worker) -> dict[str, Callable[[Mapping[str, Any]], Awaitable[Any]]]:
+class Teller(Protocol):
+    """A worker, as far as it tells of itself."""
+
+    number: int
+    decisions: DecisionLog
+
+    @property
+    def run_dir(self) -> Path:
+        """Where the control sockets lie."""
+
+    @property
+    def settings(self) -> Settings:
+        """As they are now."""
+
+    @property
+    def slots(self) -> Mapping[str, object]:
+        """The groups that a router serves."""
+
+    def ready(self) -> bool:
+        """Whether it takes requests."""
+
+    def status(self) -> dict[str, Any]:
+        """What it serves, and how it is."""
+
+    def why(self, request_id: str) -> dict[str, Any] | None:
+        """A remembered decision, explained."""
+
+    def sample(self) -> metrics.Sample:
+        """Its metrics."""
+
+    def reload(self) -> None:
+        """Look for newer routers now."""
+
+
+def verbs(worker: Teller) -> dict[str, Callable[[Mapping[str, Any]], Awaitable[Any]]]:
     """What the control socket of one worker answers."""
 
     async def status(_: Mapping[str, Any]) -> Any:
@@ -40,7 +74,7 @@ def verbs(worker: Worker) -> dict[str, Callable[[Mapping[str, Any]], Awaitable[A
     return {"status": status, "decisions": decisions, "why": why, "metrics": sample, "reload": reload}
 
 
-def reports(worker: Worker) -> dict[str, Report]:  # noqa: C901 (one small function a path)
+def reports(worker: Teller) -> dict[str, Report]:  # noqa: C901 (one small function a path)
     """The paths below `/appliance/`; whichever worker is asked answers for all."""
 
     async def live(_: Query) -> tuple[int, Any]:
@@ -88,7 +122,7 @@ def reports(worker: Worker) -> dict[str, Report]:  # noqa: C901 (one small funct
     }
 
 
-async def _all(worker: Worker, verb: str, **arguments: Any) -> list[Any]:
+async def _all(worker: Teller, verb: str, **arguments: Any) -> list[Any]:
     """What every worker answers; this one needs no socket for it, so that on a crowded machine it answers at least."""
     mine = json.loads(json.dumps(await verbs(worker)[verb]({"verb": verb, **arguments}), default=str))
     own = control.socket_of(worker.run_dir, worker.number)

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from appliance.artifact import encoder_metadata, from_files
 from appliance.intake import trial
-from appliance.routers.encoder import MAX_CHARACTERS_PER_TOKEN, load_encoder
+from appliance.routers.encoder import load_encoder
+from appliance.routers.token_encoder import MAX_CHARACTERS_PER_TOKEN
 
 LONGEST = 512 * MAX_CHARACTERS_PER_TOKEN * 2  # characters; what a gateway hands over of a long prompt
 

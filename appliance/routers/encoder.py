@@ -5,7 +5,6 @@ The default is the int8 network in ONNX; `encoder_torch` is the alternative that
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -16,8 +15,8 @@ from appliance.artifact import ArtifactFiles, EncoderMetadata, encoder_metadata
 from appliance.errors import RouterError
 from appliance.routers.onnx_file import open_session
 from appliance.routers.strategies import Floats, Prompts
+from appliance.routers.token_encoder import TokenEncoder
 
-MAX_CHARACTERS_PER_TOKEN = 16  # text beyond this many characters a token can only lie in the truncated middle
 INPUTS = ("input_ids", "attention_mask")
 OUTPUT = "prompt_vector"
 
@@ -38,67 +37,6 @@ class Encoder(Protocol):
 
     def prompts(self, texts: Sequence[str]) -> Prompts:
         """The batch that a strategy scores: texts and their vectors."""
-
-
-class TokenEncoder(ABC):
-    """What encoders over the Rust tokenizer share; safe to share between threads.
-
-    Each text runs on its own: int8 activation scales are per tensor, so that a batch-mate would change the vector.
-
-    Args:
-        artifact: the verified files.
-        metadata: its `encoder.yaml`.
-        max_tokens: longest input, special tokens included.
-
-    Raises:
-        RouterError: ROUTER_ENCODER where the tokenizer cannot be built.
-    """
-
-    def __init__(self, artifact: ArtifactFiles, metadata: EncoderMetadata, *, max_tokens: int) -> None:
-        from tokenizers import Tokenizer
-
-        self.digest, self.dimensions, self.max_tokens = artifact.digest, metadata.dimensions, max_tokens
-        try:
-            self._tokenizer = Tokenizer.from_buffer(artifact.files[metadata.tokenizer])
-        except Exception as error:  # noqa: BLE001 (it raises a bare Exception)
-            raise RouterError("ROUTER_ENCODER", f"the encoder cannot be built: {str(error)[:300]}") from None
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-
-    @abstractmethod
-    def run(self, ids: list[int]) -> NDArray[np.float32]:
-        """The vector of one text's tokens, shape (dimensions,)."""
-
-    def token_ids(self, text: str) -> list[int]:
-        """Token ids of a text, special tokens included; a long one keeps its head and its tail.
-
-        The head gets the odd token; the question is at one of the two ends.
-        """
-        room = self.max_tokens * MAX_CHARACTERS_PER_TOKEN
-        if len(text) > 2 * room:
-            text = f"{text[:room]} {text[-room:]}"
-        ids: list[int] = self._tokenizer.encode(text).ids
-        if len(ids) <= self.max_tokens:
-            return ids
-        tail = self.max_tokens // 2
-        return ids[: self.max_tokens - tail] + ids[len(ids) - tail :]
-
-    def encode(self, texts: Sequence[str]) -> Floats:
-        """Vectors of cleaned texts, shape (n, dimensions).
-
-        Raises:
-            RouterError: ROUTER_ENCODER where the network gives something else than finite numbers.
-        """
-        rows = np.empty((len(texts), self.dimensions), np.float32)
-        for row, text in enumerate(texts):
-            rows[row] = self.run(self.token_ids(text))
-        if not np.isfinite(rows).all():
-            raise RouterError("ROUTER_ENCODER", "the network gave NaN or infinity", encoder=self.digest)
-        return rows
-
-    def prompts(self, texts: Sequence[str]) -> Prompts:
-        """The batch that a strategy scores: texts and their vectors."""
-        return Prompts(tuple(texts), self.encode(texts))
 
 
 class OnnxEncoder(TokenEncoder):

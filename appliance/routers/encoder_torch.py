@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from appliance import documents
 from appliance.artifact import ArtifactFiles, EncoderMetadata
 from appliance.errors import ApplianceError, RouterError
-from appliance.routers.encoder import TokenEncoder
+from appliance.routers.token_encoder import TokenEncoder
 
 CONFIG_NAME = "config.json"
 ARCHITECTURES = frozenset({"bert", "distilbert", "roberta", "xlm-roberta", "mpnet", "camembert", "electra"})
