@@ -17,13 +17,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+import appliance
 from appliance import documents
 from appliance.errors import ApplianceError, ArtifactError, DocumentError, IntakeError, RouterError
 from appliance.intake import frames
 
 MAX_ANSWER_BYTES = 1024**3
+_TEMPORARY = Path("/tmp")  # noqa: S108 (made empty)
 _CHUNK = 256 * 1024  # bytes
 WORKER_CODES: dict[str, type[ApplianceError]] = {
     **dict.fromkeys(
@@ -163,10 +166,17 @@ def _bubblewrap() -> tuple[str, ...] | None:
     if program is None:
         return None
     alone = ("--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL")
-    sees = ("--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--tmpfs", "/tmp")  # noqa: S108 (made empty)
-    wall = (program, *alone, *sees, "--chdir", "/", "--")
+    sees = ("--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--tmpfs", str(_TEMPORARY))
+    itself = [word for folder in _under(_TEMPORARY) for word in ("--ro-bind", folder, folder)]
+    wall = (program, *alone, *sees, *itself, "--chdir", "/", "--")
     tried = subprocess.run([*wall, "/bin/true"], capture_output=True, check=False, env=_ENVIRONMENT)
     return wall if tried.returncode == 0 else None
+
+
+def _under(folder: Path) -> list[str]:
+    """Where Python and this package lie, as far as they lie below `folder` (a trial in /tmp hides them else)."""
+    own = {Path(sys.prefix), Path(sys.base_prefix), Path(appliance.__file__).parent}
+    return sorted(str(place) for place in own if folder in place.resolve().parents)
 
 
 def _check_end(code: int) -> None:

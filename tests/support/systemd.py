@@ -19,16 +19,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-UNITS = Path(__file__).parents[2] / "bundle" / "systemd"
+CHECKOUT = Path(__file__).parents[2]
+UNITS = CHECKOUT / "bundle" / "systemd"
 
 _BOOT = r"""
 set -e
 home=$1; shift
 mount --make-rprivate /
+mkdir "$home/kept"; mount --bind "$1" "$home/kept"
 mount -t proc proc /proc
 mount -o remount,bind,ro /
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 for folder in /run /tmp /var/tmp; do mount -t tmpfs -o mode=1777 tmpfs $folder; done
+[ -d "$1" ] || { mkdir -p "$1"; mount --bind "$home/kept" "$1"; } # this checkout, where it lies below /tmp
 mkdir -p /run/systemd /run/lock
 cp -r "$home/units" /run/systemd/system
 mount --bind "$home" "$home"; mount -o remount,bind,rw "$home"
@@ -112,15 +115,14 @@ def prepare(home: Path, *, extra: Mapping[str, str] | None = None) -> Path:
     command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m appliance.cli.main "$@"\n')
     command.chmod(0o755)
     (command.parent / "python").symlink_to(sys.executable)
-    root = Path(__file__).parents[2]
     for unit in UNITS.glob("appliance-*.*"):
         text = unit.read_text()
         if unit.suffix == ".service":
             # the package of this checkout instead of an installed one; the journal is not there to be read
             said = f"StandardOutput=append:{home}/{unit.stem}.log\nStandardError=inherit\n"
-            text = text.replace("[Service]\n", f"[Service]\nEnvironment=PYTHONPATH={root}\n{said}", 1)
-            if sys.base_prefix.startswith(("/root/", "/home/")):  # an interpreter in somebody's home stays visible
-                text = text.replace("ProtectHome=yes", f"ProtectHome=tmpfs\nBindReadOnlyPaths={sys.base_prefix}")
+            said += f"Environment=PYTHONPATH={CHECKOUT}\nBindReadOnlyPaths={CHECKOUT} {sys.base_prefix}\n"
+            # what lies in somebody's home or below /tmp stays visible
+            text = text.replace("[Service]\n", f"[Service]\n{said}", 1).replace("ProtectHome=yes", "ProtectHome=tmpfs")
         (home / "units" / unit.name).write_text(text)
     for name, text in (extra or {}).items():
         (home / "units" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -149,7 +151,7 @@ def systemd(home: Path) -> Iterator[Systemd]:
     with open(home / "manager.log", "ab") as log:
         outer = subprocess.Popen(
             ["unshare", "--mount", "--pid", "--fork", "--kill-child=KILL", "--cgroup", "--ipc", "--uts", "--net",
-             "sh", "-c", _BOOT, "sh", str(home)],
+             "sh", "-c", _BOOT, "sh", str(home), str(CHECKOUT)],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log,
         )  # fmt: skip
     try:

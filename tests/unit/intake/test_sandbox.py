@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
+import appliance
 from appliance.errors import IntakeError
 from appliance.intake import sandbox
 
@@ -54,3 +58,15 @@ def test_a_worker_that_says_nothing_is_not_waited_for(start: Start, command: str
         sandbox._converse(start("sh", "-c", command), JOB, wall_seconds=0.3)
     assert info.value.code == "INTAKE_CONVERSION_KILLED"
     assert info.value.evidence == {"wall_seconds": 0.3}
+
+
+def test_the_outer_wall_hides_all_of_tmp_but_the_worker_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An appliance that lies in /tmp, as in a trial, called every model hostile: its worker could not even start."""
+    package = Path(appliance.__file__).parent
+    common = Path(os.path.commonpath([sys.prefix, package]))
+    monkeypatch.setattr(sandbox, "_TEMPORARY", common)
+    wall = sandbox._bubblewrap.__wrapped__()
+    assert wall is not None
+    look = f"import os, appliance.intake.frames; print(sorted(os.listdir({str(common)!r})))"
+    seen = subprocess.run([*wall, sys.executable, "-I", "-c", look], capture_output=True, text=True, check=True).stdout
+    assert seen == f"{sorted({Path(sys.prefix).relative_to(common).parts[0], package.relative_to(common).parts[0]})}\n"
