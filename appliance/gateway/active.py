@@ -41,18 +41,24 @@ class Serving:
         """Digest of the router's artifact."""
         return self.router.digest
 
-    def describe(self) -> dict[str, Any]:
-        """For status."""
+    def identity(self) -> dict[str, Any]:
+        """Which router it is, and whose."""
         metadata = self.router.metadata
         return {
             "digest": self.digest,
             "artifact": f"{metadata.name} {metadata.version}",
             "strategy": metadata.strategy,
-            "labels": dict(metadata.labels),
-            "encoder_digest": self.encoder.digest,
             "signed_by": self.verdict.identity,
             "signer_role": self.verdict.role,
             "signed_at": self.verdict.signed_at.isoformat(),
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """For status."""
+        return {
+            **self.identity(),
+            "labels": dict(self.router.metadata.labels),
+            "encoder_digest": self.encoder.digest,
             "origin": self.origin,
             "loaded_at": self.loaded_at,
         }

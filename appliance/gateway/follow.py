@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from appliance.errors import ApplianceError, GatewayError
-from appliance.gateway.active import Serving, Slot
-from appliance.gateway.loading import Loader
+from appliance.gateway.active import Slot
+from appliance.gateway.loading import LastGood, Loader
 from appliance.gateway.watch import Watch, generation
 from appliance.registry.follower import Follower, Served
 from appliance.registry.homes import open_cache, open_store
@@ -28,17 +28,20 @@ class ChannelWatch(Watch):
     """Keeps one slot in step with a channel.
 
     Args:
-        slot, settings, loader: as `Watch`; `settings.registry` and `settings.channel` say what is followed.
+        slot, settings, loader, last_good: as `Watch`; `settings.registry` and `settings.channel` say what is followed.
         trust: the trust store.
         cache: content-addressed, shared by the workers of this host.
     """
 
-    def __init__(self, slot: Slot, settings: Router, loader: Loader, *, trust: Path, cache: Path) -> None:
-        super().__init__(slot, settings, loader, jitter=JITTER)
+    def __init__(
+        self, slot: Slot, settings: Router, loader: Loader, *, trust: Path, cache: Path, last_good: LastGood
+    ) -> None:
+        super().__init__(slot, settings, loader, last_good=last_good, jitter=JITTER)
         self._trust, self._cache = trust, cache
         self._follower: Follower | None = None
         self._judged = ""
         self._out_of_reach = False
+        self._begun = False
 
     def first(self) -> None:
         """Serve what this host served last, then ask the registry."""
@@ -60,6 +63,8 @@ class ChannelWatch(Watch):
         except ApplianceError as error:
             withdrawn = follower.served is not None and follower.served.artifact is None
             self.slot.refuse(error, keep=not withdrawn)
+            if withdrawn:
+                self._forget()
             news, self._out_of_reach = None, True
         else:
             if self._out_of_reach and self.slot.current is not None:
@@ -67,17 +72,20 @@ class ChannelWatch(Watch):
             self._out_of_reach = False
         if news is None and changed:
             news = follower.served
-        if news is None:
-            return False
-        self._serve(news)
-        return True
+        if news is not None:
+            self._serve(news)
+        if not self._begun:
+            self._begun = True
+            self._fall_back(follower.may_serve)
+        return news is not None
 
     def describe(self) -> dict[str, Any]:
         """How well the channel is followed."""
         if self._follower is None:
-            return {"channel": {"name": self._settings.channel}}
+            return {**super().describe(), "channel": {"name": self._settings.channel}}
         health = self._follower.health()
         return {
+            **super().describe(),
             "channel": {
                 "name": health.channel,
                 "epoch": health.epoch,
@@ -113,12 +121,10 @@ class ChannelWatch(Watch):
                     "GATEWAY_CHANNEL_WITHDRAWN", f"channel {self._settings.channel} is withdrawn", epoch=pointer.epoch
                 )
             )
+            self._forget()
             return
 
-        def load() -> Serving:
-            return self._loader.from_bytes(self.slot.name, artifact, origin="registry")[0]
-
-        self._take(load)
+        self._take(lambda: self._loader.from_bytes(self.slot.name, artifact, origin="registry"))
 
 
 def _slots_dead(error: ApplianceError) -> None:

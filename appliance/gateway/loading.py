@@ -164,6 +164,10 @@ class LastGood:
             write_atomic(self._directory / "current", files.digest.encode() + b"\n")
             self._forget_others(files.digest)
 
+    def forget(self) -> None:
+        """Point to none; what lies there goes with the next router that is kept."""
+        (self._directory / "current").unlink(missing_ok=True)
+
     def find(self) -> Path | None:
         """The folder of the last good router."""
         digest = self._pointer()

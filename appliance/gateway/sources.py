@@ -11,15 +11,11 @@ from appliance.settings import Router, Settings
 def open_watch(settings: Settings, slot: Slot, router: Router, loader: Loader) -> Watch:
     """The watch that keeps a slot in step with what its settings name."""
     assert settings.trust is not None  # noqa: S101 (settings demand it as soon as there is a router)
+    last_good = LastGood(settings.state_dir / "routers" / slot.name)
+    trust = settings.trust.store
     if router.directory is not None:
-        return DirectoryWatch(
-            slot,
-            router,
-            loader,
-            directory=router.directory,
-            trust=settings.trust.store,
-            last_good=LastGood(settings.state_dir / "routers" / slot.name),
-        )
+        return DirectoryWatch(slot, router, loader, directory=router.directory, trust=trust, last_good=last_good)
     from appliance.gateway.follow import ChannelWatch
 
-    return ChannelWatch(slot, router, loader, trust=settings.trust.store, cache=settings.state_dir / "registry-cache")
+    cache = settings.state_dir / "registry-cache"
+    return ChannelWatch(slot, router, loader, trust=trust, cache=cache, last_good=last_good)

@@ -55,11 +55,16 @@ class Watch(ABC):
         slot: where the router serves from.
         settings: of this router.
         loader: verifies and loads.
+        last_good: where a router that serves is kept.
         jitter: share of the interval by which looks are spread, so that many hosts do not ask at once.
     """
 
-    def __init__(self, slot: Slot, settings: Router, loader: Loader, *, jitter: float = 0.0) -> None:
+    def __init__(
+        self, slot: Slot, settings: Router, loader: Loader, *, last_good: LastGood, jitter: float = 0.0
+    ) -> None:
         self.slot, self._settings, self._loader, self._jitter = slot, settings, loader, jitter
+        self._last_good = last_good
+        self._kept: dict[str, Any] | None = None
         self._wake = threading.Event()
         self._stop = False
         self._again = False
@@ -75,7 +80,7 @@ class Watch(ABC):
 
     def describe(self) -> dict[str, Any]:
         """What status shows beside the slot."""
-        return {}
+        return {"last_known_good": self._kept}
 
     def start(self) -> None:
         """Load now, then keep watching."""
@@ -105,29 +110,63 @@ class Watch(ABC):
             except Exception:
                 log.exception("looking for router %s failed", self.slot.name)
 
-    def _take(self, load: Callable[[], Serving]) -> bool:
-        """Load beside what serves, then swap or refuse. Returns whether the new one serves."""
+    def _take(self, load: Callable[[], tuple[Serving, ArtifactFiles]]) -> None:
+        """Load beside what serves, then swap and keep, or refuse."""
         try:
-            serving = load()
+            serving, files = load()
         except ApplianceError as error:
             self._refuse(error)
-            return False
+            return
         except Exception as error:
             log.exception("router %s could not be loaded", self.slot.name)
             self._refuse(GatewayError("GATEWAY_ROUTER_LOAD", f"{type(error).__name__}: {error}", router=self.slot.name))
-            return False
+            return
         previous = self.slot.current
         if previous is not None and previous.digest == serving.digest and previous.origin == serving.origin:
             self.slot.healthy()
         else:
             self.slot.swap(serving)
         log.info("router serves", extra={"router": self.slot.name, "digest": serving.digest})
-        return True
+        try:
+            self._last_good.keep(files)
+            self._kept = serving.identity()
+        except (FileError, OSError) as error:
+            log.warning("last-known-good could not be written: %s", error)
+
+    def _fall_back(self, may_serve: Callable[[str], bool] = lambda _: True) -> None:
+        """After a start with nothing to serve: find the last known good router, and serve it where settings say so.
+
+        Args:
+            may_serve: whether a digest may, by whatever the source knows beyond the zone's trust.
+        """
+        home = self._last_good.find()
+        if self.slot.current is not None or home is None:
+            return
+        try:
+            serving, _ = self._loader.from_directory(self.slot.name, home, origin="last-known-good")
+        except ApplianceError as error:
+            log.warning("last-known-good refused", extra={"router": self.slot.name, "code": error.code})
+            return
+        if not may_serve(serving.digest):
+            return
+        self._kept = serving.identity()
+        if self._settings.on_bad_update == "keep-last-good":
+            self.slot.swap(serving, problem=self.slot.problem)
+
+    def _forget(self) -> None:
+        """What was good once must not come back."""
+        self._kept = None
+        try:
+            self._last_good.forget()
+        except OSError as error:
+            log.warning("last-known-good could not be forgotten: %s", error)
 
     def _refuse(self, error: ApplianceError) -> None:
         # what the zone's trust has denied was good once, and is so no longer
         keep = self._settings.on_bad_update == "keep-last-good" and error.code not in DENIED
         self.slot.refuse(error, keep=keep)
+        if error.code in DENIED:
+            self._kept = None
         log.warning(
             "router update refused",
             extra={"router": self.slot.name, "code": error.code, "cause": error.cause, "kept": keep},
@@ -138,25 +177,23 @@ class DirectoryWatch(Watch):
     """Keeps one slot in step with a folder, and with the zone's trust, whose deny-list may grow.
 
     Args:
-        slot, settings, loader: as `Watch`.
+        slot, settings, loader, last_good: as `Watch`.
         directory: of the artifact.
         trust: the trust store; a new generation of it judges the folder anew.
-        last_good: where a router that serves is kept.
     """
 
     def __init__(
         self, slot: Slot, settings: Router, loader: Loader, *, directory: Path, trust: Path, last_good: LastGood
     ) -> None:
-        super().__init__(slot, settings, loader)
-        self._directory, self._trust, self._last_good = directory, trust, last_good
+        super().__init__(slot, settings, loader, last_good=last_good)
+        self._directory, self._trust = directory, trust
         self._judged: Fingerprint | None = None  # what the present state was decided on
         self._seen: Fingerprint | None = None
 
     def first(self) -> None:
         """Load from the folder, else the last known good."""
         self._judge(self._state())
-        if self.slot.current is None and self._settings.on_bad_update == "keep-last-good":
-            self._from_last_good()
+        self._fall_back()
 
     def look(self) -> bool:
         """Judge the folder where it has changed and holds still."""
@@ -175,29 +212,7 @@ class DirectoryWatch(Watch):
 
     def _judge(self, state: Fingerprint) -> None:
         self._judged = state
-        files: list[ArtifactFiles] = []
-
-        def load() -> Serving:
-            serving, read = self._loader.from_directory(self.slot.name, self._directory)
-            files.append(read)
-            return serving
-
-        if self._take(load):
-            try:
-                self._last_good.keep(files[0])
-            except (FileError, OSError) as error:
-                log.warning("last-known-good could not be written: %s", error)
-
-    def _from_last_good(self) -> None:
-        home = self._last_good.find()
-        if home is None:
-            return
-        try:
-            serving, _ = self._loader.from_directory(self.slot.name, home, origin="last-known-good")
-        except ApplianceError as error:
-            log.warning("last-known-good refused", extra={"router": self.slot.name, "code": error.code})
-            return
-        self.slot.swap(serving, problem=self.slot.problem)
+        self._take(lambda: self._loader.from_directory(self.slot.name, self._directory))
 
 
 def generation(trust: Path) -> str:

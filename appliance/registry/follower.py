@@ -195,6 +195,11 @@ class Follower:
             problem=problem,
         )
 
+    def may_serve(self, digest: str) -> bool:
+        """Whether the newest pointer that this host has seen neither withdraws the channel nor revokes a digest."""
+        pointer = self._seen.pointer if self._seen is not None else None
+        return pointer is None or (pointer.target is not None and digest not in pointer.revoked)
+
     def _remembered(self) -> Noted | None:
         """How far this host has come, by its own notes.
 

@@ -14,7 +14,7 @@ from appliance.registry.trust_source import TrustSource
 from appliance.trust.authority import Authority
 from appliance.trust.ceremony import Revocation, revoke
 from appliance.trust.store import TrustStore
-from tests.support.routing import zone
+from tests.support.routing import encoder_files, router_files, sign, zone
 from tests.support.trust import make_authority
 
 LABELS = {"a": "openai/small", "b": "openai/large"}
@@ -114,6 +114,60 @@ def test_a_setting_that_is_mended_while_the_registry_is_away_brings_back_what_wa
     made.look()
     assert made.slot.current.digest == digest
     assert made.slot.problem["code"].startswith("REGISTRY_")
+
+
+@pytest.fixture
+def unloadable(here):
+    """1.0.0 has served; 2.0.0, of an encoder that this host does not have, was refused."""
+    first = promote(here, "1.0.0")
+    made = watch(here)
+    made.first()
+    files = encoder_files()
+    other = {**files, "encoder.yaml": files["encoder.yaml"].replace(b"tiny", b"tinz")}
+    officer = here.authority.signer("import-officer")
+    newer = sign(router_files(labels=LABELS, encoder=other, version="2.0.0"), officer)
+    registry(here).publish(newer, name="default", version="2.0.0")
+    registry(here).promote("default", "2.0.0", officer)
+    made.look()
+    assert (made.slot.current.digest, made.slot.problem["code"]) == (first, "GATEWAY_ENCODER_MISSING")
+    assert made.describe()["last_known_good"]["digest"] == first
+    return first
+
+
+@pytest.mark.parametrize("registry_lives", [True, False])
+def test_what_served_survives_a_restart_where_the_channels_newer_version_cannot_be_loaded(
+    here, unloadable, registry_lives
+):
+    if not registry_lives:
+        (here.directory / "registry").rename(here.directory / "gone")
+    restarted = watch(here)
+    restarted.first()
+    assert (restarted.slot.current.digest, restarted.slot.current.origin) == (unloadable, "last-known-good")
+    assert restarted.slot.problem is not None
+    third = promote(here, "3.0.0", swapped=True) if registry_lives else unloadable
+    restarted.look()
+    assert restarted.slot.current.digest == third
+
+
+def test_where_static_routing_is_wanted_the_last_known_good_is_told_and_not_served(here, unloadable):
+    restarted = watch(here, on_bad_update="static")
+    restarted.first()
+    assert restarted.slot.current is None
+    assert restarted.describe()["last_known_good"]["digest"] == unloadable
+
+
+@pytest.mark.parametrize("revoked", ["1.0.0", "2.0.0"], ids=["the kept one", "the one pointed to"])
+def test_what_the_channel_took_back_does_not_return_as_last_known_good(here, unloadable, revoked):
+    digest = registry(here).fetch("default", revoked).digest
+    registry(here).revoke("default", [digest], here.authority.signer("import-officer"))
+    restarted = watch(here)
+    restarted.first()
+    assert restarted.slot.current is None
+    (here.directory / "registry").rename(here.directory / "gone")
+    again = watch(here)
+    again.first()
+    assert again.slot.current is None
+    assert again.describe()["last_known_good"] is None
 
 
 def test_a_revoked_version_stops_serving_whatever_the_setting_says(here):
