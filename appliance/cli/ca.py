@@ -246,19 +246,27 @@ def authorise(
 @log.command("export")
 def log_export(
     out: Annotated[Path, typer.Argument(help="File to write.")],
-    which: Annotated[str, typer.Option("--log", help="log (transparency) or ct (certificates).")] = "log",
+    which: Annotated[
+        str, typer.Option("--log", help="log (transparency), ct (certificates), or a retired one such as log-1.")
+    ] = "log",
+    since: Annotated[
+        Path | None,
+        typer.Option("--since", help="An auditor's checkpoint: write only the proof that the log still contains it."),
+    ] = None,
     authority: AuthorityFolder = DEFAULT_AUTHORITY,
     passphrase_file: PassphraseFile = None,
     key: KeyPlaces = None,
     as_json: Json = False,
 ) -> None:
-    """Write every entry and the signed tree head, for an auditor."""
-    if which not in {"log", "ct"}:
-        raise typer.BadParameter("give log or ct", param_hint="--log")
+    """Write every entry and the signed tree head, or a consistency proof alone, for an auditor."""
     with refusals(as_json):
-        from appliance.trust.audit import export
+        from appliance.trust import audit
 
-        data = export(open_authority(authority, passphrase_file, key), "log" if which == "log" else "ct", at=now())
+        opened = open_authority(authority, passphrase_file, key)
+        if since is None:
+            data = audit.export(opened, which, at=now())
+        else:
+            data = audit.prove(opened, which, audit.read_kept(since), at=now())
         write_atomic(out, data)
         report = {"export": str(out), "bytes": len(data), "sha256": sha256_hex(data)}
         show(report, as_json, lambda console: rows(console, report))

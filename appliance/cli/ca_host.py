@@ -95,7 +95,7 @@ def audit(
         place = trusted_root / "current/targets/trusted_root.json" if trusted_root.is_dir() else trusted_root
         earlier = None
         if checkpoint is not None and checkpoint.exists():
-            earlier = read_regular(checkpoint, max_bytes=4096).decode("utf-8", "replace")
+            earlier = auditor.read_kept(checkpoint)
         found = auditor.audit(exported, read_regular(place, max_bytes=_MAX_BYTES), earlier=earlier)
         if checkpoint is not None:
             write_atomic(checkpoint, found.checkpoint.encode())

@@ -32,6 +32,7 @@ from appliance.trust.profiles import Profiles, Recipes
 from appliance.trust.trusted_root import Anchors, Chain, LogKey, Window
 
 Service = Literal["root", "signing", "tls", "tsa", "log", "ct"]
+_LOGS: tuple[Literal["log", "ct"], ...] = ("log", "ct")
 
 
 class Instance(BaseModel):
@@ -202,10 +203,20 @@ class Authority:
         key, certificate = self.keys.load(instance.name), self.certificate(instance.name)
         return timestamping.issue(key, certificate, message, at=at, serial=secrets.randbits(128) | 1 << 127)
 
-    def log(self, service: Literal["log", "ct"], *, at: datetime) -> MerkleLog:
-        """The transparency log (`log`) or the certificate log (`ct`) in use at a time."""
-        instance = self.current(service, at)
-        directory = self.path / service / instance.name
+    def log(self, name: str, *, at: datetime) -> MerkleLog:
+        """The transparency log (`log`) or the certificate log (`ct`) in use at a time, or one by its name (`log-1`).
+
+        Raises:
+            TrustError: TRUST_LOG_UNKNOWN, TRUST_AUTHORITY_EXPIRED, TRUST_CLOCK_BEHIND, TRUST_KEY_MISSING and others.
+        """
+        known = {each.name: each for each in self.state.instances if each.service in _LOGS}
+        instance = known.get(name)
+        for service in _LOGS:
+            if service == name:
+                instance = self.current(service, at)
+        if instance is None:
+            raise TrustError("TRUST_LOG_UNKNOWN", f"the authority has no log {name!r}", logs=sorted(known))
+        directory = self.path / instance.service / instance.name
         return MerkleLog(directory, self._url(instance.name), self.keys.load(instance.name))
 
     @property

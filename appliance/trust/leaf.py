@@ -17,7 +17,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, ObjectIdent
 
 from appliance.errors import TrustError
 from appliance.trust.keys import is_canonical, verifies
-from appliance.trust.names import OIDC_ISSUER_V1, OIDC_ISSUER_V2
+from appliance.trust.names import MAX_SIGNER_LIFETIME, OIDC_ISSUER_V1, OIDC_ISSUER_V2
 from appliance.trust.trusted_root import Anchors, Chain, LogKey
 
 # extension -> whether it is critical: exactly these, nothing else
@@ -32,7 +32,7 @@ _PROFILE: dict[ObjectIdentifier, bool] = {
     ExtensionOID.PRECERT_SIGNED_CERTIFICATE_TIMESTAMPS: False,
 }
 
-_UNREADABLE = (
+UNREADABLE = (  # what `cryptography` says of certificates that it cannot read
     ValueError,
     TypeError,
     UnsupportedAlgorithm,
@@ -89,13 +89,15 @@ def read_leaf(der: bytes, anchors: Anchors) -> Leaf:
         key = certificate.public_key()
         exact = der.endswith(b"\0" + certificate.signature)  # a count of unused bits would be part of no signature
         certificate.issuer, certificate.subject, certificate.signature_hash_algorithm  # noqa: B018 (read lazily)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise TrustError("TRUST_CERTIFICATE_MALFORMED", f"the certificate cannot be read: {str(error)[:200]}") from None
     if not exact:
         raise TrustError("TRUST_CERTIFICATE_MALFORMED", "the certificate is not plain DER")
     authority = _authority(certificate, anchors)
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise _profile("its key is not ECDSA on P-256")
+    if certificate.not_valid_after_utc - certificate.not_valid_before_utc > MAX_SIGNER_LIFETIME:
+        raise _profile("it holds for longer than a day", valid_until=certificate.not_valid_after_utc)
     if {oid: each.critical for oid, each in extensions.items()} != _PROFILE or certificate.subject.rdns:
         raise _profile(
             "it has other extensions, or a subject", extensions=sorted(oid.dotted_string for oid in extensions)
@@ -117,7 +119,7 @@ def _authority(certificate: x509.Certificate, anchors: Anchors) -> Chain:
     for chain in anchors.authorities:
         try:
             certificate.verify_directly_issued_by(chain.certificates[0])
-        except (*_UNREADABLE, InvalidSignature):
+        except (*UNREADABLE, InvalidSignature):
             continue
         if is_canonical(certificate.signature):
             return chain
@@ -169,7 +171,10 @@ def _check_sct(
     log = anchors.certificate_logs.get(sct.log_id)
     if log is None:
         raise TrustError("TRUST_SCT", "the SCT is of a certificate log that is not trusted here", log=sct.log_id.hex())
-    time = sct.timestamp.replace(tzinfo=UTC)
+    try:
+        time = sct.timestamp.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):  # 64 bits of milliseconds reach beyond the last year there is
+        raise TrustError("TRUST_SCT", "the SCT's time is out of range", log=sct.log_id.hex()) from None
     signed = (
         struct.pack("!BBQH", 0, 0, round(time.timestamp() * 1000), 1)
         + authority.issuing_key_id

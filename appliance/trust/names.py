@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import timedelta
 from typing import Final
 
 from cryptography.x509 import ObjectIdentifier
@@ -23,6 +24,8 @@ SIGNING_CONFIG_MEDIA_TYPE: Final = "application/vnd.dev.sigstore.signingconfig.v
 IN_TOTO_PAYLOAD_TYPE: Final = "application/vnd.in-toto+json"
 IN_TOTO_STATEMENT: Final = "https://in-toto.io/Statement/v1"
 OMS_PREDICATE: Final = "https://model_signing/signature/v1.0"
+
+MAX_SIGNER_LIFETIME: Final = timedelta(days=1)  # of a signing certificate: its minutes are what bounds a stolen key
 
 _LABEL = "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 _DOMAIN: Final = re.compile(rf"(?=.{{3,48}}\Z){_LABEL}(\.{_LABEL})+")  # with a key's name it is a common name: 64

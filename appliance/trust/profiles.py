@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from appliance import documents
 from appliance.errors import DocumentError, TrustError
 from appliance.files import read_regular
-from appliance.trust.names import DOMAIN, service_url
+from appliance.trust.names import DOMAIN, MAX_SIGNER_LIFETIME, service_url
 from appliance.trust.policy import Identity, Policy
 
 PROFILES_NAME: Final = "profiles.yaml"
@@ -89,6 +89,8 @@ class Profiles(_Document):
         missing = {*CertificateProfile.__args__} - self.certificates.keys() | set(TUF_ROLES) - self.metadata.keys()  # type: ignore[attr-defined]
         if missing:
             raise ValueError(f"missing: {', '.join(sorted(missing))}")
+        if self.certificates["signer"].span > MAX_SIGNER_LIFETIME:
+            raise ValueError("a signer's certificate holds for a day at most: no verifier accepts a longer one")
         return self
 
 

@@ -256,7 +256,7 @@ class Repository:
                 return 0  # later it is lost, and hosts believe none that counts from one again
             return int(self.metadata("timestamp").version)
         numbers = [each.name.split(".")[0] for each in self._metadata.glob(f"*.{role}.json")]
-        return max((int(number) for number in numbers if number.isdigit()), default=0)
+        return max((int(number) for number in numbers if number.isdecimal()), default=0)
 
     def target_names(self) -> list[str]:
         """Names of the current targets."""

@@ -184,7 +184,7 @@ class TrustStore:
     def _current(self) -> Path:
         with translated(self.directory / "current"):
             current = self.directory / (self.directory / "current").readlink()
-        if not current.name.isdigit() or not current.is_dir():
+        if not current.name.isdecimal() or not current.is_dir():
             raise TrustError("TRUST_STATE_DAMAGED", "the trust state's link leads nowhere", path=str(current))
         return current
 
@@ -196,7 +196,7 @@ class TrustStore:
         present = (self.directory / "current").is_symlink()
         number = int(self._current().name) + 1 if present else 1
         for stale in generations.iterdir():
-            if not stale.name.isdigit() or not number - _KEPT_GENERATIONS <= int(stale.name) < number:
+            if not stale.name.isdecimal() or not number - _KEPT_GENERATIONS <= int(stale.name) < number:
                 shutil.rmtree(stale)
         draft, link = generations / str(number), self.directory / f".current.{number}"
         try:

@@ -57,7 +57,7 @@ class LeafPlan:
     lifetime: timedelta = timedelta(minutes=10)
     scts: int = 1
     sct_key: ec.EllipticCurvePrivateKey | None = None
-    sct_at: datetime | None = None
+    sct_at: datetime | int | None = None  # or milliseconds that no calendar holds
     sct_over: Change = unchanged
     issuer: x509.Certificate | None = None
     issuer_key: Any = None
@@ -163,7 +163,8 @@ class Forger:
 
     def _sct(self, plan: LeafPlan, tbs: bytes, issuer: x509.Certificate) -> bytes:
         key = plan.sct_key or self.key("ct")
-        milliseconds = int((plan.sct_at or self.at).timestamp() * 1000)
+        at = self.at if plan.sct_at is None else plan.sct_at
+        milliseconds = at if isinstance(at, int) else int(at.timestamp() * 1000)
         entry = keys.key_id(issuer.public_key()) + struct.pack("!I", len(tbs))[1:] + tbs
         signature = keys.sign(key, struct.pack("!BBQH", 0, 0, milliseconds, 1) + entry + b"\x00\x00")
         head = struct.pack("!B32sQH", 0, keys.key_id(key.public_key()), milliseconds, 0)

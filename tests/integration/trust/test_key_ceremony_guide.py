@@ -289,7 +289,7 @@ def have_keys_stolen(zone: Desk, host: Host, places: Mapping[str, str], first: P
 
     unknown = {what: zone.sign(what) for what in ("index", "serial", "digest")}
     verdicts = {what: host.judge(folder) for what, folder in unknown.items()}
-    zone.type("appliance ca log export")
+    zone.type("appliance ca log export log.json")
     audited = host.audit(zone.folder / "log.json", kept=False)
     assert audited["signers"] == {"producer@appliance.internal": 5}
     more = ("--serial", verdicts["serial"]["certificate_serial"], "--digest", verdicts["digest"]["digest"])
@@ -326,12 +326,16 @@ def keep_a_person_from_signing(zone: Desk, host: Host) -> None:
 def rewrite_the_log(zone: Desk, host: Host, first: Path) -> None:
     """An audit that keeps the checkpoint sees that a log has become shorter, or other than it was."""
     log, export = zone.folder / AUTHORITY / "log", zone.folder / "log.json"
-    zone.type("appliance ca log export")
+    zone.type("appliance ca log export log.json")
     assert host.audit(export, kept=True)["contains_earlier"] is None
     shutil.copytree(log, zone.folder / "backup")
     lost_from = next_second(after=datetime.now(UTC))
     lost = zone.sign("lost")
-    zone.type("appliance ca log export")
+    shutil.copy(host.folder / "seen", zone.folder)
+    zone.type("appliance ca log export proof.json")
+    proven = host.audit(zone.folder / "proof.json", kept=True)
+    assert (proven["contains_earlier"], proven["signers"]) == (True, None)
+    zone.type("appliance ca log export log.json")
     assert host.audit(export, kept=True)["contains_earlier"] is True
     honest = export.read_bytes()
     export.write_bytes(honest.replace(b'"entries":["', b'"entries":["AAAA","'))
@@ -339,7 +343,7 @@ def rewrite_the_log(zone: Desk, host: Host, first: Path) -> None:
 
     shutil.rmtree(log)
     shutil.copytree(zone.folder / "backup", log)
-    zone.type("appliance ca log export")
+    zone.type("appliance ca log export log.json")
     assert host.audit(export, kept=True, expect=1)["error"]["code"] == "TRUST_LOG_INCONSISTENT"
     assert zone.act("appliance ca rotate log", {"TIME": rfc3339(lost_from)})["new_keys"] == ["log-2"]
     host.refresh(zone)
@@ -348,5 +352,5 @@ def rewrite_the_log(zone: Desk, host: Host, first: Path) -> None:
     again = zone.sign("again")
     assert host.judge(again)["role"] == "producer"
     (host.folder / "seen").unlink()
-    zone.type("appliance ca log export")
+    zone.type("appliance ca log export log.json")
     assert host.audit(export, kept=True)["entries"] == 1

@@ -125,7 +125,12 @@ ATTACKS = {
     "an SCT of an unknown log": ("TRUST_SCT", leaf(sct_key=keys.generate())),
     "an SCT by the transparency log's key": ("TRUST_SCT", lambda forger: leaf(sct_key=forger.key("log"))),
     "an SCT of another certificate": ("TRUST_SCT", leaf(sct_over=lambda tbs: flipped(tbs, 30))),
+    "an SCT from a year that does not exist": ("TRUST_SCT", leaf(sct_at=2**64 - 1)),
     # the minutes in which it is valid
+    "a certificate of years instead of minutes": (
+        "TRUST_CERTIFICATE_PROFILE",
+        leaf(lifetime=timedelta(days=1, seconds=1)),
+    ),
     "an SCT from before the certificate": ("TRUST_CERTIFICATE_TIME", lambda f: leaf(sct_at=f.at - 2 * MINUTE)),
     "an SCT from after the certificate": ("TRUST_CERTIFICATE_TIME", lambda f: leaf(sct_at=f.at + 11 * MINUTE)),
     "an SCT from before its log": ("TRUST_CERTIFICATE_TIME", lambda f: leaf(sct_at=f.at - timedelta(days=300))),

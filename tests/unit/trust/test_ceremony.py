@@ -520,6 +520,7 @@ RECIPES_WITH = {
     "a threshold out of reach": lambda d: _replace(d, "keys: 3, threshold: 2", "keys: 3, threshold: 4"),
     "a missing profile": lambda d: _replace(d, "  tls-client: { days: 397 }\n", ""),
     "both days and minutes": lambda d: _replace(d, "{ minutes: 10 }", "{ minutes: 10, days: 1 }"),
+    "signing certificates of two days": lambda d: _replace(d, "{ minutes: 10 }", "{ days: 2 }"),
     "no YAML": lambda d: (d / "profiles.yaml").write_text("{{"),
 }
 

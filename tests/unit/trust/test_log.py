@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import shutil
+import subprocess
 from datetime import timedelta
 
 import pytest
@@ -12,11 +13,12 @@ from hypothesis import strategies as st
 
 from appliance import documents
 from appliance.errors import TrustError
-from appliance.trust import audit, checkpoint, keys, merkle
+from appliance.trust import audit, ceremony, checkpoint, keys, merkle
 from appliance.trust.authority import Authority
 from appliance.trust.log import MerkleLog
 from appliance.trust.names import statement_type
 from appliance.trust.repository import TRUSTED_ROOT, Repository
+from appliance.trust.signing import open_signer
 
 PAYLOAD = documents.write_json({"_type": statement_type("release")})
 
@@ -160,8 +162,6 @@ def exported(zone, tmp_path, now):
     shutil.copytree(zone.path, tmp_path / "ca")
     shutil.rmtree(tmp_path / "ca/log", ignore_errors=True)
     authority = Authority.open(tmp_path / "ca")
-    from appliance.trust.signing import open_signer
-
     for role in ("release-signer", "release-signer", "import-officer"):
         open_signer(tmp_path / "ca", role, at=now).sign_statement(PAYLOAD)
     open_signer(tmp_path / "ca", "producer", at=now).sign_artifact({"router.yaml": b""})
@@ -187,8 +187,6 @@ def test_the_certificate_log_can_be_audited_too(exported, now):
 def test_an_auditor_checks_that_a_later_export_contains_the_earlier_one(exported, now):
     authority, data, trusted_root = exported
     seen = audit.audit(data, trusted_root).checkpoint
-    from appliance.trust.signing import open_signer
-
     open_signer(authority.path, "producer", at=now).sign_statement(PAYLOAD)
     later = audit.export(authority, "log", at=now + timedelta(hours=1))
     assert audit.audit(later, trusted_root, earlier=seen).size == 5
@@ -209,6 +207,132 @@ def test_an_insider_who_rewrites_the_log_with_its_key_is_found_out_by_the_kept_c
     rewritten = documents.write_json(document)
     assert audit.audit(rewritten, trusted_root).size == 4
     refused("TRUST_LOG_INCONSISTENT", audit.audit, rewritten, trusted_root, earlier=seen)
+
+
+def test_a_consistency_proof_shows_an_auditor_the_same_without_a_single_entry(exported, now):
+    authority, data, trusted_root = exported
+    seen = audit.audit(data, trusted_root).checkpoint
+    for _ in range(3):
+        open_signer(authority.path, "producer", at=now).sign_statement(PAYLOAD)
+    proof = audit.prove(authority, "log", seen, at=now)
+    found = audit.audit(proof, trusted_root, earlier=seen)
+    assert (found.size, found.signers) == (7, None)
+    assert found.root == audit.audit(audit.export(authority, "log", at=now), trusted_root).root
+    assert b"entries" not in proof
+    nothing_new = audit.prove(authority, "log", found.checkpoint, at=now)
+    assert audit.audit(nothing_new, trusted_root, earlier=found.checkpoint).size == 7
+
+
+def independent_roots(old, new, hashes):
+    """The two roots that a consistency proof leads to: RFC 6962 section 2.1.2 read backwards, no line of it ours."""
+    if old == new:
+        return hashes[-1], hashes.pop()
+    half = 1
+    while half * 2 < new:
+        half *= 2
+    other = hashes.pop()
+    if old <= half:
+        before, after = independent_roots(old, half, hashes)
+        return before, hashlib.sha256(b"\x01" + after + other).digest()
+    before, after = independent_roots(old - half, new - half, hashes)
+    return hashlib.sha256(b"\x01" + other + before).digest(), hashlib.sha256(b"\x01" + other + after).digest()
+
+
+@pytest.mark.parametrize(("old", "more"), [(3, 4), (4, 3), (5, 1), (6, 7)])
+def test_independent_code_and_openssl_confirm_an_exported_proof(old, more, tmp_path, zone, now):
+    """What an auditor writes in an afternoon from the RFC, with `openssl` for the signatures."""
+    shutil.copytree(zone.path, tmp_path / "ca")
+    shutil.rmtree(tmp_path / "ca/log", ignore_errors=True)
+    authority = Authority.open(tmp_path / "ca")
+    log = authority.log("log", at=now)
+    for number in range(old):
+        log.append(b"entry %d" % number)
+    seen = log.checkpoint_text()
+    for number in range(more):
+        log.append(b"later %d" % number)
+    proof = json.loads(audit.prove(authority, "log", seen, at=now))
+    roots = []
+    for text in (proof["since"], proof["checkpoint"]):
+        note, line = text.split("\n\n")
+        origin, size, root = note.split("\n")
+        assert origin == proof["origin"] == "https://log-1.appliance.internal"
+        (tmp_path / "note").write_bytes(note.encode() + b"\n")
+        (tmp_path / "signature").write_bytes(base64.b64decode(line.split(" ")[2])[4:])
+        subprocess.run(
+            ["openssl", "dgst", "-sha256", "-verify", authority.path / "certificates/log-1.pub.pem",
+             "-signature", tmp_path / "signature", tmp_path / "note"],
+            check=True, capture_output=True,
+        )  # fmt: skip
+        roots.append((int(size), base64.b64decode(root)))
+    (old_size, old_root), (new_size, new_root) = roots
+    assert (old_size, new_size) == (old, old + more)
+    hashes = [base64.b64decode(each) for each in proof["hashes"]]
+    if old & (old - 1) == 0:  # a whole subtree: the proof leaves out what the auditor has
+        hashes.insert(0, old_root)
+    assert independent_roots(old, old + more, hashes) == (old_root, new_root)
+    assert hashes == []
+
+
+CONSISTENCY = {
+    "another hash": ("TRUST_LOG_INCONSISTENT", lambda d: d["hashes"].__setitem__(0, "A" * 43 + "=")),
+    "a hash left out": ("TRUST_LOG_INCONSISTENT", lambda d: d["hashes"].pop()),
+    "no hash": ("TRUST_LOG_INCONSISTENT", lambda d: d["hashes"].clear()),
+    "its new checkpoint edited": (
+        "TRUST_LOG_CHECKPOINT",
+        lambda d: d.update(checkpoint=d["checkpoint"].replace("\n5\n", "\n6\n")),
+    ),
+    "another start than the one that was kept": ("TRUST_LOG_EXPORT", lambda d: d.update(since=d["checkpoint"])),
+    "no start": ("TRUST_LOG_EXPORT", lambda d: d.pop("since")),
+    "another log's name": ("TRUST_LOG_UNKNOWN", lambda d: d.update(origin="https://log.example")),
+}
+
+
+@pytest.mark.parametrize("name", CONSISTENCY)
+def test_a_consistency_proof_with(name, exported, now):
+    code, change = CONSISTENCY[name]
+    authority, data, trusted_root = exported
+    seen = audit.audit(data, trusted_root).checkpoint
+    open_signer(authority.path, "producer", at=now).sign_statement(PAYLOAD)
+    document = json.loads(audit.prove(authority, "log", seen, at=now))
+    change(document)
+    refused(code, audit.audit, documents.write_json(document), trusted_root, earlier=seen)
+
+
+def test_a_proof_says_nothing_to_an_auditor_who_kept_no_checkpoint(exported, now):
+    authority, data, trusted_root = exported
+    proof = audit.prove(authority, "log", audit.audit(data, trusted_root).checkpoint, at=now)
+    refused("TRUST_LOG_EXPORT", audit.audit, proof, trusted_root)
+
+
+def test_no_proof_is_made_of_what_the_log_does_not_contain(exported, now):
+    authority, data, trusted_root = exported
+    seen = checkpoint.read(audit.audit(data, trusted_root).checkpoint)
+    key = authority.keys.load("log-1")
+    for changes in ({"size": 9}, {"root": bytes(32)}, {"size": 3}):
+        fields = {"origin": seen.origin, "size": seen.size, "root": seen.root, **changes}
+        refused("TRUST_LOG_INCONSISTENT", audit.prove, authority, "log", checkpoint.write(key, **fields), at=now)
+    other = checkpoint.write(key, origin="https://log-9.appliance.internal", size=seen.size, root=seen.root)
+    refused("TRUST_LOG_CHECKPOINT", audit.prove, authority, "log", other, at=now)
+    refused("TRUST_LOG_UNKNOWN", audit.prove, authority, "signing-1", other, at=now)
+
+
+def test_a_retired_log_can_still_be_exported_and_audited(exported, now):
+    """After a theft of its key somebody must look through it, and the guide rotates first."""
+    authority, data, _ = exported
+    ceremony.rotate_service(authority, "log", now=now + timedelta(hours=1))
+    opened, later = Authority.open(authority.path), now + timedelta(hours=2)
+    trusted_root = Repository(opened).target(TRUSTED_ROOT)
+    assert audit.audit(audit.export(opened, "log", at=later), trusted_root).origin == "https://log-2.appliance.internal"
+    assert audit.audit(audit.export(opened, "log-1", at=later), trusted_root) == audit.audit(data, trusted_root)
+
+
+@pytest.mark.parametrize("entry", [b"[" * 100_000, b'{"spec":{"signature":{"publicKey":{"content":"AAAA"}}}}', b"\xff"])
+def test_an_entry_that_names_nobody_is_counted_and_nothing_else(entry, tmp_path, zone, now):
+    shutil.copytree(zone.path, tmp_path / "ca")
+    authority = Authority.open(tmp_path / "ca")
+    authority.log("log", at=now).append(entry)
+    found = audit.audit(audit.export(authority, "log", at=now), Repository(authority).target(TRUSTED_ROOT))
+    assert found.size > sum(found.signers.values())
 
 
 EXPORTS = {

@@ -139,10 +139,11 @@ def test_a_clock_file_with_nonsense_is_refused(store, now):
         refused("TRUST_STATE_DAMAGED", store.checked_time, now)
 
 
-@pytest.mark.parametrize("target", ["generations/x", "generations/7", "nowhere"])
+@pytest.mark.parametrize("target", ["generations/x", "generations/7", "generations/\u00b2", "nowhere"])
 def test_a_state_whose_link_leads_nowhere_is_damaged(target, store, zone, now):
     (store.directory / "current").unlink()
     (store.directory / "current").symlink_to(target)
+    (store.directory / "generations/\u00b2").mkdir()  # a digit, but no number
     refused("TRUST_STATE_DAMAGED", store.refresh, zone.repository, now=now)
     refused("TRUST_STATE_DAMAGED", store.material, now=now)
 
