@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console
 
-from appliance.cli.output import Json, refusals, show
+from appliance.cli.output import Json, hang, refusals, show
 from appliance.cli.serve import Config, default_config
+
+FEW = 4  # workers with a line of their own
 
 
 def status(config: Config = default_config, as_json: Json = False) -> None:
@@ -21,55 +24,84 @@ def status(config: Config = default_config, as_json: Json = False) -> None:
 
 
 def _print_status(out: Console, report: dict[str, Any]) -> None:
+    """The gateway, who routes, who answers, what is wrong; workers one by one only where they are few or not well."""
     workers = report["workers"]
     state = "ready" if report["ready"] else "not ready"
     running = workers[0].get("release") or workers[0]["version"]
     out.print(f"gateway {running} (LiteLLM {workers[0]['litellm']}): {state}, {len(workers)} worker(s)")
+    for name, router in report["routers"].items():
+        _print_router(out, name, router)
     for name, group in report["groups"].items():
         out.print(f"group {name}: {group['routing']}" + (f" by {group['router']}" if group["router"] else ""))
         for deployment in group["deployments"]:
-            name_and_model = f"  {deployment['id']:24} {deployment['model']:32}"
-            out.print(
-                f"{name_and_model} weight {deployment['weight']}{_resting(deployment, len(workers))}", markup=False
-            )
-        if group["candidate"]:
-            tried = group["candidate"]
-            out.print(
-                f"  candidate {tried['router']}: {tried['stage']}, {tried['decisions']} decisions, "
-                f"{tried['failures']} failed, agreement {tried['agreement']}",
-                markup=False,
-            )
-    for name, router in report["routers"].items():
-        serving = router["serving"]
-        if serving:
-            spread = "" if router["converged"] else "  workers differ!"
-            out.print(
-                f"router {name}: {serving['artifact']} ({serving['strategy']}) {serving['digest'][:12]} "
-                f"from {serving['origin']}, signed by {serving['signed_by']}{spread}",
-                markup=False,
-            )
-        else:
-            out.print(f"router {name}: none; weighted round-robin serves", markup=False)
-        if router["problem"]:
-            problem = router["problem"]
-            out.print(f"  refused {problem['code']}: {problem['cause']}\n  next: {problem['remedy']}", markup=False)
+            out.print(f"  {deployment['id']:22} {deployment['model']:32} weight {deployment['weight']}")
+            if deployment["rest"]:
+                hang(out, "    ", deployment["rest"])
+        if tried := group["candidate"]:
+            said = f"{tried['stage']}, {tried['decisions']} decisions, {tried['failures']} failed"
+            out.print(f"  candidate {tried['router']}: {said}, agreement {tried['agreement']}")
     for worker in workers:
         if live := worker.get("live"):
-            out.print(_live(worker["worker"], live), markup=False)
+            out.print(_live(worker["worker"], live))
     locks = workers[0]["lockdown"]
-    out.print(
-        f"connections to unknown destinations: {report['egress_refused']} "
-        f"(self-test {locks['self_test']}, landlock {locks['landlock']}, seccomp {locks['seccomp']})"
-    )
-    for worker in workers:
-        total = sum(item["count"] for item in worker["decisions"])
-        by_model = sum(item["count"] for item in worker["decisions"] if item["reason"] == "best_score")
-        breaker = worker["ml_path"]["breaker"]
-        out.print(
-            f"worker {worker['worker']}: pid {worker['pid']}, {total} decisions, {by_model} by a router, "
-            f"breaker {breaker['state']}, {worker['ml_path']['mean_service_ms']} ms a prompt",
-            markup=False,
+    guard = f"(self-test {locks['self_test']}, landlock {locks['landlock']}, seccomp {locks['seccomp']})"
+    hang(out, "connections to unknown destinations: ", f"{report['egress_refused']} {guard}")
+    _print_workers(out, workers)
+
+
+def _print_router(out: Console, name: str, router: dict[str, Any]) -> None:
+    label, serving, kept = f"router {name}: ", router["serving"], router["last_known_good"]
+    if serving:
+        spread = "" if router["converged"] else "; workers differ!"
+        said = f"{serving['artifact']} ({serving['strategy']}) {serving['digest'][:12]} from {serving['origin']}"
+        hang(out, label, f"{said}, signed by {serving['signed_by']} {_ago(serving['signed_at'])}{spread}")
+    else:
+        hang(out, label, "none; weighted round-robin serves")
+    if kept and (serving is None or kept["digest"] != serving["digest"]):
+        signed = f"signed by {kept['signed_by']} {_ago(kept['signed_at'])}"
+        hang(out, "  last known good: ", f"{kept['artifact']} {kept['digest'][:12]}, {signed}")
+    if channel := router["channel"]:
+        age = channel.get("contact_age_s")
+        heard = "never reached" if age is None else f"answered {_span(age)} ago"
+        hang(out, "  ", f"channel {channel['name']}: epoch {channel.get('epoch', 0)}; the registry {heard}")
+    if problem := router["problem"]:
+        hang(out, "  refused ", f"{problem['code']}: {problem['cause']}")
+        hang(out, "  next: ", problem["remedy"])
+
+
+def _print_workers(out: Console, workers: list[dict[str, Any]]) -> None:
+    well = [worker for worker in workers if worker["ready"] and worker["ml_path"]["breaker"]["state"] == "closed"]
+    told = workers if len(workers) <= FEW else [worker for worker in workers if worker not in well]
+    for worker in told:
+        total, by_model = _decided(worker)
+        state = "" if worker["ready"] else "not ready, "
+        hang(
+            out,
+            f"worker {worker['worker']}: ",
+            f"{state}pid {worker['pid']}, {total} decisions, {by_model} by a router, "
+            f"breaker {worker['ml_path']['breaker']['state']}, {worker['ml_path']['mean_service_ms']} ms a prompt",
         )
+    if len(told) < len(workers):
+        total, by_model = (sum(each) for each in zip(*map(_decided, well), strict=True))
+        hang(out, f"{len(well)} workers well: ", f"{total} decisions, {by_model} by a router, breakers closed")
+
+
+def _decided(worker: dict[str, Any]) -> tuple[int, int]:
+    """Decisions since the start, and those of a router."""
+    counts = worker["decisions"]
+    return sum(each["count"] for each in counts), sum(c["count"] for c in counts if c["reason"] == "best_score")
+
+
+def _ago(signed_at: str) -> str:
+    seconds = (datetime.now(UTC) - datetime.fromisoformat(signed_at)).total_seconds()
+    return f"{_span(max(seconds, 0))} ago"
+
+
+def _span(seconds: float) -> str:
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{int(seconds // size)} {unit}"
+    return f"{int(seconds)} s"
 
 
 def _live(worker: int, live: dict[str, Any]) -> str:
@@ -82,14 +114,3 @@ def _live(worker: int, live: dict[str, Any]) -> str:
     if problem := live["problem"]:
         said += f"\n  {problem['code']}: {problem['cause']}\n  next: {problem['remedy']}"
     return said
-
-
-def _resting(deployment: dict[str, Any], workers: int) -> str:
-    """Why a deployment gets no requests now, and until when; on how many workers, where not on all."""
-    cooling, health = deployment["cooldown"], deployment["health"]
-    where = "" if deployment["out_on"] == workers else f" (on {deployment['out_on']} of {workers} workers)"
-    if cooling:
-        return f"  cooling down after status {cooling['status_code']}, {cooling['left_s']} s left{where}"
-    if health and health["state"] != "closed":
-        return f"  {health['state']}: {health['last_reason']}, next try in {health['retry_in_s']} s{where}"
-    return ""

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from appliance.gateway import calendar, control, metrics
 from appliance.gateway.active import utc_now
 from appliance.gateway.application import Report
+from appliance.gateway.condense import condense
 from appliance.gateway.decision import DecisionLog
 from appliance.settings import Settings
 
@@ -84,7 +85,8 @@ def reports(worker: Teller) -> dict[str, Report]:  # noqa: C901 (one small funct
         return (200, {"status": "ready"}) if worker.ready() else (503, {"status": "draining"})
 
     async def status(_: Query) -> tuple[int, Any]:
-        return 200, {"at": utc_now(), "workers": await _all(worker, "status")}
+        workers = await _all(worker, "status")
+        return 200, {"at": utc_now(), **condense(workers), "workers": workers}
 
     async def decisions(query: Query) -> tuple[int, Any]:
         limit = query.get("limit", ["100"])[-1]

@@ -31,12 +31,12 @@ LOG_LINES = 2000
 
 _PROBLEM = {"code": code}
 _SERVING = {"artifact": name, "strategy": name, "digest": digest, "origin": name, "signed_by": name, "signed_at": time}
+_BREAKER = {"state": name, "failures_in_a_row": number, "opened_count": number, "retry_in_s": number}
 _DEPLOYMENT = {
     "id": name, "model": name, "weight": number,
-    "cooldown": {"status_code": number, "since": number, "for_s": number, "until": number},
+    "cooldown": {"status_code": number, "for_s": number, "left_s": number}, "health": _BREAKER, "out_on": number,
 }  # fmt: skip
 _GROUPS = Every({"routing": name, "router": name, "deployments": [_DEPLOYMENT]})
-_BREAKER = {"state": name, "failures_in_a_row": number, "opened_count": number, "retry_in_s": number}
 _WORKER = {
     "worker": number, "pid": number, "version": name, "release": name, "litellm": name, "started_at": time,
     "ready": number, "draining": number,
@@ -46,7 +46,18 @@ _WORKER = {
         "cache_misses": number,
     },
 }  # fmt: skip
-_ROUTERS = Every({"mode": name, "digests": [digest], "converged": number, "serving": _SERVING, "problem": _PROBLEM})
+_CHANNEL = {"name": name, "epoch": number, "version": name, "contact_age_s": number, "expired": number, "problem": code}
+_ROUTERS = Every(
+    {
+        "mode": name,
+        "digests": [digest],
+        "converged": number,
+        "serving": _SERVING,
+        "problem": _PROBLEM,
+        "last_known_good": _SERVING,
+        "channel": _CHANNEL,
+    }
+)
 STATUS = {"ready": number, "converged": number, "workers": [_WORKER], "routers": _ROUTERS, "groups": _GROUPS}
 DOCTOR = [{"check": name, "severity": name, "code": code, "evidence": Every(fact)}]
 RELEASES = [

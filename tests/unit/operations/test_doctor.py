@@ -29,6 +29,12 @@ DAY = timedelta(days=1)
 GB = 10**9
 
 
+def deployments(*out):
+    rest = {"small": "cooling down after status 500, 3 s left", "large": "open: unreachable, next try in 2.5 s"}
+    members = [{"id": n, "out_on": int(n in out), "rest": rest[n] if n in out else ""} for n in ("small", "large")]
+    return {"deployments": members}
+
+
 def gateway(**changes):
     router = {
         "mode": "ml", "digests": ["ab"], "converged": True, "problem": None,
@@ -45,7 +51,7 @@ def gateway(**changes):
             }
         ],
         "routers": {"default": router},
-        "groups": {"chat": {"deployments": [{"id": "small", "cooldown": None}, {"id": "large", "cooldown": None}]}},
+        "groups": {"chat": deployments()},
     }  # fmt: skip
     return {**status, **changes}
 
@@ -110,11 +116,6 @@ def router(**changes):
     return gateway(routers={"default": {**gateway()["routers"]["default"], **changes}})
 
 
-def deployments(*cooling):
-    members = [{"id": n, "cooldown": {"until": 1} if n in cooling else None} for n in ("small", "large")]
-    return gateway(groups={"chat": {"deployments": members}})
-
-
 def following(age_s):
     status = gateway()
     channel = {"name": "default", "epoch": 3, "version": "1.0.0", "contact_age_s": age_s, "problem": None}
@@ -150,9 +151,12 @@ ILLNESSES = {
         ("routers", "warning", "OPERATION_ROUTER_DIFFERS"),
     ),
     "the breaker is open": ({"gateway": open_breaker()}, ("breaker", "warning", "OPERATION_BREAKER_OPEN")),
-    "one model server fails": ({"gateway": deployments("small")}, ("deployments", "warning", "OPERATION_COOLDOWN")),
+    "one model server fails": (
+        {"gateway": gateway(groups={"chat": deployments("small")})},
+        ("deployments", "warning", "OPERATION_COOLDOWN"),
+    ),
     "all model servers fail": (
-        {"gateway": deployments("small", "large")},
+        {"gateway": gateway(groups={"chat": deployments("small", "large")})},
         ("deployments", "critical", "OPERATION_COOLDOWN"),
     ),
     "the registry is silent for an hour": (
@@ -364,6 +368,11 @@ def test_unknown_outranks_a_warning_but_not_a_known_breakage():
     warned = warning("b", "OPERATION_DISK_LOW", "low")
     assert worst([lost, warned]) is Severity.UNKNOWN
     assert worst([lost, warned, critical("c", "OPERATION_DISK_LOW", "full")]) is Severity.CRITICAL
+
+
+def test_a_model_server_that_is_left_out_is_named_with_what_it_did():
+    said = next(f for f in findings(gateway=gateway(groups={"chat": deployments("large")})) if f.check == "deployments")
+    assert said.evidence == {"ids": ["large"], "why": ["large: open: unreachable, next try in 2.5 s"]}
 
 
 def test_a_default_route_alone_is_no_illness_but_is_told():

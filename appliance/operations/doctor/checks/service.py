@@ -75,12 +75,13 @@ def deployments(snapshot: Snapshot) -> Iterator[Finding]:
         return
     for group, view in snapshot.gateway["groups"].items():
         members = view["deployments"]
-        cooling = [member["id"] for member in members if member["cooldown"]]
-        if cooling and len(cooling) == len(members):
-            yield critical(name, "OPERATION_COOLDOWN", f"every deployment of {group} is cooling down", ids=cooling)
-        elif cooling:
-            text = f"{len(cooling)} of {len(members)} deployments of {group} are cooling down"
-            yield warning(name, "OPERATION_COOLDOWN", text, ids=cooling)
+        out = [member["id"] for member in members if member["out_on"]]
+        evidence = {"ids": out, "why": [f"{m['id']}: {m['rest']}" for m in members if m["out_on"]]}
+        if out and len(out) == len(members):
+            yield critical(name, "OPERATION_COOLDOWN", f"no deployment of {group} is in use", **evidence)
+        elif out:
+            text = f"{len(out)} of {len(members)} deployments of {group} are left out"
+            yield warning(name, "OPERATION_COOLDOWN", text, **evidence)
         else:
             yield fine(name, f"all {len(members)} deployments of {group} are in use")
 
