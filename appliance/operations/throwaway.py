@@ -18,7 +18,7 @@ from appliance.trust.profiles import CertificateProfile, Lifetime, LogProfiles, 
 OFFICERS = tuple(f"{name}@{DOMAIN}" for name in ("import-officer", "import-officer-2"))
 _SPAN = Lifetime(days=30)
 _CERTIFICATES: tuple[CertificateProfile, ...] = (
-    "root", "signing-authority", "time-stamping", "tls-authority", "signer", "tls-server", "tls-client",
+    "root", "signing-authority", "time-stamping", "tls-authority", "tls-server", "tls-client",
 )  # fmt: skip
 _ROLES = {
     "release-signer": ((f"release-signer@{DOMAIN}",), ("release", "delta", "encoder", "router")),
@@ -35,7 +35,7 @@ def make_authority(directory: Path, *, now: datetime) -> Authority:
     keys = MetadataProfile(days=30, keys=1, threshold=1)
     profiles = Profiles(
         schema_version=1,
-        certificates=dict.fromkeys(_CERTIFICATES, _SPAN),
+        certificates={**dict.fromkeys(_CERTIFICATES, _SPAN), "signer": Lifetime(minutes=10)},
         logs=LogProfiles(transparency=_SPAN, certificates=_SPAN),
         metadata={"root": keys, "targets": keys, "snapshot": keys, "timestamp": keys},
         revocation_list=_SPAN,
