@@ -6,6 +6,7 @@ routing has chosen exactly one (so that a request could find none), or puts a se
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -22,6 +23,12 @@ from appliance.settings import Settings
 
 NO_SECRET = frozenset({"", "none", "empty", "dummy", "not-needed", "no-key"})
 REFERENCE = "os.environ/"
+SECRET = re.compile(
+    r"(?:.*_)?(?:api_key|secret|password|passwd|access_key|private_key|authorization)"
+    r"|(?:.*_)?(?:access|ad|api|auth|bearer|hf|id|refresh|session)_token|token",
+    re.IGNORECASE,
+)
+PASSWORD_IN_URL = re.compile(r"://[^/@:\s]*:[^/@\s]+@")
 AFTER_ROUTING = {
     "enable_pre_call_checks": "it filters after the routing decision",
     "enable_tag_filtering": "it filters after the routing decision",
@@ -60,12 +67,13 @@ def check(document: Mapping[str, Any], settings: Settings) -> LiteLLMConfig:
     """Check a document, and the groups and weights that refer to it; see `read`."""
     _check_settings(document)
     _check_tracing(document, settings)
+    _check_secrets(document, settings.litellm.secrets)
     _check_fields(settings)
     groups: dict[str, list[Deployment]] = {}
     weights: dict[str, dict[str, float]] = {}
     seen: set[str] = set()
     for position, entry in enumerate(document.get("model_list") or []):
-        group, deployment, weight = _deployment(entry, position, settings.litellm.secrets)
+        group, deployment, weight = _deployment(entry, position)
         if deployment.id in seen:
             raise ConfigError("CONFIG_GROUP", f"two deployments have the id {deployment.id!r}", id=deployment.id)
         seen.add(deployment.id)
@@ -111,6 +119,10 @@ def _check_settings(document: Mapping[str, Any]) -> None:
     for key in NEEDS_A_DATABASE:
         if general.get(key):
             raise ConfigError("CONFIG_LITELLM", f"general_settings.{key} needs LiteLLM's database engine", key=key)
+    if "include" in document:
+        raise ConfigError(
+            "CONFIG_LITELLM", "include: one document is checked and served; write it as one", key="include"
+        )
     if "master_key" in general:
         raise ConfigError("CONFIG_LITELLM", "the master key belongs into litellm.master_key_file", key="master_key")
     for key, reason in AFTER_ROUTING.items():
@@ -158,7 +170,7 @@ def _check_tracing(document: Mapping[str, Any], settings: Settings) -> None:
         )
 
 
-def _deployment(entry: Any, position: int, secrets: Collection[str]) -> tuple[str, Deployment, float]:
+def _deployment(entry: Any, position: int) -> tuple[str, Deployment, float]:
     try:
         group, parameters = str(entry["model_name"]), entry["litellm_params"]
         model = str(parameters["model"])
@@ -169,29 +181,43 @@ def _deployment(entry: Any, position: int, secrets: Collection[str]) -> tuple[st
         ) from None
     if not isinstance(id_, str) or not id_:
         raise ConfigError("CONFIG_GROUP", f"model_list[{position}] ({group}) has no model_info.id", group=group)
-    secret = parameters.get("api_key")
-    if secret is not None and not _is_reference(str(secret)):
-        raise ConfigError(
-            "CONFIG_LITELLM",
-            f"{id_}: api_key stands in plain text; name it `os.environ/NAME` and list the file in litellm.secrets",
-            id=id_,
-        )
-    name = str(secret).removeprefix(REFERENCE)
-    if str(secret).startswith(REFERENCE) and name not in secrets:
-        raise ConfigError(
-            "CONFIG_LITELLM",
-            f"{id_}: api_key names {name}, which litellm.secrets does not list with a file",
-            id=id_,
-            listed=sorted(secrets),
-        )
     weight = parameters.get("weight", 1)
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= 1_000_000:
         raise ConfigError("CONFIG_LITELLM", f"{id_}: weight {weight!r} is not a number from 0 to a million", id=id_)
     return group, Deployment(id_, model), weight
 
 
-def _is_reference(secret: str) -> bool:
-    return secret.startswith(REFERENCE) or secret.lower() in NO_SECRET
+def _check_secrets(document: Any, listed: Collection[str]) -> None:
+    """What is secret comes from files; LiteLLM's environment holds those and nothing of whoever started the service."""
+    for place, name, value in _texts(document):
+        reference = value.removeprefix(REFERENCE)
+        if reference != value and reference not in listed:
+            raise ConfigError(
+                "CONFIG_LITELLM",
+                f"{place} names {reference}, which litellm.secrets does not list with a file",
+                place=place,
+                listed=sorted(listed),
+            )
+        plain = SECRET.fullmatch(name.replace("-", "_")) and value.lower() not in NO_SECRET
+        if reference == value and (plain or PASSWORD_IN_URL.search(value)):
+            raise ConfigError(
+                "CONFIG_LITELLM",
+                f"{place} holds a secret in plain text; name it `os.environ/NAME`, list the file in litellm.secrets, "
+                "and an address's host:port in lockdown.allow",
+                place=place,
+            )
+
+
+def _texts(value: Any, place: str = "", name: str = "") -> Iterator[tuple[str, str, str]]:
+    """Every text: where it stands, the last name on the way there, and itself."""
+    if isinstance(value, str):
+        yield place, name, value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _texts(inner, f"{place}.{key}".lstrip("."), str(key))
+    elif isinstance(value, list):
+        for position, inner in enumerate(value):
+            yield from _texts(inner, f"{place}[{position}]", name)
 
 
 def _whole(weights: Mapping[str, float]) -> dict[str, int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import time
 from collections.abc import Mapping, MutableMapping, Sequence
 from functools import lru_cache
@@ -33,13 +34,12 @@ ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",  # a pool of its own would not survive the fork, and fights the encoder for cores
     "OMP_NUM_THREADS": "1",
 }
-# Read by LiteLLM or its HTTP clients; none may come from whoever started the service.
-FORBIDDEN = (
-    "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE",
-    "CURL_CA_BUNDLE", "DATABASE_URL", "DIRECT_URL", "WORKER_CONFIG", "LITELLM_CONFIG_BUCKET_NAME",
-    "LITELLM_WORKER_STARTUP_HOOKS", "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY", "LITELLM_SALT_KEY",
-    "PYTHONSTARTUP", "STORE_MODEL_IN_DB", "LITELLM_LOG", "DEBUG", "DETAILED_DEBUG",
-)  # fmt: skip
+# What stays of whoever started the service: where things lie, language, clock, service manager. LiteLLM and its clients
+# read some 1,200 other names: proxies in any spelling, `SSL_VERIFY`, `SSLKEYLOGFILE`, `OPENAI_LOG`, keys, addresses.
+KEPT = re.compile(
+    r"PATH|HOME|USER|LOGNAME|LANG|LANGUAGE|LC_[A-Z]+|TZ|TZDIR|TMPDIR|NOTIFY_SOCKET|WATCHDOG_(?:PID|USEC)"
+    r"|ORT_DISABLE_TELEMETRY"
+)
 MASTER_KEY = "LITELLM_MASTER_KEY"
 
 
@@ -51,16 +51,13 @@ def prepare_environment(
     secrets: Mapping[str, str],
     telemetry: Telemetry,
 ) -> None:
-    """Set what LiteLLM reads at import and boot, remove what it must not read. Call before anything imports it."""
-    for name in FORBIDDEN:
-        environment.pop(name, None)
-        environment.pop(name.lower(), None)
+    """Leave LiteLLM an environment of ours and nothing else. Call before anything imports it."""
+    for name in [name for name in environment if not KEPT.fullmatch(name)]:
+        del environment[name]
     environment.update(ENVIRONMENT)
     environment.update(secrets)
     environment["CONFIG_FILE_PATH"] = config_path
     environment[MASTER_KEY] = master_key
-    for name in [name for name in environment if name.startswith("OTEL_")]:
-        del environment[name]
     # without an endpoint LiteLLM's exporter writes spans, prompts included, to the console
     traced = telemetry.otlp_endpoint is not None
     environment["LITELLM_OTEL_V2"] = "true" if telemetry.otel_v2 and traced else "false"

@@ -17,14 +17,24 @@ from tests.support.upstream import upstream
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory):
+    home = tmp_path_factory.mktemp("boot")
+    nowhere = "http://127.0.0.1:9"
+    hostile = {
+        "Http_Proxy": nowhere, "https_PROXY": nowhere, "ALL_PROXY": nowhere, "SSL_VERIFY": "False", "OPENAI_LOG": "debug",
+        "SSLKEYLOGFILE": str(home / "session.keys"), "OPENAI_API_BASE": nowhere, "DATABASE_URL": "postgresql://nowhere",
+    }  # fmt: skip
     with (
         upstream("small") as small,
         upstream("large") as large,
-        gateway(
-            tmp_path_factory.mktemp("boot"), [deployment("chat", small, weight=3), deployment("chat", large)]
-        ) as process,
+        gateway(home, [deployment("chat", small, weight=3), deployment("chat", large)], environment=hostile) as process,
     ):
         yield process
+
+
+def test_proxies_logging_and_key_files_of_the_environment_are_not_heard(running):
+    assert running.chat("who is heard?").status_code == 200
+    assert not (running.directory / "session.keys").exists()
+    assert "openai" not in running.log.read_text()
 
 
 def test_weights_of_the_local_file_decide_exactly_and_evenly(running):

@@ -108,6 +108,12 @@ def entry(id_="small", **parameters) -> dict:
         ({"model_list": [{"model_name": "chat"}]}, "CONFIG_LITELLM"),
         ({"model_list": [entry(api_key="sk-live-secret"), entry("large")]}, "CONFIG_LITELLM"),
         ({"model_list": [entry(api_key="os.environ/NOWHERE"), entry("large")]}, "CONFIG_LITELLM"),
+        ({"model_list": [entry(api_base="os.environ/NOWHERE"), entry("large")]}, "CONFIG_LITELLM"),
+        ({"model_list": [entry(api_base="https://me:sk-live-secret@host/v1"), entry("large")]}, "CONFIG_LITELLM"),
+        ({"model_list": [entry(extra_headers={"X-Api-Key": "sk-live-secret"}), entry("large")]}, "CONFIG_LITELLM"),
+        ({"router_settings": {"redis_host": "redis", "redis_password": "sk-live-secret"}}, "CONFIG_LITELLM"),
+        ({"litellm_settings": {"cache_params": {"password": "sk-live-secret"}}}, "CONFIG_LITELLM"),
+        ({"include": ["more.yaml"]}, "CONFIG_LITELLM"),
         ({"model_list": [entry(weight=-1), entry("large")]}, "CONFIG_LITELLM"),
         ({"model_list": [entry(), entry()]}, "CONFIG_GROUP"),
         ({"model_list": [entry(), entry("other")]}, "CONFIG_GROUP"),
@@ -149,7 +155,8 @@ def test_an_operator_does_not_admit_a_field_that_steers_litellm(name):
 
 
 def test_the_honest_twin_is_accepted_with_secrets_by_name_and_weights_in_proportion():
-    chosen = litellm([entry(api_key="os.environ/VLLM_KEY", weight=0.25), entry("large", api_key="none", weight=0.75)])
+    named = entry(api_key="os.environ/VLLM_KEY", api_base="os.environ/VLLM_KEY", weight=0.25)
+    chosen = litellm([named, entry("large", api_key="none", bos_token="<s>", max_tokens="9", weight=0.75)])
     listed = chosen.litellm.model_copy(update={"secrets": {"VLLM_KEY": DEFAULTS / "vllm.key"}})
     chosen = chosen.model_copy(update={"litellm": listed})
     config = litellm_config.read(chosen)
