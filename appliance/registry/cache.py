@@ -29,6 +29,8 @@ from appliance.registry.channel import FileRecord, Target, split
 from appliance.registry.contract import POINTER_MAX_BYTES, Store, checked_name, file_key
 
 GRACE_S = 24 * 3600.0  # a blob that was fetched since may be another worker's next
+# a home, or a proxy before it, that has no rest of an object to give; it may still give the whole
+_NOT_RESUMABLE = frozenset({"REGISTRY_ANSWER", "REGISTRY_CHANGED"})
 _FOLDERS = ("blobs", "partial", "channels", "locks")
 
 FetchSlot = Callable[[str], AbstractContextManager[object]]
@@ -109,7 +111,13 @@ class Cache:
             if os.fstat(stream.fileno()).st_size > record.size_bytes:
                 stream.truncate(0)
             resumed = stream.seek(0, os.SEEK_END)
-            store.copy(key, stream, size_bytes=record.size_bytes)
+            try:
+                store.copy(key, stream, size_bytes=record.size_bytes)
+            except RegistryError as error:
+                if not resumed or error.code not in _NOT_RESUMABLE:
+                    raise
+                partial.unlink()
+                return self._fetch(record, store, key)
             stream.flush()
             stream.seek(0)
             data = stream.read(record.size_bytes + 1)

@@ -1,7 +1,8 @@
 """Slots in Redis: a key with a time to live for each, renewed while it is held, and a fencing number.
 
 A Redis lock that outlives its time to live lets a second owner in. The fencing number makes that visible: a holder
-asks `holds` before it relies on the slot, and whoever keeps the greatest number seen can turn an older holder away.
+whose number is below `newest_fence` may have been overtaken, and whoever keeps the greatest number seen can turn an
+older holder away. A fetch needs neither: what it writes is known by its digest, whoever else writes it.
 """
 
 from __future__ import annotations

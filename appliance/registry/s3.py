@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, TypeVar
 
 import tenacity
 from minio import Minio
+from minio.error import S3Error
 
 from appliance.breaker import Breaker
 from appliance.errors import RegistryError
@@ -72,6 +73,8 @@ class S3Store:
                 if response is None:
                     return None
                 length = _length(response, key)
+                if response.status != 200:
+                    raise RegistryError("REGISTRY_ANSWER", f"{key}: a part came for the whole", status=response.status)
                 if length > max_bytes:
                     raise RegistryError(
                         "REGISTRY_TOO_LARGE",
@@ -175,13 +178,20 @@ class S3Store:
         self, deadline: Deadline, key: str, *, offset: int = 0, conditions: Mapping[str, str] | None = None
     ) -> Iterator[Any]:
         """A GET's answer, body unread; None where the object is unchanged. The connection is closed unless used up."""
-        deadline.headers.update(conditions or {})
+        asked = conditions or {}
+        deadline.headers.update(asked)
         try:
             response = self._client.get_object(self._settings.bucket, self._name(key), offset=offset)
-        except Exception:
-            if deadline.unchanged:
+        except Exception as error:
+            if deadline.unchanged and "If-None-Match" in asked:
                 yield None
                 return
+            if deadline.unchanged:
+                raise RegistryError("REGISTRY_ANSWER", f"{key} is called unchanged, and was never seen") from error
+            if isinstance(error, S3Error) and error.code == "PreconditionFailed":
+                raise RegistryError(
+                    "REGISTRY_CHANGED", f"{key} was exchanged while it was transferred", key=key
+                ) from error
             raise
         try:
             yield response

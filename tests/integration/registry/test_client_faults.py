@@ -15,6 +15,9 @@ import pytest
 
 from appliance.breaker import Breaker
 from appliance.errors import RegistryError
+from appliance.files import sha256_hex
+from appliance.registry.cache import Cache
+from appliance.registry.channel import FileRecord
 from appliance.registry.s3 import S3Store
 from appliance.registry.settings import Credentials, S3Settings
 from appliance.registry.tls import spki_pin
@@ -422,7 +425,7 @@ def test_an_object_that_changed_during_the_transfer_is_not_pieced_together(
     changed = ranged(b"z" * len(body), etag="other")
     with (
         faulty_server(identity, ranged(body, break_after=300_000), changed) as server,
-        refused("REGISTRY_EXISTS", within_s=DEADLINE_S),
+        refused("REGISTRY_CHANGED", within_s=DEADLINE_S),
     ):
         store(server.endpoint, attempts=3).copy("a", io.BytesIO(), size_bytes=len(body))
 
@@ -432,3 +435,36 @@ def test_a_server_that_ignores_the_range_is_refused(store: Callable[..., S3Store
     into.seek(0, io.SEEK_END)
     with faulty_server(identity, answer(b"the whole")) as server, refused("REGISTRY_ANSWER", within_s=READ_S):
         store(server.endpoint).copy("a", into, size_bytes=9)
+
+
+def test_a_part_that_comes_for_the_whole_is_refused(store: Callable[..., S3Store], identity: Identity) -> None:
+    part = answer(b"half", status="206 Partial Content", headers={"Content-Range": "bytes 0-3/8"})
+    with faulty_server(identity, part) as server, refused("REGISTRY_ANSWER", within_s=READ_S):
+        store(server.endpoint).get("a", max_bytes=100)
+
+
+def test_an_object_that_was_never_seen_cannot_be_unchanged(store: Callable[..., S3Store], identity: Identity) -> None:
+    """Or a registry could seem to answer soundly without ever showing a pointer."""
+    with faulty_server(identity, answer(status="304 Not Modified")) as server:
+        with refused("REGISTRY_ANSWER", within_s=READ_S):
+            store(server.endpoint).get("a", max_bytes=100)
+        with refused("REGISTRY_ANSWER", within_s=READ_S):
+            store(server.endpoint).copy("a", io.BytesIO(), size_bytes=9)
+
+
+REFUSES_RANGES = {
+    "the whole, whatever was asked": answer(BODY),
+    "not satisfiable": answer(status="416 Range Not Satisfiable"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSES_RANGES)
+def test_an_interrupted_transfer_begins_again_where_no_rest_can_be_had(
+    store: Callable[..., S3Store], identity: Identity, tmp_path: Path, name: str
+) -> None:
+    record = FileRecord(sha256=sha256_hex(BODY), size_bytes=len(BODY))
+    cache = Cache(tmp_path / "cache")
+    (tmp_path / "cache" / "partial" / record.sha256).write_bytes(BODY[:1000])
+    with faulty_server(identity, REFUSES_RANGES[name], answer(BODY)) as server:
+        assert cache.blob(record, store(server.endpoint), "a") == BODY
+        assert [request.headers.get("range") for request in server.requests] == ["bytes=1000-", None]
