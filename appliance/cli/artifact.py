@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Pack, sign, admit, publish, promote and revoke routers.")
 app.command()(intake.admit)
 app.command()(intake.approve)
+app.command()(intake.decline)
 app.add_typer(intake.journal, name="journal")
 
 Folder = Annotated[Path, typer.Argument(help="The artifact's folder.")]

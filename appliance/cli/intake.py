@@ -87,6 +87,21 @@ def approve(
         show(report, as_json, lambda out: out.print(f"approved by {', '.join(officers)}; {state}", markup=False))
 
 
+def decline(
+    case: Annotated[str, typer.Argument(help="The case, as `admit` printed it.")],
+    *,
+    reason: Annotated[str, typer.Option(help="Why, for the journal.")],
+    trust: TrustAt,
+    border: BorderAt = Path("border"),
+    as_json: Json = False,
+) -> None:
+    """End a case that waits for approvals: it is not admitted, and nothing but its journal lines stays."""
+    with refusals(as_json):
+        _border(border, trust).decline(case, reason)
+        said = f"declined {case}; its files are gone"
+        show({"case": case, "declined": reason}, as_json, lambda out: out.print(said, markup=False))
+
+
 journal = typer.Typer(no_args_is_help=True, help="The admission journal.")
 
 
@@ -121,17 +136,23 @@ def journal_verify(
 def journal_show(trust: TrustAt, border: BorderAt = Path("border"), as_json: Json = False) -> None:
     """Every step of every case, and the cases that wait."""
     with refusals(as_json):
-        desk = _border(border, trust)
-        lines = desk.journal.verify().lines
-        waiting = desk.cases()
-        report = {"lines": [line.model_dump(mode="json") for line in lines], "waiting": waiting}
+        from appliance.intake import approval
+        from appliance.registry.trust_source import TrustSource
+
+        source, desk = TrustSource(trust), _border(border, trust)
+        checked, waiting = desk.journal.verify(), desk.cases()
+        signed = approval.signed_heads(checked, material=source.material(), at=source.now())
+        officers = {number: officer for number, officer, _ in signed}
+        lines = [{**line.model_dump(mode="json"), "officer": officers.get(line.number)} for line in checked.lines]
+        report = {"lines": lines, "waiting": waiting}
 
         def text(out: Any) -> None:
-            for line in lines:
+            for line in checked.lines:
                 what = {
                     key: value for key, value in line.details.items() if key not in {"statement", "bundle", "remedy"}
                 }
-                out.print(f"{line.at} {line.case} {line.event:9} {json.dumps(what)[:160]}", markup=False)
+                said = officers.get(line.number) or json.dumps(what)[:160]
+                out.print(f"{line.at} {line.case} {line.event:9} {said}", markup=False)
             out.print(f"waiting for approval: {', '.join(waiting) or 'none'}", markup=False)
 
         show(report, as_json, text)
@@ -221,17 +242,22 @@ def _current(source: Path, registry: str | None, trust: Path, channel: str | Non
         return None
     from appliance.artifact import read
     from appliance.cli.serving import open_registry
+    from appliance.errors import RegistryError
+    from appliance.registry.admitted import verify_admitted
     from appliance.registry.trust_source import TrustSource
     from appliance.routers.loading import load_router
-    from appliance.trust.verification import verify_artifact
 
     home = open_registry(registry, trust)
     state = home.current(channel or _name(read(source).files))
-    if state is None or state.pointer.target is None:
+    target = state.pointer.target if state is not None else None
+    if target is None:
         return None
-    artifact = home.fetch(state.pointer.target.name, state.pointer.target.version)
+    artifact = home.fetch(target.name, target.version)
     trusted = TrustSource(trust)
-    verify_artifact(artifact, material=trusted.material(), at=trusted.now())
+    verify_admitted(artifact, material=trusted.material(), at=trusted.now())  # before it is loaded into this process
+    if artifact.digest != target.digest:
+        cause = f"{target.name} {target.version} is not what its channel names"
+        raise RegistryError("REGISTRY_DIGEST", cause, expected=target.digest, actual=artifact.digest)
     return load_router(artifact)
 
 

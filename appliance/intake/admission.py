@@ -2,15 +2,18 @@
 
 One officer examines (quarantine, signature, formats, tripwires, conversion, behaviour), which makes a case with a
 report. Two officers, two different identities, sign the same statement about it. Then, and only then, the zone signs
-the converted artifact and it is published. Every step is a line of the journal; a refused source leaves nothing else.
+the converted artifact and it is published. Every step is a line of the journal; a source that is refused, by the
+examination or by an officer, leaves nothing else. What a kill leaves goes at the next examination.
 """
 
 from __future__ import annotations
 
 import contextlib
+import re
 import secrets
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,7 @@ from typing import Any
 from appliance import documents
 from appliance.artifact import SIGNATURE_NAME, ArtifactFiles, from_files, read
 from appliance.errors import ApplianceError, IntakeError, TrustError
-from appliance.files import read_regular, sha256_hex, translated, write_atomic
+from appliance.files import locked, read_regular, sha256_hex, translated, write_atomic
 from appliance.intake import approval
 from appliance.intake.case import Case
 from appliance.intake.examination import EncoderTrial, RouterTrial, digests, examine, verify, write_private
@@ -31,6 +34,8 @@ from appliance.trust.verification import TrustMaterial, verify_artifact
 
 REPORT_MAX_BYTES = 4 * 1024 * 1024
 DEFAULT_LIMITS = Limits()
+_IDENTITY = re.compile(r"[0-9a-f]{16}\Z")
+_ENDS = frozenset({"admitted", "refused"})  # a case that has such a line waits no more
 
 
 class Border:
@@ -63,12 +68,21 @@ class Border:
             ApplianceError: the reason for the refusal, which is in the journal too.
         """
         self._check_policy()
-        identity = secrets.token_hex(8)
+        cases = self._directory / "cases"
+        with translated(cases):
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            cases.mkdir(mode=0o700, exist_ok=True)
+        with self._alone("examining"):
+            self._sweep()
+            return self._examined(secrets.token_hex(8), source, trial, limits)
+
+    def _examined(self, identity: str, source: Path, trial: RouterTrial | EncoderTrial, limits: Limits) -> Case:
         folder = self._folder(identity)
         with translated(folder):
-            folder.mkdir(mode=0o700, parents=True)
+            folder.mkdir(mode=0o700)
         try:
             report, artifact = self._examine(identity, source, folder, trial, limits)
+            shutil.rmtree(folder / "source", ignore_errors=True)  # what could run waits for nobody's approval
             write_private(folder / "artifact", artifact.files)
             data = documents.write_json(report)
             write_atomic(folder / "report.json", data, mode=0o600)
@@ -102,6 +116,40 @@ class Border:
         }
         return documents.read_json(documents.write_json(report), what="report"), artifact
 
+    def decline(self, identity: str, reason: str) -> None:
+        """End a case that waits: whatever an officer read in its report, it is not admitted, and nothing of it stays.
+
+        Args:
+            identity: the case.
+            reason: for the journal.
+
+        Raises:
+            IntakeError: INTAKE_CASE, INTAKE_JOURNAL_BROKEN.
+        """
+        folder = self._waiting(identity)
+        with self._alone("approving"):
+            if identity not in self.cases():
+                raise _no_case(identity)
+            refusal = IntakeError("INTAKE_DECLINED", reason[:1000])
+            self.journal.append("refused", identity, _reason(refusal), at=self._clock())
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _sweep(self) -> None:
+        """Remove what a kill left of earlier examinations, and say so in the journal; nobody else examines now."""
+        with self._alone("approving"):
+            lines, waiting = self.journal.verify().lines, set(self.cases())
+            for folder in sorted((self._directory / "cases").iterdir()):
+                if _IDENTITY.match(folder.name) and folder.name not in waiting:
+                    shutil.rmtree(folder, ignore_errors=True)
+            begun = {line.case for line in lines if line.event == "received"}
+            for identity in sorted(begun - {line.case for line in lines if line.event in {"examined", *_ENDS}}):
+                cut = IntakeError("INTAKE_INTERRUPTED", "the examination was killed before its end")
+                self.journal.append("refused", identity, _reason(cut), at=self._clock())
+
+    def _alone(self, act: str) -> AbstractContextManager[None]:
+        """One process at a time; a killed one frees the lock."""
+        return locked(self._directory / f".{act}.lock")
+
     def case(self, identity: str) -> Case:
         """A case as it was examined, held against the journal.
 
@@ -111,10 +159,10 @@ class Border:
         lines = [line for line in self.journal.verify().lines if line.case == identity]
         examined = [line for line in lines if line.event == "examined"]
         folder = self._folder(identity)
-        if any(line.event == "admitted" for line in lines):
+        if any(line.event in _ENDS for line in lines):
             shutil.rmtree(folder, ignore_errors=True)  # a kill may have left it
         if not examined or not folder.is_dir():
-            raise IntakeError("INTAKE_CASE", f"no case {identity[:32]!r} waits here", case=identity[:32])
+            raise _no_case(identity)
         data = read_regular(folder / "report.json", max_bytes=REPORT_MAX_BYTES)
         artifact = read(folder / "artifact")
         if sha256_hex(data) != examined[0].details["report"] or artifact.digest != examined[0].details["digest"]:
@@ -124,8 +172,8 @@ class Border:
     def cases(self) -> list[str]:
         """The cases that wait for approvals."""
         lines = self.journal.verify().lines
-        admitted = {line.case for line in lines if line.event == "admitted"}
-        return [line.case for line in lines if line.event == "examined" and line.case not in admitted]
+        ended = {line.case for line in lines if line.event in _ENDS}
+        return [line.case for line in lines if line.event == "examined" and line.case not in ended]
 
     def approve(self, identity: str, signer: Signer, registry: Registry) -> tuple[tuple[str, ...], bool]:
         """Approve a case as one officer; the second approval signs and publishes it.
@@ -143,6 +191,11 @@ class Border:
             TrustError, RegistryError: the signature or the publication is refused.
         """
         self._check_policy()
+        self._waiting(identity)
+        with self._alone("approving"):  # the second of two at once must find the first one's approval, and one signs
+            return self._approve(identity, signer, registry)
+
+    def _approve(self, identity: str, signer: Signer, registry: Registry) -> tuple[tuple[str, ...], bool]:
         case = self.case(identity)
         before = self.journal.verify()
         officers = approval.officers(before, case, self.journal.heads(), material=self._material(), at=self._clock())
@@ -206,10 +259,20 @@ class Border:
                 roles={name: list(role.kinds) for name, role in roles.items()},
             )
 
+    def _waiting(self, identity: str) -> Path:
+        """A case's folder at a border that exists; one that was mistyped is not made."""
+        if not (folder := self._folder(identity)).parent.is_dir():
+            raise _no_case(identity)
+        return folder
+
     def _folder(self, identity: str) -> Path:
-        if len(identity) != 16 or not set(identity) <= set("0123456789abcdef"):
+        if not _IDENTITY.match(identity):
             raise IntakeError("INTAKE_CASE", f"{identity[:32]!r} is no case", case=identity[:32])
         return self._directory / "cases" / identity
+
+
+def _no_case(identity: str) -> IntakeError:
+    return IntakeError("INTAKE_CASE", f"no case {identity[:32]!r} waits here", case=identity[:32])
 
 
 def _reason(error: Exception) -> dict[str, Any]:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+import signal
+import subprocess
+import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from appliance.artifact import SIGNATURE_NAME, read
+from appliance.cli.intake import _current as served_today
+from appliance.cli.main import app
 from appliance.errors import ApplianceError
+from appliance.intake.admission import Border
 from appliance.intake.approval import signed_heads
 from appliance.intake.behaviour import make_probe
 from appliance.intake.case import describe
@@ -23,8 +32,11 @@ from appliance.routers.encoder import load_encoder
 from appliance.routers.loading import load_router
 from appliance.trust.verification import verify_artifact
 from tests.support import intake, routing
+from tests.support.artifacts import signed
 from tests.support.intake import Desk
 from tests.support.trust import DevelopmentAuthority, make_authority
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="session")
@@ -67,6 +79,7 @@ def test_an_honest_sklearn_router_is_converted_and_decides_alike(desk: Desk, nam
     assert "seccomp" in conversion["walls"]
     assert set(case.report["scanners"]) == {"picklescan", "modelscan", "fickling"}
     assert not any(name.endswith(".pkl") for name in case.artifact.files)
+    assert list((desk.root / "border").rglob("*.pkl")) == [], "what could run waits for nobody's approval"
     router = load_router(case.artifact)
     texts = intake.TEXTS
     ours = router.scores(intake.probe().prompts).argmax(axis=1)
@@ -151,6 +164,121 @@ def test_an_admission_that_died_after_publishing_is_completed_by_the_next_approv
         desk.border.approve(case.identity, desk.officer(2), desk.registry)
     assert info.value.code == "INTAKE_CASE"
     assert [line.event for line in desk.border.journal.verify().lines].count("admitted") == 1
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from appliance.intake import scanners
+from appliance.intake.admission import Border
+from appliance.intake.examination import RouterTrial
+from appliance.registry.trust_source import TrustSource
+from tests.support import intake
+scanners.scan = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+trust, border, source = (Path(word) for word in sys.argv[1:])
+zone = TrustSource(trust)
+Border(border, material=zone.material, clock=zone.now).examine(source, RouterTrial(intake.probe()))
+"""
+
+
+@pytest.mark.slow
+def test_what_a_killed_examination_left_is_gone_after_the_next_and_written_down(desk: Desk) -> None:
+    desk.authority.store(desk.root / "trust")
+    pickled = pickle.dumps(estimators()["logistic"].fit(*intake.training_set()), protocol=4)
+    source = desk.hand_in(intake.router({"model.pkl": pickled}))
+    border = desk.root / "border"
+    killed = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", KILLED, desk.root / "trust", border, source], cwd=ROOT, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert len(list(border.rglob("model.pkl"))) == 1
+    (border / "cases" / "lost+found").mkdir()
+    with pytest.raises(ApplianceError):
+        desk.border.examine(desk.root / "nothing", RouterTrial(intake.probe()))
+    assert [path.name for path in (border / "cases").iterdir()] == ["lost+found"], "and what is no case is not touched"
+    events = [(line.event, line.details.get("code")) for line in desk.border.journal.verify().lines]
+    assert events == [("received", None), ("refused", "INTAKE_INTERRUPTED"), ("refused", "FILE_MISSING")]
+
+
+@pytest.mark.slow
+def test_a_case_that_an_officer_declines_is_over(desk: Desk) -> None:
+    desk.authority.store(desk.root / "trust")
+    case = desk.border.examine(desk.hand_in(intake.router(intake.knn_payload())), RouterTrial(intake.probe()))
+    desk.border.approve(case.identity, desk.officer(1), desk.registry)
+    places = ["--border", str(desk.root / "border"), "--trust", str(desk.root / "trust"), "--json"]
+    declined = ["artifact", "decline", case.identity, "--reason", "it moves all that is hard", *places]
+    assert CliRunner().invoke(app, declined).exit_code == 0
+    assert desk.border.cases() == []
+    assert list((desk.root / "border" / "cases").iterdir()) == []
+    again = CliRunner().invoke(app, declined)
+    assert (again.exit_code, json.loads(again.stdout)["error"]["code"]) == (1, "INTAKE_CASE")
+    with pytest.raises(ApplianceError) as info:
+        desk.border.approve(case.identity, desk.officer(2), desk.registry)
+    assert info.value.code == "INTAKE_CASE"
+    shown = json.loads(CliRunner().invoke(app, ["artifact", "journal", "show", *places]).stdout)
+    assert [line["officer"] for line in shown["lines"]] == [None, None, "import-officer@appliance.internal", None]
+    assert shown["lines"][-1]["details"]["cause"] == "it moves all that is hard"
+    assert shown["waiting"] == []
+
+
+@pytest.mark.slow
+def test_two_officers_at_the_same_moment_publish_once(desk: Desk) -> None:
+    """The second waits for the first: else both would be told to find another, or sign the same version twice."""
+    case = desk.border.examine(desk.hand_in(intake.router(intake.knn_payload())), RouterTrial(intake.probe()))
+    said: list[tuple[tuple[str, ...], bool]] = []
+    other = threading.Thread(
+        target=lambda: said.append(desk.border.approve(case.identity, desk.officer(2), desk.registry))
+    )
+
+    class Slow:
+        """An officer who looks for his token while his colleague signs."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(desk.officer(1), name)
+
+        def sign_statement(self, payload: bytes) -> bytes:
+            other.start()
+            other.join(1.0)  # done by then, if nothing holds him up
+            return bytes(desk.officer(1).sign_statement(payload))
+
+    assert desk.border.approve(case.identity, Slow(), desk.registry)[1] is False  # type: ignore[arg-type]
+    other.join()
+    assert [published for _, published in said] == [True]
+    events = [line.event for line in desk.border.journal.verify().lines]
+    assert events == ["received", "examined", "approved", "approved", "admitted"]
+
+
+def test_a_border_that_was_mistyped_is_not_made(desk: Desk, tmp_path: Path) -> None:
+    elsewhere = Border(tmp_path / "typo", material=lambda: desk.material, clock=desk.now)
+    for act in (
+        lambda: elsewhere.approve("0" * 16, desk.officer(1), desk.registry),
+        lambda: elsewhere.decline("0" * 16, "no"),
+    ):
+        with pytest.raises(ApplianceError) as info:
+            act()
+        assert info.value.code == "INTAKE_CASE"
+    assert not (tmp_path / "typo").exists()
+
+
+@pytest.mark.parametrize(
+    ("role", "code"), [("producer", "REGISTRY_NOT_ADMITTED"), ("import-officer", "REGISTRY_DIGEST")]
+)
+def test_what_a_registry_shows_in_the_place_of_the_served_router_is_not_loaded(
+    desk: Desk, role: str, code: str
+) -> None:
+    """The comparison runs in the officer's own process: only what the channel names may come there."""
+    files = intake.router(intake.knn_payload())
+    desk.registry.publish(signed(files, desk.authority.signer("import-officer")), name="default", version="1.0.0")
+    desk.registry.promote("default", "1.0.0", desk.authority.signer("import-officer"))
+    desk.authority.store(desk.root / "trust")
+    source = desk.hand_in(intake.router(intake.knn_payload(), version="1.1.0"))
+    ask = (source, str(desk.root / "registry"), desk.root / "trust", None)
+    assert served_today(*ask) is not None
+    other = intake.router(intake.knn_payload(outcomes=np.ones((120, 3), np.float32)))
+    routing.place(signed(other, desk.authority.signer(role)), desk.root / "registry" / "routers/default/1.0.0")
+    with pytest.raises(ApplianceError) as info:
+        served_today(*ask)
+    assert info.value.code == code
 
 
 @pytest.mark.slow
