@@ -174,8 +174,10 @@ class Candidate(_Section):
     share: Share = Field(0.0, description="Share of users it decides for after that; 0 stays in shadow.")
     canary_decisions: int = Field(0, ge=0, le=10_000_000, description="So many good ones and it takes over; 0: never.")
     min_decisions: int = Field(50, ge=1, le=10_000_000, description="No bound is judged on fewer.")
-    max_failure_share: Share = Field(0.02, description="Share of its decisions that may fail or be late.")
-    min_agreement: Share = Field(0.0, description="Share of decisions in shadow it must agree with.")
+    max_failure_share: Share = Field(0.02, description="Share of its decisions that may fail or be late, lately.")
+    min_agreement: Share = Field(
+        0.0, description="Share of others' decisions it must agree with, in shadow and as a canary."
+    )
 
 
 class Group(_Section):

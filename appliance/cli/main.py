@@ -36,6 +36,8 @@ VERBS: dict[str, tuple[str, str, str]] = {
         "Copy a registry to another home and compare both.",
     ),
     "status": ("appliance.cli.operations", "status", "What the gateway serves, on one screen."),
+    "why": ("appliance.cli.why", "why", "Why a request went where it went."),
+    "replay": ("appliance.cli.why", "replay", "Make recorded routing decisions again and compare."),
     "doctor": ("appliance.cli.doctor", "doctor", "Check the host and the appliance; say what to do."),
     "validate": ("appliance.cli.validate", "validate", "Run the acceptance of an installed appliance."),
     "drill": ("appliance.cli.drill", "drill", "Do every runbook for real, on an installation made for it."),

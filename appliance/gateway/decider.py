@@ -16,11 +16,13 @@ from appliance.gateway import decision as why
 from appliance.gateway.active import Serving, Slot, utc_now
 from appliance.gateway.decision import Decision, DecisionLog, Deployment, Outcome
 from appliance.gateway.health import UpstreamHealth
+from appliance.gateway.pool import Overloaded
 from appliance.gateway.rollout import Rollout
 from appliance.gateway.scoring import Request, Scored, Scorer, Static
 from appliance.routers.round_robin import SmoothWeightedRoundRobin
 
 log = logging.getLogger("appliance.routing")
+SHADOW_LIMIT_S = 1.0  # after which a router in shadow is not waited for; it is late long before
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class _Draft:
     serving: Serving | None = None
     scored: Scored | None = None
     best: Sequence[str] = ()
+    tried: bool = False  # whether the candidate decided, or would have
 
 
 class Decider:
@@ -113,14 +116,14 @@ class Decider:
             draft.reason = why.LAST_RESORT if draft.best[0] == plan.last_resort else why.ONLY_CANDIDATE
         elif plan.slot is not None:
             await self._by_model(plan, plan.slot, draft, request, started)
-        selected = self._round_robin.choose(group, draft.best) if draft.best else None
+        selected, turns = self._round_robin.turn(group, draft.best) if draft.best else (None, {})
         if selected is not None:
             self.health.chosen(selected)
         latency_ms = round((self._clock() - started) * 1000, 3)
-        record = _record(group, plan, draft, request, selected=selected, latency_ms=latency_ms)
+        record = _record(group, plan, draft, request, selected=selected, turns=turns, latency_ms=latency_ms)
         self.decisions.add(record)
-        if plan.rollout is not None and draft.scored is not None and plan.rollout.observes():
-            self._shadow(plan.rollout, draft, request)
+        if plan.rollout is not None and draft.scored is not None and not draft.tried and plan.rollout.observes():
+            self._shadow(plan, plan.rollout, draft, request)
         return record
 
     def _draft(self, plan: Plan, candidates: Sequence[Deployment], excluded: Mapping[str, str]) -> _Draft:
@@ -137,6 +140,7 @@ class Decider:
 
     async def _by_model(self, plan: Plan, slot: Slot, draft: _Draft, request: Request, started: float) -> None:
         rollout = plan.rollout if plan.rollout is not None and plan.rollout.decides(request.sticky) else None
+        draft.tried = rollout is not None
         serving = rollout.slot.current if rollout is not None else slot.current
         try:
             if serving is None:
@@ -151,23 +155,22 @@ class Decider:
             log.warning("routing failed", extra={"error": type(error).__name__}, exc_info=error)
             draft.outcome, draft.reason = "error", why.ROUTER_FAILED
         if rollout is not None:
-            rollout.report(ok=draft.outcome == "success" or draft.reason in why.NOT_THE_ROUTERS_FAULT)
+            rollout.decided(ok=draft.outcome == "success" or draft.reason in why.NOT_THE_ROUTERS_FAULT)
 
-    def _shadow(self, rollout: Rollout, draft: _Draft, request: Request) -> None:
+    def _shadow(self, plan: Plan, rollout: Rollout, draft: _Draft, request: Request) -> None:
         serving = rollout.slot.current
         if serving is None or self.scorer.pool.waiting:
             return  # shadows never make a request wait
 
         async def look() -> None:
             try:
-                scored = await self.scorer.score(serving, request, deadline_s=1.0)
-                best, _ = choose(scored, draft.pool, Plan(), None)
-                rollout.report(ok=True, agreed=bool(set(best) & set(draft.best)))
-            except Static as static:
-                if static.reason not in why.NOT_THE_ROUTERS_FAULT:
-                    rollout.report(ok=False)
+                scored, took_s = await self.scorer.observe(serving, request, deadline_s=SHADOW_LIMIT_S)
+                best, _ = choose(scored, draft.pool, plan, request.cost_weight)
+                rollout.observed(ok=took_s <= self._deadline_s, agreed=bool(set(best) & set(draft.best)))
+            except Overloaded:
+                return  # no matter of the router's
             except Exception:  # noqa: BLE001 (a shadow's failure is a number)
-                rollout.report(ok=False)
+                rollout.observed(ok=False)
 
         task = asyncio.get_running_loop().create_task(look())
         self._shadows.add(task)
@@ -175,12 +178,17 @@ class Decider:
 
 
 def _record(
-    group: str, plan: Plan, draft: _Draft, request: Request, *, selected: str | None, latency_ms: float
+    group: str,
+    plan: Plan,
+    draft: _Draft,
+    request: Request,
+    *,
+    selected: str | None,
+    turns: Mapping[str, int],
+    latency_ms: float,
 ) -> Decision:
     serving, scored = draft.serving, draft.scored
-    score = None
-    if scored is not None and selected is not None:
-        score = _score_of(scored, next(c for c in draft.pool if c.id == selected))
+    labels = _labels(scored, draft.pool) if scored is not None else {}
     return Decision(
         request_id=request.request_id,
         call_id=request.call_id,
@@ -190,10 +198,14 @@ def _record(
         strategy=f"ml:{serving.router.metadata.strategy}" if serving else "round-robin",
         outcome=draft.outcome,
         reason=draft.reason,
-        score=None if score is None else round(score, 6),
-        scores={label: round(value, 6) for label, value in scored.by_label.items()} if scored else {},
+        score=scored.by_label[labels[selected]] if scored is not None and selected in labels else None,
+        scores=scored.by_label if scored is not None else {},
+        labels=labels,
+        cost_weight=_cost_weight(plan, request.cost_weight) if scored is not None else 0.0,
+        costs=_cost_shares(plan, draft.pool) if scored is not None else {},
         candidates=tuple(candidate.id for candidate in draft.pool),
         excluded=draft.excluded,
+        turns=turns if len(draft.best) > 1 else {},
         propensity=_propensity(plan.weights, draft.best, selected),
         router=serving.name if serving else None,
         router_digest=serving.digest if serving else None,
@@ -208,30 +220,31 @@ def choose(
 ) -> tuple[tuple[str, ...], dict[str, str]]:
     """The best deployments of a pool (several where a model has replicas), and why others could not be weighed.
 
-    Utility is score minus `cost_weight` times the cost as a share of the dearest.
-
     Raises:
         Static: where no label of the router names any of them.
     """
-    weight = plan.cost_weight if cost_weight is None else cost_weight
-    dearest = max(plan.costs.values(), default=0.0)
-    utility: dict[str, float] = {}
-    unknown: dict[str, str] = {}
-    for candidate in pool:
-        value = _score_of(scored, candidate)
-        if value is None:
-            unknown[candidate.id] = "no_label"
-            continue
-        utility[candidate.id] = value - (weight * plan.costs.get(candidate.id, 0.0) / dearest if dearest else 0.0)
-    if not utility:
+    labels = _labels(scored, pool)
+    if not labels:
         raise Static("fallback", why.NO_LABEL)
-    top = max(utility.values())
-    return tuple(id_ for id_, value in utility.items() if value == top), unknown
+    scores = {id_: scored.by_label[label] for id_, label in labels.items()}
+    best = why.weigh(scores, _cost_shares(plan, pool), _cost_weight(plan, cost_weight))
+    return best, {candidate.id: "no_label" for candidate in pool if candidate.id not in labels}
 
 
-def _score_of(scored: Scored, candidate: Deployment) -> float | None:
-    value = scored.by_target.get(candidate.id)
-    return scored.by_target.get(candidate.model) if value is None else value
+def _labels(scored: Scored, pool: Sequence[Deployment]) -> dict[str, str]:
+    """Candidate id -> the label that stands for it, by its id or else by its model."""
+    found = {candidate.id: scored.label_of(candidate.id, candidate.model) for candidate in pool}
+    return {id_: label for id_, label in found.items() if label is not None}
+
+
+def _cost_shares(plan: Plan, pool: Sequence[Deployment]) -> dict[str, float]:
+    """Candidate id -> its cost as a share of the dearest of the group."""
+    dearest = max(plan.costs.values(), default=0.0)
+    return {c.id: plan.costs[c.id] / dearest for c in pool if c.id in plan.costs} if dearest else {}
+
+
+def _cost_weight(plan: Plan, asked: float | None) -> float:
+    return plan.cost_weight if asked is None else asked
 
 
 def _propensity(weights: Mapping[str, int], best: Sequence[str], selected: str | None) -> float:

@@ -55,9 +55,13 @@ class Decision:
         outcome: `success` by the strategy the group asks for; `fallback`, `timeout`, `error` by round-robin instead.
         reason: one of the words above.
         score: the chosen deployment's score, where a router scored.
-        scores: label -> score.
+        scores: label -> score, as it was decided on.
+        labels: candidate id -> the label whose score counted for it.
+        cost_weight: how much cost counted against quality.
+        costs: candidate id -> its cost as a share of the dearest of the group.
         candidates: ids that could be chosen.
         excluded: id -> why it could not be chosen by the router, or at all.
+        turns: where several were best, id -> what it had gained in weighted round-robin; the richest was chosen.
         propensity: probability with which this policy picks the chosen one (for off-policy evaluation).
         router, router_digest: name and digest of the router that decided.
         prompt_digest: SHA-256 of the cleaned prompt.
@@ -75,8 +79,12 @@ class Decision:
     reason: str
     score: float | None = None
     scores: Mapping[str, float] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    cost_weight: float = 0.0
+    costs: Mapping[str, float] = field(default_factory=dict)
     candidates: tuple[str, ...] = ()
     excluded: Mapping[str, str] = field(default_factory=dict)
+    turns: Mapping[str, int] = field(default_factory=dict)
     propensity: float = 1.0
     router: str | None = None
     router_digest: str | None = None
@@ -96,6 +104,19 @@ class Decision:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
+
+
+def weigh(scores: Mapping[str, float], costs: Mapping[str, float], weight: float) -> tuple[str, ...]:
+    """The best deployments, several where they are equal: score minus `weight` times the share of the dearest's cost.
+
+    Args:
+        scores: deployment id -> score; at least one.
+        costs: deployment id -> cost as a share of the dearest.
+        weight: 0 to 1.
+    """
+    utility = {id_: score - weight * costs.get(id_, 0.0) for id_, score in scores.items()}
+    top = max(utility.values())
+    return tuple(id_ for id_, value in utility.items() if value == top)
 
 
 class DecisionLog:

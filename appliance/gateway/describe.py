@@ -32,7 +32,7 @@ operator's: [decided](decisions/0050-what-a-client-may-say.md).
 
 | header | |
 |---|---|
-| `x-appliance-cost-weight` | 0 to 1: how much cost counts against quality for this request |
+| `x-appliance-cost-weight` | 0 to 1: how much cost counts against quality for this request; anything else is not listened to |
 | `x-appliance-session` | requests of one session stay on one side of a canary; without it, `user` of the body counts |
 | `traceparent`, `tracestate` | carried on into the trace |
 

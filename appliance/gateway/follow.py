@@ -93,7 +93,7 @@ class ChannelWatch(Watch):
                 "contact_age_s": health.contact_age_s,
                 "expired": health.expired,
                 "problem": health.problem.code if health.problem is not None else None,
-            }
+            },
         }
 
     def _open(self) -> Follower:

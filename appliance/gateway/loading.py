@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 
 from appliance import artifact as artifacts
 from appliance.artifact import ArtifactFiles
 from appliance.errors import ApplianceError, GatewayError
 from appliance.files import locked, sync_directory, translated, write_atomic
 from appliance.gateway.active import Origin, Serving, utc_now
+from appliance.gateway.decision import Deployment
 from appliance.registry.admitted import verify_admitted
 from appliance.routers.encoder import Encoder, load_encoder
 from appliance.routers.loading import load_router
@@ -21,6 +23,8 @@ from appliance.trust.store import TrustStore
 from appliance.trust.verification import TrustMaterial, verify_artifact
 
 log = logging.getLogger("appliance.routers")
+Groups = Mapping[str, Sequence[Deployment]]
+NO_GROUPS: Groups = MappingProxyType({})
 WARM_UP = ("What is the capital of France?", "word " * 120)
 
 
@@ -29,17 +33,24 @@ class Loader:
 
     Args:
         settings: the gateway's configuration.
+        groups: group -> its deployments; a router has to know one of those that it routes to.
         now: wall clock, UTC; the trust store bounds it.
     """
 
-    def __init__(self, settings: Settings, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
-        self._settings = settings
+    def __init__(
+        self,
+        settings: Settings,
+        groups: Groups = NO_GROUPS,
+        *,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._settings, self._groups = settings, groups
         self._now = now
-        self._encoders: dict[str, Encoder] = {}
+        self._encoders: dict[str, tuple[Encoder, TrustMaterial]] = {}
 
-    def exchange(self, settings: Settings) -> None:
+    def exchange(self, settings: Settings, groups: Groups) -> None:
         """Load by another configuration from the next router on."""
-        self._settings = settings
+        self._settings, self._groups = settings, groups
 
     def from_directory(
         self, name: str, directory: Path, *, origin: Origin = "directory"
@@ -52,7 +63,19 @@ class Loader:
         return self.from_bytes(name, artifacts.read(directory), origin=origin)
 
     def from_bytes(self, name: str, candidate: ArtifactFiles, *, origin: Origin) -> tuple[Serving, ArtifactFiles]:
-        """Verify and load a router from bytes in memory; the very bytes that were verified are parsed.
+        """Verify, load and try a router from bytes in memory; the very bytes that were verified are parsed.
+
+        Raises:
+            ApplianceError: whatever was wrong, with its code.
+        """
+        serving = self.verified(name, candidate, origin=origin)
+        _check_labels(serving, self._settings, self._groups)
+        _warm_up(serving)
+        _replay(serving, self._settings.routing.routers[name])
+        return serving, candidate
+
+    def verified(self, name: str, candidate: ArtifactFiles, *, origin: Origin) -> Serving:
+        """Verify and load a router, without asking whether it is fit to serve here.
 
         Raises:
             ApplianceError: whatever was wrong, with its code.
@@ -66,10 +89,7 @@ class Loader:
         )
         router = load_router(candidate, formats=material.policy.model_formats)
         encoder = self._encoder(router.metadata.encoder_digest, material, at)
-        serving = Serving(name, router, encoder, verdict, origin, utc_now())
-        _warm_up(serving)
-        _replay(serving, self._settings.routing.routers[name])
-        return serving, candidate
+        return Serving(name, router, encoder, verdict, origin, utc_now())
 
     @property
     def _trust(self) -> Trust:
@@ -83,8 +103,9 @@ class Loader:
         return store.material(now=now), now
 
     def _encoder(self, digest: str, material: TrustMaterial, at: datetime) -> Encoder:
-        if digest in self._encoders:
-            return self._encoders[digest]
+        known, judged_by = self._encoders.get(digest, (None, None))
+        if known is not None and judged_by == material:
+            return known
         seen: dict[str, str] = {}
         for directory in self._settings.routing.encoders:
             try:
@@ -94,11 +115,34 @@ class Loader:
                 continue
             seen[str(directory)] = files.digest
             if files.digest == digest:
-                verify_admitted(files, material=material, at=at)
-                self._encoders[digest] = load_encoder(files, threads=1)
-                return self._encoders[digest]
+                verify_admitted(files, material=material, at=at)  # anew where the zone's trust has changed
+                encoder = known if known is not None else load_encoder(files, threads=1)
+                self._encoders[digest] = encoder, material
+                return encoder
         raise GatewayError(
             "GATEWAY_ENCODER_MISSING", "no configured encoder has the router's digest", wanted=digest, found=seen
+        )
+
+
+def _check_labels(serving: Serving, settings: Settings, groups: Groups) -> None:
+    """Refuse a router that knows no deployment of any group that it is to route.
+
+    Raises:
+        GatewayError: GATEWAY_LABELS.
+    """
+    routed = [
+        name
+        for name, group in settings.routing.groups.items()
+        if serving.name in {group.router, group.candidate.router if group.candidate is not None else None}
+    ]
+    members = [deployment for name in routed for deployment in groups.get(name, ())]
+    targets = serving.router.metadata.labels
+    if members and not any({d.id, d.model} & set(targets.values()) for d in members):
+        raise GatewayError(
+            "GATEWAY_LABELS",
+            f"no label of the router stands for a deployment of {', '.join(routed)}",
+            labels=dict(list(targets.items())[:20]),
+            deployments=[f"{d.id} ({d.model})" for d in members[:20]],
         )
 
 
@@ -150,12 +194,12 @@ class LastGood:
         with translated(self._directory):
             self._directory.mkdir(parents=True, exist_ok=True, mode=0o750)
         with locked(self._directory / ".lock"):
-            if self._pointer() == files.digest:
-                return
             home = self._directory / files.digest
+            everything = {**files.files, artifacts.SIGNATURE_NAME: files.require_signature()}
+            if self._pointer() == files.digest and _holds(home, everything):
+                return
             with translated(home):
                 home.mkdir(exist_ok=True, mode=0o750)
-                everything = {**files.files, artifacts.SIGNATURE_NAME: files.require_signature()}
                 for name, data in everything.items():
                     target = home / name
                     target.parent.mkdir(parents=True, exist_ok=True)
@@ -186,3 +230,13 @@ class LastGood:
         for entry in os.scandir(self._directory):
             if entry.is_dir(follow_symlinks=False) and entry.name != digest:
                 shutil.rmtree(entry.path, ignore_errors=True)
+
+
+def _holds(home: Path, files: Mapping[str, bytes]) -> bool:
+    """Whether a folder has these files, by their sizes, under this very signature: a router may be signed anew."""
+    try:
+        sizes = {name: (home / name).stat().st_size for name in files}
+        signature = (home / artifacts.SIGNATURE_NAME).read_bytes()
+    except OSError:
+        return False
+    return signature == files[artifacts.SIGNATURE_NAME] and sizes == {name: len(data) for name, data in files.items()}

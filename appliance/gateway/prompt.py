@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from appliance.routers.prompt import HUMAN_ROLES, prompt_text
+from appliance.routers.prompt import is_human, prompt_text, text_parts
 
 
 def of_request(messages: Sequence[Any] | None, body: Mapping[str, Any]) -> str:
@@ -20,15 +20,8 @@ def of_request(messages: Sequence[Any] | None, body: Mapping[str, Any]) -> str:
 
 def characters(messages: Sequence[Any] | None, body: Mapping[str, Any]) -> int:
     """Characters of all human turns, before cleaning: what cleaning will cost."""
-    total = 0
-    for turn in _turns(messages, body):
-        if turn.get("role") in HUMAN_ROLES:
-            content = turn.get("content")
-            if isinstance(content, str):
-                total += len(content)
-            elif isinstance(content, list):
-                total += sum(len(part.get("text") or "") for part in content if isinstance(part, Mapping))
-    return total
+    human = (turn.get("content") for turn in _turns(messages, body) if is_human(turn))
+    return sum(len(part) for content in human for part in text_parts(content))
 
 
 def _turns(messages: Sequence[Any] | None, body: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -75,7 +75,10 @@ class Running:
         for watch in gone:
             watch.stop()
         if self._loader is not None:
-            self._loader.exchange(whole.settings)
+            self._loader.exchange(whole.settings, whole.config.groups)
+        for name, watch in self.watches.items():  # a router may know the deployments of now
+            if (slots[name].problem or {}).get("code") == "GATEWAY_LABELS":
+                watch.reload()
         for name in moved:  # fetching and loading takes its time
             threading.Thread(target=self._watch(name).start, name=f"start-{name}", daemon=True).start()
 
@@ -101,7 +104,7 @@ class Running:
         from appliance.gateway.loading import Loader
         from appliance.gateway.sources import open_watch
 
-        self._loader = self._loader or Loader(self.settings)
+        self._loader = self._loader or Loader(self.settings, self.config.groups)
         watch = open_watch(self.settings, self.slots[name], self.settings.routing.routers[name], self._loader)
         self.watches[name] = watch
         return watch

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -33,7 +34,7 @@ class Request:
     Attributes:
         request_id: ours.
         call_id: LiteLLM's.
-        prompt: gives the cleaned text of the last human turn; called at most once.
+        prompt: gives the cleaned text of the last human turn.
         characters: of all human turns, before cleaning.
         sticky: what a share of traffic is drawn by; equal values fall on the same side.
         cost_weight: from 0 (quality alone) to 1; None takes the group's.
@@ -57,9 +58,8 @@ class Scored:
         router_digest, encoder_digest: what scored.
         prompt_digest: SHA-256 of the cleaned prompt.
         embedding: shape (1, d), of the router's encoder.
-        scores: shape (labels,).
-        by_label: the scores as plain numbers.
-        by_target: what a label stands for (model name or deployment id) -> score; the best where two labels share one.
+        by_label: label -> score.
+        by_target: what a label stands for (model name or deployment id) -> label; the best where two labels share one.
     """
 
     router_digest: str
@@ -67,7 +67,11 @@ class Scored:
     prompt_digest: str
     embedding: NDArray[np.float32] = field(repr=False)
     by_label: dict[str, float]
-    by_target: dict[str, float]
+    by_target: dict[str, str]
+
+    def label_of(self, *targets: str) -> str | None:
+        """The label that stands for the first of these that any stands for."""
+        return next((self.by_target[target] for target in targets if target in self.by_target), None)
 
 
 class Static(Exception):  # noqa: N818 (carries a verdict to one place)
@@ -135,7 +139,7 @@ class Scorer:
             text = request.prompt()
             if not text:
                 raise Static("fallback", why.NO_PROMPT)
-            known = self.cache.get(serving.name, _digest(text))
+            known = self.cache.get(serving.name, prompt_digest(text))
             if known is not None and known.router_digest == serving.digest:
                 self.cache.hits += 1
                 return known
@@ -161,13 +165,31 @@ class Scorer:
         self.breaker.success()
         return scored
 
+    async def observe(self, serving: Serving, request: Request, *, deadline_s: float) -> tuple[Scored, float]:
+        """What another router says of a request, and the seconds it took once it was begun.
+
+        Whatever comes of it is no matter of the breaker's: it is not this router that decides.
+
+        Raises:
+            Static: the request has no prompt.
+            Overloaded, DeadlineExceeded: it was not done in time.
+            Exception: what encoder or router raised.
+        """
+
+        def timed() -> tuple[Scored, float]:
+            started = time.perf_counter()
+            scored = self._work(serving, None, request)
+            return scored, time.perf_counter() - started
+
+        return await self.pool.run(timed, deadline_s=deadline_s)
+
     def _work(self, serving: Serving, text: str | None, request: Request) -> Scored:
         """On a worker thread."""
         if text is None:
             text = request.prompt()
             if not text:
                 raise Static("fallback", why.NO_PROMPT)
-        digest = _digest(text)
+        digest = prompt_digest(text)
         known = self.cache.get(serving.name, digest)
         if known is not None and known.router_digest == serving.digest:
             self.cache.hits += 1
@@ -194,11 +216,12 @@ def score(serving: Serving, text: str, digest: str, embedding: NDArray[np.float3
     values = [float(value) for value in serving.router.scores(prompts)[0]]
     targets = serving.router.metadata.labels
     by_label = dict(zip(targets, values, strict=True))
-    by_target: dict[str, float] = {}
+    by_target: dict[str, str] = {}
     for label, target in targets.items():
-        by_target[target] = max(by_label[label], by_target.get(target, by_label[label]))
+        by_target[target] = max(by_target.get(target, label), label, key=by_label.__getitem__)
     return Scored(serving.digest, serving.encoder.digest, digest, prompts.embeddings, by_label, by_target)
 
 
-def _digest(text: str) -> str:
+def prompt_digest(text: str) -> str:
+    """By what a cleaned prompt is known in records and caches."""
     return hashlib.sha256(text.encode()).hexdigest()

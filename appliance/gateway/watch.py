@@ -122,7 +122,7 @@ class Watch(ABC):
             self._refuse(GatewayError("GATEWAY_ROUTER_LOAD", f"{type(error).__name__}: {error}", router=self.slot.name))
             return
         previous = self.slot.current
-        if previous is not None and previous.digest == serving.digest and previous.origin == serving.origin:
+        if previous is not None and _told(previous) == _told(serving):
             self.slot.healthy()
         else:
             self.slot.swap(serving)
@@ -213,6 +213,11 @@ class DirectoryWatch(Watch):
     def _judge(self, state: Fingerprint) -> None:
         self._judged = state
         self._take(lambda: self._loader.from_directory(self.slot.name, self._directory))
+
+
+def _told(serving: Serving) -> tuple[object, ...]:
+    """What status tells of a router, its time of loading aside."""
+    return serving.digest, serving.origin, serving.verdict
 
 
 def generation(trust: Path) -> str:

@@ -201,11 +201,7 @@ class Worker:
         return {
             "request_id": found[0].request_id,
             "decisions": [
-                {
-                    **decision.as_dict(),
-                    "neighbours": explain.neighbours(decision, self.slots, self.decider.scorer.cache),
-                }
-                for decision in reversed(found)
+                explain.explained(decision, self.slots, self.decider.scorer.cache) for decision in reversed(found)
             ],
         }
 

@@ -45,7 +45,11 @@ class SmoothWeightedRoundRobin:
             self._weights = {group: dict(members) for group, members in weights.items()}
 
     def choose(self, group: str, candidates: Sequence[str]) -> str:
-        """The next deployment of a group.
+        """The next deployment of a group; as `turn`."""
+        return self.turn(group, candidates)[0]
+
+    def turn(self, group: str, candidates: Sequence[str]) -> tuple[str, dict[str, int]]:
+        """The next deployment of a group, and what every candidate had gained before the richest paid.
 
         Args:
             group: the requested model group.
@@ -67,6 +71,12 @@ class SmoothWeightedRoundRobin:
                 current = self._current[group] = {d: turn for d, turn in current.items() if d in effective}
             for deployment, weight in effective.items():
                 current[deployment] = current.get(deployment, 0) + weight
-            chosen = max(effective, key=current.__getitem__)
+            gained = {deployment: current[deployment] for deployment in effective}
+            chosen = richest(gained)
             current[chosen] -= sum(effective.values())
-            return chosen
+            return chosen, gained
+
+
+def richest(gained: Mapping[str, int]) -> str:
+    """Whose turn it is: who has gained most, among equals the first."""
+    return max(gained, key=gained.__getitem__)

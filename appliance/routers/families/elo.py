@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from appliance.routers.families.knn import remembered
+from appliance.routers.families.knn import nearest, remembered
 from appliance.routers.strategies import Floats, Prompts, Strategy, StrategyFiles, parameters
 
 ITERATIONS = 30  # of the minorisation-maximisation; it converges in far fewer
@@ -62,6 +62,10 @@ class Elo(Strategy):
             result[row] = chances(strengths(duels(self.outcomes[near], weights) + self._prior))
         return result
 
+    def neighbours(self, embedding: Floats) -> list[tuple[int, float]]:
+        """The prompts whose duels count for one prompt, nearest first: (row of the training data, cosine)."""
+        return nearest(self.embeddings, embedding, self.parameters.neighbours)
+
     @classmethod
     def load(cls, files: StrategyFiles, labels: tuple[str, ...]) -> Self:
         """Build it from `embeddings`, `outcomes` and its parameters."""
@@ -75,9 +79,10 @@ class Elo(Strategy):
 
 def duels(outcomes: Floats, weights: Floats | None = None) -> Floats:
     """Weighted wins of the row's model over the column's, shape (labels, labels); a draw counts half."""
-    higher = (outcomes[:, :, None] > outcomes[:, None, :]).astype(np.float32)
-    higher += 0.5 * (outcomes[:, :, None] == outcomes[:, None, :])
-    wins: Floats = np.einsum("n,nij->ij", np.ones(len(outcomes), np.float32) if weights is None else weights, higher)
+    counted = np.ones(len(outcomes), np.float32) if weights is None else weights
+    wins = np.empty((outcomes.shape[1],) * 2, np.float32)
+    for row, own in enumerate(outcomes.T[:, :, None]):  # one model at a time: no (n, labels, labels) in memory
+        wins[row] = counted @ ((own > outcomes) + np.float32(0.5) * (own == outcomes))
     np.fill_diagonal(wins, 0)
     return wins
 

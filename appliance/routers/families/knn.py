@@ -46,9 +46,7 @@ class Knn(Strategy):
 
     def neighbours(self, embedding: Floats) -> list[tuple[int, float]]:
         """The neighbours of one prompt, nearest first: (row of the training data, cosine)."""
-        similarity = self.embeddings @ _unit(embedding.reshape(1, -1))[0]
-        nearest = np.argsort(-similarity, kind="stable")[: self._k]
-        return [(int(row), float(similarity[row])) for row in nearest]
+        return nearest(self.embeddings, embedding, self._k)
 
     def scores(self, prompts: Prompts) -> Floats:
         """Weighted mean of the neighbours' outcomes, shape (n, labels)."""
@@ -85,6 +83,19 @@ def remembered(files: StrategyFiles, labels: tuple[str, ...]) -> tuple[Floats, F
     if not embeddings.size:
         raise RouterError("ROUTER_WEIGHTS", "the router remembers no prompt", tensor="embeddings")
     return embeddings, outcomes
+
+
+def nearest(embeddings: Floats, embedding: Floats, count: int) -> list[tuple[int, float]]:
+    """The rows most similar to a vector, nearest first, with their cosines.
+
+    Args:
+        embeddings: shape (m, d), unit length.
+        embedding: d numbers.
+        count: at most so many.
+    """
+    similarity = embeddings @ _unit(embedding.reshape(1, -1))[0]
+    rows = np.argsort(-similarity, kind="stable")[:count]
+    return [(int(row), float(similarity[row])) for row in rows]
 
 
 def _unit(rows: Floats) -> Floats:

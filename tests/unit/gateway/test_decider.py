@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import threading
+import time
 from collections import Counter
 from datetime import UTC, datetime
 from types import SimpleNamespace
@@ -362,6 +363,77 @@ def test_a_canary_that_fails_is_sent_back_and_a_new_version_begins_again():
     watched.slot.swap(dataclasses.replace(serving(digest="b" * 64), name="next"))
     assert watched.stage == "shadow"
     bench.pool.close()
+
+
+def test_a_candidate_is_asked_what_it_would_do_at_the_same_costs():
+    watched = rollout(min_agreement=0.9)
+    bench = Bench(rollout=watched, costs={"small": 1.0, "large": 10.0}, cost_weight=0.2)
+    bench.many(["close", "hard"] * 10)
+    bench.many(["hard"] * 10, cost_weight=1.0)  # what these requests ask for moves both routers
+    assert watched.describe()["agreement"] == 1.0
+    bench.pool.close()
+
+
+class SlowEncoder(LetterEncoder):
+    """Too slow for the deadline of its bench, and in time for the shadow's limit."""
+
+    def encode(self, texts):
+        time.sleep(0.25)
+        return super().encode(texts)
+
+
+def test_a_candidate_that_would_be_late_is_sent_back_before_it_decides_anything():
+    watched = rollout(share=1.0)
+    watched.slot.swap(dataclasses.replace(watched.slot.current, encoder=SlowEncoder()))
+    bench = Bench(rollout=watched, deadline_s=0.2)
+    decisions = bench.many([f"easy {n}" for n in range(4)])
+    assert watched.describe()["stage"] == "returned"
+    assert watched.describe()["failures"] <= 2, "two of fifty are too many"
+    assert {d.router for d in decisions} <= {"default", None}, "a crowded machine may make the other one late, too"
+    bench.pool.close()
+
+
+def test_a_router_in_shadow_that_fails_does_not_take_the_breaker_from_the_one_that_serves():
+    watched = rollout(max_failure_share=1.0, min_decisions=1000)
+    watched.slot.current.router.scores = lambda _: 1 / 0
+    bench = Bench(rollout=watched, breaker_failures=1)
+    assert {d.reason for d in bench.many([f"easy {n}" for n in range(8)])} == {"best_score"}
+    assert watched.describe()["failures"] == 8
+    assert bench.breaker.view().failures_in_a_row == 0
+    bench.pool.close()
+
+
+def test_as_a_canary_it_is_still_compared_with_what_is_decided_for_the_others():
+    watched = rollout(share=0.5, min_agreement=0.8)
+    bench = Bench(rollout=watched)
+    bench.many(["easy"] * 14)
+    assert watched.stage == "canary"
+    watched.slot.current.router.table = {"easy": TABLE["easy"][::-1]}  # the world changes, not the version
+    bench.many([f"easy {n}" for n in range(60)])
+    assert watched.describe()["stage"] == "returned"
+    assert "agreement" in watched.describe()["reason"]
+    bench.pool.close()
+
+
+def test_what_is_seen_beside_others_is_no_decision_of_the_canarys_own():
+    watched = rollout(share=0.000001, canary_decisions=5)
+    bench = Bench(rollout=watched)
+    bench.many(["easy"] * 60)
+    assert (watched.stage, watched.describe()["decisions"]) == ("canary", 0)
+    bench.pool.close()
+
+
+@pytest.mark.parametrize("stage", ["canary", "full"])
+def test_a_router_that_turns_bad_after_a_long_good_time_is_sent_back_as_quickly(stage):
+    watched = rollout(share=1.0, canary_decisions=10 if stage == "full" else 0, max_failure_share=0.1)
+    for _ in range(10):
+        watched.observed(ok=True, agreed=True)
+    for _ in range(10_000):
+        watched.decided(ok=True)
+    assert watched.stage == stage
+    for _ in range(12):  # a tenth of what was seen lately
+        watched.decided(ok=False)
+    assert watched.stage == "returned"
 
 
 # --- properties -------------------------------------------------------------------------------------------------------

@@ -13,8 +13,12 @@ from appliance import settings
 from appliance.errors import ApplianceError, GatewayError
 from appliance.gateway import egress, lockdown, server
 from appliance.gateway.active import Slot
+from appliance.gateway.decision import Deployment
 from appliance.gateway.loading import LastGood, Loader
 from appliance.gateway.watch import DirectoryWatch, fingerprint
+from appliance.trust.authority import Authority
+from appliance.trust.ceremony import Revocation, revoke
+from appliance.trust.store import TrustStore
 from tests.support.routing import place, zone
 from tests.support.trust import make_authority
 
@@ -201,6 +205,69 @@ def test_a_router_of_another_encoder_is_refused_with_both_digests(here, tmp_path
         Loader(configured(here)).from_directory("default", here.router_directory)
     assert refusal.value.code == "GATEWAY_ENCODER_MISSING"
     assert refusal.value.evidence["wanted"] != next(iter(refusal.value.evidence["found"].values()))
+
+
+MEMBERS = {"chat": [Deployment("one", "openai/small"), Deployment("two", "openai/large")]}
+
+
+@pytest.mark.parametrize("labels", [{"a": "openai/small", "b": "nowhere"}, {"a": "two", "b": "openai/else"}])
+def test_a_router_that_knows_one_deployment_by_its_model_or_its_id_may_serve(here, labels, authority):
+    other = dataclasses.replace(here, labels=labels)
+    other.put()
+    Loader(configured(other), MEMBERS).from_directory("default", here.router_directory)
+
+
+def test_a_router_whose_labels_stand_for_nothing_here_does_not_take_over(here):
+    made = watch(here)
+    made._loader.exchange(configured(here), MEMBERS)
+    made._judge(made._state())
+    good = made.slot.current.digest
+    dataclasses.replace(here, labels={"a": "openai/smal", "b": "elsewhere"}).put(version="2.0.0")
+    made._judge(made._state())
+    assert made.slot.problem["code"] == "GATEWAY_LABELS"
+    assert made.slot.problem["evidence"]["labels"] == {"a": "openai/smal", "b": "elsewhere"}
+    assert made.slot.current.digest == good
+    made._loader.exchange(configured(here), {"chat": [Deployment("elsewhere", "openai/new")]})
+    made.reload()
+    assert made.look()
+    assert made.slot.problem is None, "the deployments are others now"
+
+
+def test_an_encoder_that_the_zone_has_denied_since_ends_the_router_that_rests_on_it(here, tmp_path):
+    authority = make_authority(tmp_path / "ca")
+    other = zone(tmp_path / "other", authority, labels=LABELS)
+    other.put()
+    made = watch(other)
+    made._judge(made._state())
+    assert made.slot.current is not None
+    denied = artifacts.read(other.directory / "encoder").digest
+    now = datetime.now(UTC)
+    revoke(Authority.open(authority.path), Revocation(digests=(denied,)), now=now)
+    TrustStore.open(other.directory / "trust").refresh(authority.repository, now=now)
+    made.look()
+    assert made.look()
+    assert made.slot.problem["code"] == "TRUST_DENIED"
+    assert made.slot.current is None, "what the zone has denied is not kept as the last good"
+
+
+def test_a_router_signed_anew_is_told_by_its_new_signature_and_kept_under_it(here):
+    made = watch(here)
+    made._judge(made._state())
+    before = made.slot.current
+    place(here.artifact(role="release-signer"), here.router_directory)
+    made._judge(made._state())
+    assert (made.slot.current.digest, before.verdict.role) == (before.digest, "import-officer")
+    assert made.slot.current.verdict.role == "release-signer"
+    kept = artifacts.read(LastGood(here.directory / "kept").find())
+    assert kept.signature == (here.router_directory / "artifact.sigstore.json").read_bytes()
+
+
+def test_a_kept_router_that_lost_a_file_is_kept_again(here):
+    kept, router = LastGood(here.directory / "kept"), here.artifact()
+    kept.keep(router)
+    (kept.find() / "weights.safetensors").write_bytes(b"")
+    kept.keep(router)
+    assert artifacts.read(kept.find()).digest == router.digest
 
 
 # --- listener and lockdown --------------------------------------------------------------------------------------------

@@ -76,11 +76,11 @@ def candidate(path, **bounds) -> Rollout:
 def test_workers_count_together_and_change_the_stage_together(tmp_path):
     here, there = candidate(tmp_path / "r"), candidate(tmp_path / "r")
     for _ in range(5):
-        here.report(ok=True, agreed=True)
-        there.report(ok=True, agreed=True)
+        here.observed(ok=True, agreed=True)
+        there.observed(ok=True, agreed=True)
     assert (here.stage, there.stage) == ("canary", "canary")
     for _ in range(5):
-        here.report(ok=False)
+        here.decided(ok=False)
     assert there.describe()["stage"] == "returned"
     assert there.describe() == here.describe()
 
@@ -88,12 +88,18 @@ def test_workers_count_together_and_change_the_stage_together(tmp_path):
 def test_a_candidate_that_was_sent_back_stays_so_after_a_restart_until_there_is_a_new_version(tmp_path):
     first = candidate(tmp_path / "r")
     for _ in range(5):
-        first.report(ok=False)
+        first.observed(ok=False)
     again = candidate(tmp_path / "r")
     assert again.stage == "returned"
     assert not again.decides("user")
     again.slot.swap(dataclasses.replace(serving(digest="b" * 64), name="next"))
     assert again.stage == "shadow"
+
+
+def test_what_an_older_version_of_the_appliance_left_still_counts(tmp_path):
+    left = {"digest": "a" * 64, "stage": "returned", "reason": "r", "seen": 9, "failed": 9, "agreed": 0, "compared": 0}
+    (tmp_path / "r").write_text(json.dumps(left))
+    assert candidate(tmp_path / "r").stage == "returned"
 
 
 @pytest.mark.parametrize(

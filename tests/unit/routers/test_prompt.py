@@ -1,10 +1,11 @@
 """What is routed on: the human's request, in any language, without the harness's noise."""
 
 import time
+import unicodedata
 
 import pytest
 
-from appliance.routers.prompt import clean, prompt_text
+from appliance.routers.prompt import MAX_CHARACTERS, clean, prompt_text
 
 
 def user(content):
@@ -80,11 +81,36 @@ def test_a_hostile_turn_costs_no_more_than_its_length():
         "<" * 1_000_000,
         "<system-reminder " + " " * 1_000_000,
         "[Image: source: " * 90_000,
+        "a" + "\u0345" * 22_000 + "\u0301" * 22_000 + "\u0316" * 22_000,
+        "a" + "\u0301\u0316" * 32_000,
+        "\u0344" * 65_000,
     ]
     started = time.perf_counter()
-    for text in hostile:
-        clean(text)
+    for _ in range(50):
+        for text in hostile:
+            clean(text)
     assert time.perf_counter() - started < 60, "what grows with the square of its length takes hours"
+
+
+def test_marks_heaped_on_a_letter_are_cut_to_what_languages_have():
+    heap = "e" + "\u0301\u0316" * 40
+    assert clean(f"{heap} f\u0301") == unicodedata.normalize("NFC", f"{heap[:31]} f\u0301")
+    devanagari = "स्त्री की क्षमता"
+    assert clean(devanagari) == devanagari
+
+
+def test_many_turns_of_noise_are_not_all_read():
+    wall = [user("\x01" * MAX_CHARACTERS)] * 10
+    assert prompt_text([user("behind the wall"), *wall]) == ""
+    assert prompt_text([user("before it"), *wall[:7]]) == "before it"
+    assert prompt_text([user("x"), *[user("<thinking>so</thinking>")] * 10_000]) == "x", "of short ones very many are"
+
+
+def test_control_characters_are_those_of_unicode():
+    every = unicodedata.normalize("NFC", "".join(map(chr, range(0x3000))))
+    kept = clean(f"a{every}b")
+    assert not {c for c in kept if unicodedata.category(c) == "Cc"} - set("\t\n")
+    assert {c for c in every if unicodedata.category(c) == "Zs"} <= set(kept)
 
 
 def test_a_very_long_turn_keeps_its_head_and_its_tail():
