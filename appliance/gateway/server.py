@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import fcntl
 import logging
 import os
 import signal
 import socket
-import termios
 import threading
 import time
 from collections.abc import Callable
@@ -20,7 +18,7 @@ import uvicorn
 
 from appliance.errors import GatewayError
 from appliance.gateway import garbage
-from appliance.gateway.protocol import Protocol
+from appliance.gateway.protocol import Protocol, unsent
 from appliance.gateway.turns import Acceptor, Turns
 from appliance.notify import handed_sockets, notify, watchdog_interval_s
 from appliance.settings import Drain, Listen
@@ -249,7 +247,7 @@ class Server(uvicorn.Server):
         leaving = self._without_request()
         await _while(lambda: leaving & self._without_request(), GOODBYE_S)
         for each in leaving & self._without_request():
-            if not _unsent(each.transport):
+            if not unsent(each.transport):
                 each.transport.abort()
         await super().shutdown(sockets)
 
@@ -274,10 +272,3 @@ async def _while(condition: Callable[[], object], seconds: float) -> None:
         if not condition():
             return
         await asyncio.sleep(LOOK_S)
-
-
-def _unsent(transport: Any) -> bool:
-    """Whether the other side has not yet got everything: its kernel has not said so (tcp(7), SIOCOUTQ)."""
-    descriptor = transport.get_extra_info("socket").fileno()
-    waiting = fcntl.ioctl(descriptor, termios.TIOCOUTQ, b"\0" * 4) if descriptor >= 0 else b""
-    return any(waiting)
