@@ -83,6 +83,8 @@ class Application:
             close = [(b"connection", b"close"), (b"content-length", b"0")]
             await send({"type": "http.response.start", "status": 400, "headers": close})
             await send({"type": "http.response.body", "body": b""})
+        elif not edge.is_as_written(scope):
+            await _refuse(send, 404, "not_found", "this path does not exist on the appliance")
         elif scope["path"].startswith("/appliance/"):
 
             async def parting(message: Message) -> None:
@@ -177,7 +179,7 @@ class Application:
                 if fault is not None:
                     return
                 started = True
-                message["headers"] = [*message.get("headers", ()), *_told(request)]
+                message["headers"] = [*edge.answered(message.get("headers", ())), *_told(request)]
             await send(message)
 
         try:

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from appliance.gateway import fields
+from appliance.gateway import amount, fields
 from appliance.settings import Settings
 
 HEAD = """# Configuration
@@ -26,13 +26,13 @@ what the gateway adds, and what it refuses that others ignore. It is generated f
 
 A field that its path does not have is refused (`GATEWAY_FIELD`), and so is a value of another kind
 (`GATEWAY_FIELD_TYPE`); `param` of the error names it. Null says nothing, anywhere. A body may be {fields.MAX_DEPTH}
-levels deep. Tools are those that the client runs itself. `access.fields` admits what else your model servers take.
-LiteLLM's own fields and headers steer the gateway and are the
+levels deep and hold {amount.MAX_CONTAINERS:,} objects and lists. Tools are those that the client runs itself.
+`access.fields` admits what else your model servers take. LiteLLM's own fields and headers steer the gateway and are the
 operator's: [decided](decisions/0050-what-a-client-may-say.md).
 
 | header | |
 |---|---|
-| `x-appliance-cost-weight` | 0 to 1: how much cost counts against quality for this request; anything else is not listened to |
+| `x-appliance-cost-weight` | 0 to 1: how much cost counts against quality for this request; anything else is ignored |
 | `x-appliance-session` | requests of one session stay on one side of a canary; without it, `user` of the body counts |
 | `traceparent`, `tracestate` | carried on into the trace |
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from appliance.gateway import fields
+from appliance.gateway import amount, fields
 from appliance.gateway.access import Principal
 
 Message = MutableMapping[str, Any]
@@ -19,13 +19,14 @@ Send = Callable[[Message], Awaitable[None]]
 WITH_BODY = re.compile(
     r"/(?:v1/)?(?:chat/completions|completions|embeddings|responses|messages|messages/count_tokens|rerank)"
 )
-WITHOUT_BODY = re.compile(r"/(?:v1/)?models(?:/[A-Za-z0-9._:@+-]{1,256})?")
+WITHOUT_BODY = re.compile(r"/(?:v1/)?models(?:(?:/(?!\.)[A-Za-z0-9._:@+-]{1,256}){1,4})?")
 HEALTH = re.compile(r"/health/(?:liveliness|liveness|readiness)")
 
 
 # what LiteLLM may know of the connection; its own `x-litellm-...`, an organisation or a forwarded key are steering, too
-HEADERS = frozenset({b"accept", b"host", b"user-agent", b"traceparent", b"tracestate", b"authorization"})
-
+HEADERS = frozenset({b"accept", b"user-agent", b"traceparent", b"tracestate", b"authorization"})
+# what a client may not know of the model server: its address, and its own headers, which LiteLLM repeats
+INTERNAL = (b"x-litellm-model-api-base", b"llm_provider-")
 
 MAX_DIGITS = 18  # of a length
 
@@ -42,6 +43,15 @@ class Refused(Exception):  # noqa: N818 (an answer)
     def __init__(self, status: int, code: str, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
         self.status, self.code, self.param = status, code, param
+
+
+def is_as_written(scope: Scope) -> bool:
+    """Whether the path was sent as it is: encoded, it passes whoever in front of us goes by paths.
+
+    A model's name is what it may need to encode: `/v1/models/meta%2Fllama`.
+    """
+    written = bytes(scope.get("raw_path") or b"").partition(b"models/")[0]
+    return b"%" not in written
 
 
 def models(path: str, principal: Principal) -> dict[str, Any]:
@@ -121,6 +131,11 @@ def forwarded(headers: Iterable[tuple[bytes, bytes]], body: bytes | None) -> lis
     return [*kept, (b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
 
 
+def answered(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """The headers of LiteLLM's answer that leave."""
+    return [(name, value) for name, value in headers if not name.startswith(INTERNAL)]
+
+
 def wishes(headers: Any, document: Any, principal: Principal) -> tuple[str, float | None]:
     """What a request says of itself: the sticky text, and how much cost counts."""
     given = {name: value for name, value in headers if name in {b"x-appliance-cost-weight", b"x-appliance-session"}}
@@ -143,14 +158,9 @@ def checked(body: bytes, principal: Principal, path: str, admitted: Collection[s
         admitted: further fields that the operator's model servers take, with any value.
 
     Raises:
-        Refused: 400, or 403 where the key does not reach the model group.
+        Refused: 400, 413 where it holds too much, or 403 where the key does not reach the model group.
     """
-    try:
-        document = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise Refused(400, "invalid_json", f"the body is not JSON: {error}"[:200]) from None
-    if not isinstance(document, dict):
-        raise Refused(400, "invalid_request_error", "the body is not a JSON object")
+    document = _parsed(body)
     model = document.get("model")
     if not isinstance(model, str) or not model:
         raise Refused(400, "invalid_request_error", "model must name a model group", param="model")
@@ -169,6 +179,19 @@ def checked(body: bytes, principal: Principal, path: str, admitted: Collection[s
     needed = fields.NEEDED.get(api)
     if needed is not None and document.get(needed) is None:
         raise Refused(400, "GATEWAY_FIELD_TYPE", f"{needed} is missing", param=needed)
+    return document
+
+
+def _parsed(body: bytes) -> dict[str, Any]:
+    if amount.is_too_much(body):
+        parts = f"{amount.MAX_CONTAINERS} objects and lists or {amount.MAX_VALUES} values"
+        raise Refused(413, "too_large", f"the body holds more than {parts}")
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise Refused(400, "invalid_json", f"the body is not JSON: {error}"[:200]) from None
+    if not isinstance(document, dict):
+        raise Refused(400, "invalid_request_error", "the body is not a JSON object")
     return document
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from urllib.parse import unquote
 
 import pytest
 
@@ -47,7 +48,7 @@ def messages(
     )  # fmt: skip
     given = {"authorization": f"Bearer {MASTER}", **{name.replace("_", "-"): value for name, value in headers.items()}}
     scope = {
-        "type": "http", "path": path, "method": method, "query_string": query,
+        "type": "http", "path": unquote(path), "raw_path": path.encode(), "method": method, "query_string": query,
         "headers": [(name.encode(), value.encode()) for name, value in given.items()],
     }  # fmt: skip
     sent: list[dict] = []
@@ -167,3 +168,31 @@ def test_a_refusal_has_code_cause_field_and_remedy():
     assert answer["error"]["code"] == "GATEWAY_FIELD"
     assert answer["error"]["param"] == "timeout"
     assert answer["error"]["remedy"]
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1%2fmodels", "/v1/%6dodels", "/%761/models/chat", "/appliance%2Fbroken", "/v1/models/%2e%2e"]
+)
+def test_a_path_in_disguise_does_not_exist(path):
+    assert messages(path, method="GET")[0]["status"] == 404
+
+
+def test_a_models_name_may_be_encoded():
+    inner = Inner()
+    messages("/v1/models/meta%2Fllama-3.1", method="GET", inner=inner)
+    assert inner.seen[0][0]["path"] == "/v1/models/meta/llama-3.1"
+
+
+def test_a_client_learns_neither_the_address_nor_the_headers_of_a_model_server():
+    async def inner(scope, receive, send):
+        del scope, receive
+        told = [
+            (b"x-litellm-model-id", b"small"), (b"x-litellm-model-api-base", b"http://user:secret@10.0.0.5/v1"),
+            (b"llm_provider-set-cookie", b"session=secret"),
+        ]  # fmt: skip
+        await send({"type": "http.response.start", "status": 200, "headers": told})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    headers = dict(messages("/v1/chat/completions", CHAT, inner=inner)[0]["headers"])
+    assert headers[b"x-litellm-model-id"] == b"small"
+    assert not any(b"secret" in value for value in headers.values())
