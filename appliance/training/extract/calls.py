@@ -7,7 +7,8 @@ own `router.*` and `llm.routing.*`. The first name of a list that is there count
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +23,9 @@ MODEL = (
     "gen_ai.request.model",
     "llm.model_name",
 )
-MESSAGES = ("gen_ai.input.messages", "gen_ai.prompt", "llm.input_messages", "input.value")
+MESSAGES = ("gen_ai.input.messages", "gen_ai.prompt", "llm.input_messages", "gen_ai.event.content", "input.value")
+# messages spread over numbered keys: OpenLLMetry and older LiteLLM, OpenInference
+NUMBERED = re.compile(r"(?:gen_ai\.prompt|llm\.input_messages)\.(\d{1,5})\.(?:message\.)?(role|content)")
 COST = ("litellm.cost.total", "gen_ai.cost.total_cost", "gen_ai.usage.cost", "llm.cost.total")
 FIRST_TOKEN_S = ("gen_ai.response.time_to_first_chunk", "gen_ai.server.time_to_first_token")
 JUDGE = ("judge.score", "gen_ai.evaluation.score.value", "gen_ai.evaluation.score")
@@ -30,7 +33,12 @@ FEEDBACK = ("feedback.score", "user.feedback.score", "gen_ai.user.feedback")
 PROPENSITY = ("router.propensity",)
 RETRIES = ("router.retries", "litellm.retries", "http.request.resend_count")
 TASK = ("router.task", "task")
-
+RESPONSE_ID = ("gen_ai.response.id",)
+ERROR = ("error.type",)
+NAMED_ALONE = "trace:"  # begins the id of a call that is known by its trace alone
+BETWEEN = " + "  # what stands between the places of a lineage
+MOST_ORIGINS = 32  # places that a lineage names; whoever sends one call id for ever fills no disk with it
+LONGEST_NAME = 512  # characters of an id or a name; what is longer is none
 
 FILLED = ("prompt", "first_token_ms", "cost_usd", "judge", "feedback", "task")
 UNNAMED = 99  # rank of a call that names no model
@@ -76,6 +84,12 @@ class Call:
     task: str = ""
     judged: bool = False
 
+    def origins(self) -> Iterator[str]:
+        """What it was read from: a span's own ids, which stay whatever file it stands in, or a spend log's place."""
+        for place in self.lineage.split(BETWEEN):
+            ids = place.rpartition("#")[2]
+            yield ids if self.source == "trace" and ids != "/" else place
+
     def merged(self, other: Call) -> Call:
         """Both accounts of one call, in whatever order they came: a judge's own words about the call count last."""
         swapped = self.source == other.source and self.judged and not other.judged
@@ -87,7 +101,7 @@ class Call:
         return Call(
             call_id=self.call_id,
             source=self.source,
-            lineage=f"{self.lineage} + {other.lineage}",
+            lineage=BETWEEN.join([*self.lineage.split(BETWEEN), *other.lineage.split(BETWEEN)][:MOST_ORIGINS]),
             model=namer.model,
             model_rank=namer.model_rank,
             model_at=namer.model_at,
@@ -139,34 +153,37 @@ def call_of(span: Span, lineage: str) -> Call | None:
     """
     values = span.attributes
     speaks = any(name.startswith(("gen_ai.", "llm.", "router.")) for name in values)
-    if not speaks and first(values, CALL_ID) is None:
+    call_id = name_of(first(values, CALL_ID))
+    if not call_id or call_id.startswith(NAMED_ALONE):
+        call_id = f"{NAMED_ALONE}{span.trace_id}" if speaks and span.trace_id else ""
+    if not call_id:
         return None
     judge, feedback = number(first(values, JUDGE)), number(first(values, FEEDBACK))
     first_token_s = number(first(values, FIRST_TOKEN_S))
-    model = next((name for name in MODEL if values.get(name) not in (None, "")), None)
+    model = next((name for name in MODEL if name_of(values.get(name))), None)
     prompt = prompt_of(first(values, MESSAGES), values)
     judged = judge is not None or feedback is not None
     verdict = judged and not prompt  # about the call; one that carries the prompt too is the call itself, rated
     started = span.start_ns / 1e9
+    known_times = 0 < span.start_ns <= span.end_ns  # else a clock was set, or nobody told one: that is no latency
     return Call(
-        call_id=str(first(values, CALL_ID) or f"trace:{span.trace_id}"),
+        call_id=call_id,
         source="trace",
         lineage=f"{lineage}#{span.trace_id}/{span.span_id}",
-        model=str(values[model]) if model else "",
+        model=name_of(values[model]) if model else "",
         model_rank=UNNAMED if model is None else 1 + MODEL.index(model) + (OF_A_VERDICT if judged else 0),
         model_at=started if model else 0.0,
         prompt=prompt,
         started=0.0 if verdict else started,
-        # a span that ends before it began tells of a clock that was set, not of a latency
-        latency_ms=(span.end_ns - span.start_ns) / 1e6 if span.end_ns >= span.start_ns and not verdict else None,
-        first_token_ms=None if first_token_s is None else first_token_s * 1e3,
+        latency_ms=(span.end_ns - span.start_ns) / 1e6 if known_times and not verdict else None,
+        first_token_ms=None if first_token_s is None or first_token_s < 0 else first_token_s * 1e3,
         cost_usd=None if verdict else number(first(values, COST)),
         judge=judge,
         feedback=feedback,
         propensity=number(first(values, PROPENSITY)),
-        failed=not verdict and (span.failed or "error.type" in values),
-        retries=int(number(first(values, RETRIES)) or 0),
-        task=str(first(values, TASK) or ""),
+        failed=not verdict and (span.failed or first(values, ERROR) is not None),
+        retries=counted(first(values, RETRIES)),
+        task=name_of(first(values, TASK)),
         judged=judged,
     )
 
@@ -203,13 +220,11 @@ def _message(item: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _indexed(values: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Messages spread over `gen_ai.prompt.<n>.role` and `.content` (OpenLLMetry and older LiteLLM)."""
+    """Messages spread over numbered keys, one for the role and one for the content of each."""
     found: dict[int, dict[str, Any]] = {}
     for name, value in values.items():
-        prefix, _, rest = name.rpartition("gen_ai.prompt.")
-        index, _, key = rest.partition(".")
-        if not prefix and index.isdecimal() and key in ("role", "content") and len(index) < 6:
-            found.setdefault(int(index), {})[key] = value
+        if numbered := NUMBERED.fullmatch(name):
+            found.setdefault(int(numbered[1]), {})[numbered[2]] = value
     return [found[index] for index in sorted(found)]
 
 
@@ -222,6 +237,22 @@ def number(value: Any) -> float | None:
     """A finite number, or None."""
     try:
         result = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return result if abs(result) < 1e15 else None
+
+
+def counted(value: Any) -> int:
+    """A count that is not below zero; 0 where there is none."""
+    return max(0, int(number(value) or 0))
+
+
+def name_of(value: Any) -> str:
+    """An id or a name, or the empty string for what is none: no text, or longer than any name.
+
+    Half a surrogate pair is legal in JSON and no character: nothing could store it.
+    """
+    if not isinstance(value, str | int) or isinstance(value, bool):
+        return ""
+    text = str(value).encode("utf-8", "replace").decode("utf-8")
+    return text if len(text) <= LONGEST_NAME else ""

@@ -1,13 +1,16 @@
 """A live OTLP receiver, HTTP and gRPC, both with mutual TLS: spans arrive, are redacted, and are appended as OTLP-JSON.
 
-What it writes is what `train extract --traces` reads. A line is one span; only attributes that the extraction reads
-are kept, prompts are cleaned and redacted before they are written.
+What it writes is what `train extract --traces` reads. A line is one span. Of its attributes those are kept that the
+extraction reads, and what the gateway says of its own decisions; whatever else an instrumentation writes, under names
+nobody can list, may hold a prompt or an answer. Prompts are cleaned and redacted before they are written.
 """
 
 from __future__ import annotations
 
 import base64
 import contextlib
+import errno
+import fcntl
 import json
 import os
 import ssl
@@ -20,16 +23,23 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from appliance.errors import TrainingError
+from appliance.errors import FileError, TrainingError
 from appliance.files import read_regular, translated
+from appliance.training.extract import calls
 from appliance.training.extract.calls import MESSAGES, Span, prompt_of
 from appliance.training.extract.redaction import Redactor
 from appliance.training.extract.traces import spans_of
 
 MAX_REQUEST_BYTES = 16 * 1024**2
 PROTOBUF = "application/x-protobuf"
-KEPT_PREFIXES = ("gen_ai.", "litellm.", "llm.", "router.", "judge.", "feedback.", "user.feedback", "error.type", "task")
-DROPPED_PARTS = ("output", "completion", "system_instructions", "tool.call", "metadata")
+IDS = frozenset(
+    (*calls.CALL_ID, *calls.RESPONSE_ID, *calls.MODEL)
+)  # not redacted: calls join by them, outcomes are told apart by them
+READ = IDS.union(
+    calls.COST, calls.FIRST_TOKEN_S, calls.JUDGE, calls.FEEDBACK,
+    calls.PROPENSITY, calls.RETRIES, calls.TASK, calls.ERROR,
+)  # fmt: skip
+DECISIONS = ("router.", "llm.routing.")
 
 
 @dataclass(frozen=True)
@@ -46,7 +56,10 @@ class SpanLog:
 
     Args:
         path: the file.
-        redact: applied to prompts.
+        redact: applied to prompts, and to whatever else is text and no id.
+
+    Raises:
+        FileError: FILE_LOCKED where another receiver writes there, FILE_PERMISSION, FILE_NOT_REGULAR.
     """
 
     def __init__(self, path: Path, redact: Redactor) -> None:
@@ -54,16 +67,33 @@ class SpanLog:
         self._lock = threading.Lock()
         self.received = 0
         with translated(path):
-            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-            self._stream = os.fdopen(os.open(path, flags, 0o600), "ab")
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+            self._stream = os.fdopen(os.open(path, flags, 0o600), "ab", buffering=0)
+            try:
+                fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self._stream.close()
+                raise FileError("FILE_LOCKED", f"another receiver writes {path}", path=str(path)) from None
+            size = os.fstat(self._stream.fileno()).st_size
+            if size and os.pread(self._stream.fileno(), 1, size - 1) != b"\n":
+                self._stream.write(b"\n")  # half a line of one that was killed must not swallow the next
 
     def append(self, spans: list[Span]) -> None:
-        """Write spans and make them durable; what was acknowledged is on the disk."""
+        """Write spans and make them durable; what was acknowledged is on the disk, what was not leaves no half line.
+
+        Raises:
+            OSError: where the disk takes no more.
+        """
         lines = b"".join(self._line(span) for span in spans)
         with self._lock:
-            self._stream.write(lines)
-            self._stream.flush()
-            os.fsync(self._stream.fileno())
+            before = os.fstat(self._stream.fileno()).st_size
+            try:
+                if self._stream.write(lines) != len(lines):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(self._stream.fileno())
+            except OSError:
+                os.ftruncate(self._stream.fileno(), before)
+                raise
             self.received += len(spans)
 
     def close(self) -> None:
@@ -72,12 +102,7 @@ class SpanLog:
             self._stream.close()
 
     def _line(self, span: Span) -> bytes:
-        kept = {
-            name: value
-            for name, value in span.attributes.items()
-            if name.startswith(KEPT_PREFIXES) and name not in MESSAGES and not name.startswith("gen_ai.prompt.")
-            and not any(part in name for part in DROPPED_PARTS)
-        }  # fmt: skip
+        kept = {name: self._kept(name, value) for name, value in span.attributes.items() if _wanted(name, value)}
         found = next((span.attributes[name] for name in MESSAGES if span.attributes.get(name)), None)
         prompt = self._redact(prompt_of(found, span.attributes))
         if prompt:
@@ -93,6 +118,15 @@ class SpanLog:
         }
         return json.dumps({"resourceSpans": [{"scopeSpans": [{"spans": [document]}]}]}).encode() + b"\n"
 
+    def _kept(self, name: str, value: Any) -> Any:
+        return self._redact(value) if isinstance(value, str) and name not in IDS else value
+
+
+def _wanted(name: str, value: Any) -> bool:
+    """Whether an attribute is kept: it is read or tells of a decision, and is a number or no longer than a name."""
+    plain = calls.name_of(value) != "" if isinstance(value, str) else isinstance(value, int | float)
+    return plain and (name in READ or name.startswith(DECISIONS))
+
 
 def _any_value(value: Any) -> dict[str, Any]:
     if isinstance(value, bool):
@@ -101,7 +135,7 @@ def _any_value(value: Any) -> dict[str, Any]:
         return {"intValue": str(value)}
     if isinstance(value, float):
         return {"doubleValue": value}
-    return {"stringValue": value if isinstance(value, str) else json.dumps(value, default=str)}
+    return {"stringValue": value}
 
 
 @contextlib.contextmanager
@@ -184,9 +218,13 @@ def _answer(log: SpanLog, request: BaseHTTPRequestHandler) -> tuple[int, bytes, 
         data = request.rfile.read(int(length))
         if request.headers.get("Content-Encoding") == "gzip":
             data = _inflated(data)
-        log.append(_spans(data) if kind == PROTOBUF else list(spans_of(json.loads(data))))
+        spans = _spans(data) if kind == PROTOBUF else list(spans_of(json.loads(data)))
     except (ValueError, RecursionError, zlib.error):
         return 400, b"", "text/plain"
+    try:
+        log.append(spans)
+    except OSError:
+        return 503, b"", "text/plain"  # the exporter keeps them and tries again
     return 200, b"" if kind == PROTOBUF else b"{}", kind
 
 
@@ -239,8 +277,11 @@ def _grpc(log: SpanLog, tls: Tls | None, address: tuple[str, int]) -> Iterator[i
     from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
     class Service(trace_service_pb2_grpc.TraceServiceServicer):
-        def Export(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802 (the protocol's signature)
-            log.append(_spans(request.SerializeToString()))
+        def Export(self, request: Any, context: Any) -> Any:  # noqa: N802 (the protocol's name)
+            try:
+                log.append(_spans(request.SerializeToString()))
+            except OSError as error:  # the exporter keeps them and tries again
+                context.abort(grpc.StatusCode.UNAVAILABLE, f"the spans cannot be written: {error.strerror}")
             return trace_service_pb2.ExportTraceServiceResponse()
 
     options = [("grpc.max_receive_message_length", MAX_REQUEST_BYTES), ("grpc.so_reuseport", 0)]

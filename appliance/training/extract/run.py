@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gzip
 import hashlib
 import json
+import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from appliance.errors import TrainingError
 from appliance.files import sync_directory, translated, write_atomic
 from appliance.registry.contract import Store
 from appliance.registry.postgres import PostgresSettings
-from appliance.training.extract.calls import Call, Span, call_of
+from appliance.training.extract.calls import RESPONSE_ID, Call, Span, call_of, first, name_of
 from appliance.training.extract.jaeger import JaegerSettings, from_jaeger
 from appliance.training.extract.redaction import Redactor
 from appliance.training.extract.reward import Rules, off_scale, reward
 from appliance.training.extract.spend import entry_of, from_postgres, from_store
-from appliance.training.extract.store import Entry, JoinStore
-from appliance.training.extract.traces import UNFINISHED, read_spans
+from appliance.training.extract.store import Entry, JoinStore, refusal
+from appliance.training.extract.traces import REWRITTEN, UNFINISHED, read_spans
 from appliance.training.outcomes import Outcome
 from appliance.training.progress import Progress, silent
 
@@ -85,7 +87,8 @@ def extract(
     """
     with translated(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-    store = JoinStore(out.with_name(f"{out.name}.join"))
+    working = out.with_name(f"{out.name}.join")
+    store = JoinStore(working)
     unfinished: Counter[str] = Counter()
     try:
         for path in sources.traces:
@@ -104,74 +107,85 @@ def extract(
         progress("joining traces and spend logs")
         store.settle()
         return _write(store, out, rules or Rules(), unfinished, progress)
+    except sqlite3.Error as error:
+        raise refusal(error, working) from None
     finally:
         store.close()
 
 
-Item = tuple[str, Entry | None, str]  # position, entry or None, what it counts as
+class Item(NamedTuple):
+    """One thing read: how far that is, the entry it gave or None, what it counts as, and its name where it has one."""
+
+    position: str
+    entry: Entry | None
+    counted: str
+    part: str | None = None
 
 
 def _load(store: JoinStore, source: str, items: Iterable[Item], redact: Redactor, progress: Progress) -> None:
     entries: list[Entry] = []
     counts: Counter[str] = Counter()
+    parts: dict[str, None] = {}
     position, pending = "", 0
-    for total, (item_position, entry, counted) in enumerate(items):
-        if pending >= BATCH and item_position != position:  # a position is left whole
-            store.add(entries, counts, source=source, position=position)
-            entries, counts, pending = [], Counter(), 0
+    for total, item in enumerate(items):
+        if pending >= BATCH and item.position != position:  # a position is left whole
+            store.add(entries, counts, source=source, position=position, parts=list(parts))
+            entries, counts, parts, pending = [], Counter(), {}, 0
             progress(f"read {total} from {source}")
-        position = item_position
-        counts[counted] += 1
+        position = item.position
+        counts[item.counted] += 1
         pending += 1
-        if entry is not None:
-            call, trace_id, response_id = entry
-            entries.append((replace(call, prompt=redact(call.prompt)), trace_id, response_id))
+        if item.part is not None:
+            parts[item.part] = None
+        if item.entry is not None:
+            call, trace_id, response_id = item.entry
+            safe = replace(call, prompt=redact(call.prompt), task=redact(call.task))
+            entries.append((safe, trace_id, response_id))
     if pending:
-        store.add(entries, counts, source=source, position=position)
+        store.add(entries, counts, source=source, position=position, parts=list(parts))
 
 
 def _trace_entries(store: JoinStore, path: Path, unfinished: Counter[str]) -> Iterator[Item]:
-    read = store.position(f"trace:{path.resolve()}")
-    for line, span in read_spans(path, after_line=int(read or 0)):
+    name = name_of(path.name)
+    for position, line, span in read_spans(path, after=store.position(f"trace:{path.resolve()}")):
         if span is UNFINISHED:  # not counted as read, nor as dropped: it is read when it is whole
             unfinished["trace_lines_unfinished"] += 1
-            continue
-        if span is None:
-            yield str(line), None, "trace_lines_not_understood"
-            continue
-        call = call_of(span, f"{path.name}:{line}")
-        if call is None:
-            yield str(line), None, "spans_without_a_call"
-            continue
-        yield str(line), _entry(call, span), "spans_read"
+        elif span is REWRITTEN:
+            yield Item(position, None, "trace_files_read_anew")
+        elif span is None:
+            yield Item(position, None, "trace_lines_not_understood")
+        else:
+            yield _span_item(position, span, f"{name}:{line}")
 
 
 def _jaeger_entries(store: JoinStore, place: str, settings: JaegerSettings, now: datetime) -> Iterator[Item]:
     for position, span in from_jaeger(settings, after=store.position(place), now=now):
         if span is None:
-            yield position, None, "windows_without_traces"
-            continue
-        call = call_of(span, settings.url)
-        if call is None:
-            yield position, None, "spans_without_a_call"
-            continue
-        yield position, _entry(call, span), "spans_read"
+            yield Item(position, None, "windows_without_traces")
+        else:
+            yield _span_item(position, span, settings.url)
 
 
-def _entry(call: Call, span: Span) -> Entry:
-    response_id = span.attributes.get("gen_ai.response.id")
-    return call, span.trace_id or None, str(response_id) if response_id else None
+def _span_item(position: str, span: Span, lineage: str) -> Item:
+    call = call_of(span, lineage)
+    if call is None:
+        return Item(position, None, "spans_without_a_call")
+    entry = (call, span.trace_id or None, name_of(first(span.attributes, RESPONSE_ID)) or None)
+    return Item(position, entry, "spans_read")
 
 
 def _postgres_entries(store: JoinStore, place: str, settings: PostgresSettings) -> Iterator[Item]:
-    for position, row in from_postgres(settings, after=store.position(place)):
-        yield position, entry_of(row, f"LiteLLM_SpendLogs:{row['request_id']}"), "spend_rows_read"
+    rows = from_postgres(settings, after=store.position(place), known=functools.partial(store.read_before, place))
+    for position, row in rows:
+        name = str(row["request_id"])
+        yield Item(position, entry_of(row, f"LiteLLM_SpendLogs:{name}"), "spend_rows_read", name)
 
 
 def _object_entries(store: JoinStore, place: str, home: Store, prefix: str) -> Iterator[Item]:
-    for key, payload in from_store(home, prefix, after=store.position(place)):
-        entry = None if payload is None else entry_of(payload, key)
-        yield key, entry, "spend_objects_read" if entry is not None else "spend_objects_not_understood"
+    for key, count, payload in from_store(home, prefix, known=functools.partial(store.read_before, place)):
+        entry = None if payload is None else entry_of(payload, f"{name_of(key)}#{count}")
+        counted = "spend_objects_read" if entry is not None else "spend_objects_not_understood"
+        yield Item(key, entry, counted, key)
 
 
 def _write(store: JoinStore, out: Path, rules: Rules, unfinished: Counter[str], progress: Progress) -> dict[str, Any]:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from appliance.errors import RegistryError, TrainingError
 from appliance.registry.contract import Store
 from appliance.registry.postgres import PostgresSettings
-from appliance.training.extract.calls import MODEL, UNNAMED, Call, number, prompt_of
+from appliance.training.extract.calls import MODEL, UNNAMED, Call, counted, name_of, number, prompt_of
 from appliance.training.extract.store import Entry
 
-BEGINNING = "0001-01-01"
+BEGINNING = datetime(1, 1, 1)  # noqa: DTZ001 (the column has no zone)
+LATE = timedelta(days=1)  # a row is written when its call ends, and in batches: behind rows that started after it
 FETCH_ROWS = 2000  # rows a round trip of the server-side cursor
 OTHER_MODEL_RANK = len(MODEL)  # the provider's name of the model, which several deployments may share
 MAX_OBJECT_BYTES = 64 * 1024**2
@@ -25,12 +26,17 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def from_postgres(settings: PostgresSettings, *, after: str | None) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def from_postgres(
+    settings: PostgresSettings, *, after: str | None, known: Callable[[str], bool]
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Rows in the order of their start, through a server-side cursor: (position, row).
+
+    What started up to a day before the position is looked at again, for rows that came late.
 
     Args:
         settings: of the database; TLS under our own authority.
         after: the position of the row read last, or None to begin.
+        known: whether the row of a request id was read before.
 
     Raises:
         TrainingError: TRAINING_SOURCE.
@@ -41,10 +47,11 @@ def from_postgres(settings: PostgresSettings, *, after: str | None) -> Iterator[
 
     from appliance.registry.postgres import connected
 
-    since, last = json.loads(after) if after else (BEGINNING, "")
+    since, last = json.loads(after) if after else (BEGINNING.isoformat(), "")
+    reached = (datetime.fromisoformat(since), str(last))
+    begin = max(reached[0], BEGINNING + LATE) - LATE
     query = sql.SQL(
-        'SELECT {} FROM public."LiteLLM_SpendLogs" WHERE ("startTime", request_id) > (%s, %s) '
-        'ORDER BY "startTime", request_id'
+        'SELECT {} FROM public."LiteLLM_SpendLogs" WHERE "startTime" >= %s ORDER BY "startTime", request_id'
     ).format(sql.SQL(", ").join(map(sql.Identifier, COLUMNS)))
     try:
         with connected(settings) as connection, connection.transaction():
@@ -52,28 +59,37 @@ def from_postgres(settings: PostgresSettings, *, after: str | None) -> Iterator[
             connection.execute("SET LOCAL statement_timeout = 0")
             with connection.cursor(name="spend", row_factory=dict_row) as cursor:
                 cursor.itersize = FETCH_ROWS
-                cursor.execute(query, (since, last))
+                cursor.execute(query, (begin,))
                 for row in cursor:
-                    yield json.dumps([row["startTime"].isoformat(), row["request_id"]]), row
+                    place = (row["startTime"], row["request_id"])
+                    if place <= reached and known(row["request_id"]):
+                        continue
+                    reached = max(reached, place)
+                    yield json.dumps([reached[0].isoformat(), reached[1]]), row
     except (psycopg.Error, RegistryError) as error:
         raise TrainingError("TRAINING_SOURCE", f"the spend logs cannot be read: {error}", host=settings.host) from None
 
 
-def from_store(store: Store, prefix: str, *, after: str | None) -> Iterator[tuple[str, Mapping[str, Any] | None]]:
-    """Objects of a bucket or folder in the order of their keys: (key, payload); None for what is no payload.
+def from_store(
+    store: Store, prefix: str, *, known: Callable[[str], bool]
+) -> Iterator[tuple[str, int, Mapping[str, Any] | None]]:
+    """Objects of a bucket or folder in the order of their keys: (key, number in it, payload); None for what is none.
+
+    Keys begin with the time a call started, and objects are written when it ended: an order of keys is no order of
+    arrival, so that every key not read yet is read.
 
     Raises:
         TrainingError: TRAINING_SOURCE.
     """
     try:
-        keys = sorted(entry.key for entry in store.list(prefix) if after is None or entry.key > after)
+        keys = sorted(entry.key for entry in store.list(prefix) if not known(entry.key))
         for key in keys:
             blob = store.get(key, max_bytes=MAX_OBJECT_BYTES)
             if blob is None:
                 continue
             documents = list(_documents(blob.data))
-            for document in documents or [None]:
-                yield key, document
+            for count, document in enumerate(documents or [None]):
+                yield key, count, document
     except RegistryError as error:
         raise TrainingError(
             "TRAINING_SOURCE", f"the spend objects cannot be read: {error}", place=store.location
@@ -103,20 +119,21 @@ def _inflated(data: bytes) -> bytes:
 def entry_of(row: Mapping[str, Any], lineage: str) -> Entry | None:
     """The call that a row or payload tells of, with its response id; None where it has no id."""
     metadata = _mapping(row.get("metadata"))
-    response_id = str(row.get("request_id") or row.get("id") or "")
-    call_id = str(row.get("litellm_call_id") or metadata.get("litellm_call_id") or response_id)
+    response_id = name_of(row.get("request_id") or row.get("id"))
+    call_id = name_of(row.get("litellm_call_id") or metadata.get("litellm_call_id") or response_id)
     if not call_id:
         return None
     started, ended = _seconds(row.get("startTime")), _seconds(row.get("endTime"))
     first_token = _seconds(row.get("completionStartTime"))
     hidden = _mapping(row.get("hidden_params"))
-    deployment = str(row.get("model_id") or hidden.get("model_id") or "")
+    deployment = name_of(row.get("model_id") or hidden.get("model_id"))
+    model = name_of(row.get("model"))
     call = Call(
         call_id=call_id,
         source="spend",
         lineage=lineage,
-        model=deployment or str(row.get("model") or ""),
-        model_rank=0 if deployment else OTHER_MODEL_RANK if row.get("model") else UNNAMED,
+        model=deployment or model,
+        model_rank=0 if deployment else OTHER_MODEL_RANK if model else UNNAMED,
         model_at=ended or 0.0,
         prompt=prompt_of(row.get("messages")) if row.get("messages") not in (None, "", {}, "{}", "[]") else "",
         started=started or 0.0,
@@ -124,7 +141,7 @@ def entry_of(row: Mapping[str, Any], lineage: str) -> Entry | None:
         first_token_ms=(first_token - started) * 1e3 if started and first_token and first_token >= started else None,
         cost_usd=number(row.get("spend", row.get("response_cost"))),
         failed=str(row.get("status") or "success") == "failure",
-        retries=int(number(metadata.get("attempted_retries")) or 0),
+        retries=counted(metadata.get("attempted_retries")),
     )
     return call, None, response_id or None
 

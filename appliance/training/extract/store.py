@@ -1,7 +1,7 @@
 """The join on disk: calls from traces and from spend logs meet in one SQLite file, so that memory stays bounded.
 
-The file also remembers how far each source was read; what a batch brought and how far it went are committed together,
-so that a killed extraction goes on where it stopped and counts nothing twice.
+The file also remembers how far each source was read, or which of its parts were; what a batch brought and how far it
+went are committed together, so that a killed extraction goes on where it stopped and counts nothing twice.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from appliance.errors import TrainingError
-from appliance.training.extract.calls import Call
+from appliance.errors import FileError, TrainingError
+from appliance.training.extract.calls import NAMED_ALONE, Call
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS calls (
@@ -25,10 +25,10 @@ CREATE TABLE IF NOT EXISTS calls (
 CREATE TABLE IF NOT EXISTS traces (trace_id TEXT, call_id TEXT, PRIMARY KEY (trace_id, call_id)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS by_response ON calls (response_id) WHERE response_id IS NOT NULL;
 CREATE TABLE IF NOT EXISTS progress (source TEXT PRIMARY KEY, position TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS parts (source TEXT, name BLOB, PRIMARY KEY (source, name)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS counts (name TEXT PRIMARY KEY, value INTEGER) WITHOUT ROWID;
 """
 VERSION = 2  # of the schema; 1 knew one trace a call
-NO_CALL = "trace:"  # begins the id of a span's call that is known by its trace alone
 SETTLED_TOGETHER = 2000
 CACHE_KIB = 65_536  # SQLite's page cache
 
@@ -40,14 +40,17 @@ class JoinStore:
 
     Args:
         path: the SQLite file; made where it is not there.
+        wait_s: for another extraction that uses it.
 
     Raises:
         TrainingError: TRAINING_SOURCE where the file is none of ours.
+        FileError: FILE_LOCKED where another extraction uses it, FILE_NO_SPACE.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, wait_s: float = 5.0) -> None:
         try:
-            self._db = sqlite3.connect(path, isolation_level=None)
+            self._db = sqlite3.connect(path, timeout=wait_s, isolation_level=None)
+            self._db.execute("PRAGMA locking_mode=EXCLUSIVE")  # two extractions into one file would count twice
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.execute(f"PRAGMA cache_size=-{CACHE_KIB}")
@@ -61,7 +64,7 @@ class JoinStore:
             self._db.executescript(SCHEMA)
             self._db.execute(f"PRAGMA user_version={VERSION}")
         except sqlite3.Error as error:
-            raise TrainingError("TRAINING_SOURCE", f"the working file {path} cannot be used: {error}") from None
+            raise refusal(error, path) from None
 
     def close(self) -> None:
         """Close the file."""
@@ -72,11 +75,18 @@ class JoinStore:
         row = self._db.execute("SELECT position FROM progress WHERE source = ?", (source,)).fetchone()
         return None if row is None else str(row[0])
 
-    def add(self, entries: Sequence[Entry], counts: Counter[str], *, source: str, position: str) -> None:
-        """Store a batch, its counts and how far the source was read, all or nothing."""
+    def read_before(self, source: str, part: str) -> bool:
+        """Whether a part of a source that has no order of its own was read."""
+        found = self._db.execute("SELECT 1 FROM parts WHERE source = ? AND name = ?", (source, _blob(part)))
+        return found.fetchone() is not None
+
+    def add(
+        self, entries: Sequence[Entry], counts: Counter[str], *, source: str, position: str, parts: Sequence[str] = ()
+    ) -> None:
+        """Store a batch, its counts, how far the source was read and which parts of it, all or nothing."""
         merged: dict[tuple[str, str], Entry] = {}
         # one call may appear in several traces: the request's own, and that of a judge who looked at it later
-        traces = {(trace, c.call_id) for c, trace, _ in entries if trace and not c.call_id.startswith(NO_CALL)}
+        traces = {(trace, c.call_id) for c, trace, _ in entries if trace and not c.call_id.startswith(NAMED_ALONE)}
         for entry in entries:
             key = (entry[0].source, entry[0].call_id)
             known = merged.get(key) or self._known(*key)
@@ -91,6 +101,7 @@ class JoinStore:
                 "INSERT INTO counts VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
                 list(counts.items()),
             )
+            self._db.executemany("INSERT OR IGNORE INTO parts VALUES (?, ?)", [(source, _blob(part)) for part in parts])
             self._db.execute("INSERT OR REPLACE INTO progress VALUES (?, ?)", (source, position))
 
     def counts(self) -> dict[str, int]:
@@ -116,18 +127,19 @@ class JoinStore:
     def joined(self) -> Iterator[tuple[Call | None, Call | None]]:
         """Every call once: its trace and its spend log, one of them None where it is not there; ordered by id."""
         traces = self._db.execute(
-            "SELECT t.document, COALESCE(s.document, r.document) FROM calls t "
+            "SELECT t.document, COALESCE(s.document, (SELECT r.document FROM calls r WHERE r.source = 'spend' "
+            "AND r.response_id = t.response_id ORDER BY r.call_id LIMIT 1)) FROM calls t "
             "LEFT JOIN calls s ON s.source = 'spend' AND s.call_id = t.call_id "
-            "LEFT JOIN calls r ON s.call_id IS NULL AND t.response_id IS NOT NULL "
-            "AND r.response_id = t.response_id AND r.source = 'spend' "
             "WHERE t.source = 'trace' ORDER BY t.call_id"
         )
         for trace, spend in traces:
             yield _call(trace), None if spend is None else _call(spend)
         alone = self._db.execute(
             "SELECT s.document FROM calls s WHERE s.source = 'spend' AND NOT EXISTS (SELECT 1 FROM calls t WHERE "
-            "t.source = 'trace' AND t.call_id = s.call_id) AND NOT EXISTS (SELECT 1 FROM calls t WHERE "
-            "t.source = 'trace' AND s.response_id IS NOT NULL AND t.response_id = s.response_id) ORDER BY s.call_id"
+            "t.source = 'trace' AND t.call_id = s.call_id) AND NOT (EXISTS (SELECT 1 FROM calls t WHERE "
+            "t.source = 'trace' AND t.response_id = s.response_id AND NOT EXISTS (SELECT 1 FROM calls o WHERE "
+            "o.source = 'spend' AND o.call_id = t.call_id)) AND s.call_id = (SELECT MIN(r.call_id) FROM calls r "
+            "WHERE r.source = 'spend' AND r.response_id = s.response_id)) ORDER BY s.call_id"
         )
         for (spend,) in alone:
             yield None, _call(spend)
@@ -135,8 +147,16 @@ class JoinStore:
     def _give_away(self, call_id: str) -> None:
         part = self._known("trace", call_id)
         owners = self._db.execute(
-            "SELECT call_id FROM traces WHERE trace_id = ?", (call_id.removeprefix(NO_CALL),)
+            "SELECT call_id FROM traces WHERE trace_id = ?", (call_id.removeprefix(NAMED_ALONE),)
         ).fetchall()
+        if (
+            part is not None and part[0].judged and part[2] and not owners
+        ):  # a verdict that names the answer, in a trace of its own
+            owners = self._db.execute(
+                "SELECT call_id FROM calls WHERE source = 'trace' AND response_id = ? AND call_id != ? LIMIT 2",
+                (part[2], call_id),
+            ).fetchall()
+            owners = owners if len(owners) == 1 else []
         if part is None or not owners:
             return
         for (name,) in owners:
@@ -156,7 +176,8 @@ class JoinStore:
             yield
             self._db.execute("COMMIT")
         except BaseException:
-            self._db.execute("ROLLBACK")
+            if self._db.in_transaction:  # on a full disk SQLite has rolled back by itself
+                self._db.execute("ROLLBACK")
             raise
 
     def _known(self, source: str, call_id: str) -> Entry | None:
@@ -167,10 +188,25 @@ class JoinStore:
 
 
 def _joined(known: Entry, entry: Entry) -> Entry:
-    place, _, span = entry[0].lineage.rpartition("#")
-    if place and f"#{span}" in known[0].lineage:  # the same span once more, after a restart of its exporter
+    if not set(entry[0].origins()).difference(
+        known[0].origins()
+    ):  # the same once more, after a restart of its exporter
         return known
     return known[0].merged(entry[0]), known[1] or entry[1], known[2] or entry[2]
+
+
+def refusal(error: sqlite3.Error, path: Path) -> FileError | TrainingError:
+    """What SQLite's own refusal of the working file means."""
+    code = {"SQLITE_FULL": "FILE_NO_SPACE", "SQLITE_BUSY": "FILE_LOCKED", "SQLITE_READONLY": "FILE_PERMISSION"}.get(
+        getattr(error, "sqlite_errorname", "")
+    )
+    if code is not None:
+        return FileError(code, f"the working file {path}: {error}", path=str(path))
+    return TrainingError("TRAINING_SOURCE", f"the working file {path} cannot be used: {error}")
+
+
+def _blob(part: str) -> bytes:
+    return part.encode("utf-8", "surrogateescape")
 
 
 def _call(document: Any) -> Call:

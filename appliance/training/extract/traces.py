@@ -2,40 +2,53 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from appliance.errors import TrainingError
-from appliance.training.extract.calls import Span
+from appliance.training.extract.calls import Span, name_of
 from appliance.training.outcomes import read_lines
 
 ERROR_STATUS = (2, "STATUS_CODE_ERROR")
 MAX_DOCUMENT_BYTES = 512 * 1024**2  # a Jaeger answer is one document, mostly on one line
 UNFINISHED = Span("", "", 0, 0)  # stands for a last line that somebody is still writing
+REWRITTEN = Span("", "", 0, 0)  # stands for the beginning of a file that is not what was read before
 
 
-def read_spans(path: Path, *, after_line: int = 0) -> Iterator[tuple[int, Span | None]]:
-    """Spans of a trace file with the line they stand in; None for a line that is no trace.
+def read_spans(path: Path, *, after: str | None = None) -> Iterator[tuple[str, int, Span | None]]:
+    """Spans of a trace file: (position, line, span); None for a line that is no trace.
 
+    A position names the line and digests everything up to it, so that a file that was rotated, cut or written anew
+    under the same name is noticed: `REWRITTEN` comes first then, and the file is read from its beginning.
     `UNFINISHED` stands for a last line without its end, behind others that are whole.
 
     Args:
         path: `.json`, `.jsonl`, either gzipped.
-        after_line: lines up to this one were read before.
+        after: the position that was read before, or None.
 
     Raises:
         TrainingError: TRAINING_TRACE where nothing of the file is a trace.
         FileError: where it cannot be read.
     """
+    skipped, _, before = (after or "").partition(":")
+    skip, alike = int(skipped or 0), not after
+    digest = hashlib.sha256()
     understood = False
     number = unread = 0
+    position = ""
     whole = bytearray()  # perhaps one document over many lines
     for number, line in read_lines(path, max_bytes=MAX_DOCUMENT_BYTES):
-        if number <= after_line:
+        if number > skip and not alike:
+            break
+        digest.update(line.rstrip(b"\r\n"))
+        if number <= skip:
             understood = True
+            alike = number == skip and digest.hexdigest() == before
             continue
+        position = f"{number}:{digest.hexdigest()}"
         found: list[Span | None] = list(spans_of(_parsed(line)))
         if not found and not understood:
             whole += line
@@ -44,14 +57,18 @@ def read_spans(path: Path, *, after_line: int = 0) -> Iterator[tuple[int, Span |
                 break
             continue
         understood = True
-        yield from ((number, None) for _ in range(unread))  # it is no document over many lines: they are no traces
+        # where this is no document over many lines, those before are no traces
+        yield from ((position, number, None) for _ in range(unread))
         unread = 0
-        yield from ((number, span) for span in found or [None if line.endswith(b"\n") else UNFINISHED])
-    if number and not understood:
+        yield from ((position, number, span) for span in found or [None if line.endswith(b"\n") else UNFINISHED])
+    if not alike:
+        yield "", 0, REWRITTEN
+        yield from read_spans(path)
+    elif number and not understood:
         spans = list(spans_of(_parsed(bytes(whole))))
         if not spans:
             raise TrainingError("TRAINING_TRACE", f"{path.name} holds no spans of a known format", lines=number)
-        yield from ((number, span) for span in spans)
+        yield from ((position, number, span) for span in spans)
 
 
 def _parsed(data: bytes) -> Any:
@@ -84,10 +101,10 @@ def otlp_span(span: Mapping[str, Any]) -> Span:
         for item in _maps(event.get("attributes")):
             attributes.setdefault(str(item.get("key")), _value(item.get("value")))
     return Span(
-        str(span.get("traceId", "")),
-        str(span.get("spanId", "")),
-        _integer(span.get("startTimeUnixNano")),
-        _integer(span.get("endTimeUnixNano")),
+        name_of(span.get("traceId")),
+        name_of(span.get("spanId")),
+        _nanoseconds(_integer(span.get("startTimeUnixNano"))),
+        _nanoseconds(_integer(span.get("endTimeUnixNano"))),
         attributes,
         status.get("code") in ERROR_STATUS if status else False,
     )
@@ -99,13 +116,13 @@ def jaeger_span(span: Mapping[str, Any]) -> Span:
     for log in _maps(span.get("logs")):
         for item in _maps(log.get("fields")):
             attributes.setdefault(str(item.get("key")), item.get("value"))
-    start = _integer(span.get("startTime")) * 1000
+    start_us, duration_us = _integer(span.get("startTime")), _integer(span.get("duration"))
     failed = attributes.get("error") in (True, "true") or attributes.get("otel.status_code") == "ERROR"
     return Span(
-        str(span.get("traceID", "")),
-        str(span.get("spanID", "")),
-        start,
-        start + _integer(span.get("duration")) * 1000,
+        name_of(span.get("traceID")),
+        name_of(span.get("spanID")),
+        _nanoseconds(start_us * 1000),
+        _nanoseconds((start_us + duration_us) * 1000),
         attributes,
         failed,
     )
@@ -129,6 +146,11 @@ def _value(value: Any) -> Any:
 
 def _maps(value: Any) -> list[Mapping[str, Any]]:
     return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
+
+
+def _nanoseconds(value: int) -> int:
+    """A time of OTLP, 64 bits without a sign; 0, its word for an unknown one, where it is none."""
+    return value if 0 <= value < 1 << 64 else 0
 
 
 def _integer(value: Any) -> int:

@@ -2,8 +2,11 @@
 
 import json
 import ssl
+import subprocess
+import sys
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as GrpcExporter
@@ -11,11 +14,13 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
 
-from appliance.errors import TrainingError
+from appliance.errors import FileError, TrainingError
 from appliance.training.extract.receiver import SpanLog, Tls, receiving
 from appliance.training.extract.redaction import load_redactor
 from appliance.training.extract.run import Sources, extract
+from appliance.training.extract.traces import read_spans, spans_of
 from appliance.training.outcomes import read_outcomes
+from tests.unit.training.test_extract import call, otlp
 
 LOOPBACK = ("127.0.0.1", 0)
 MESSAGES = json.dumps([{"role": "user", "parts": [{"type": "text", "content": "Mail jane@example.org: why?"}]}])
@@ -129,6 +134,73 @@ def test_a_bomb_is_not_inflated(tmp_path):
             urllib.request.urlopen(request, timeout=200)
     log.close()
     assert answered.value.code == 400
+
+
+def posted(port, data, kind="application/json"):
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/traces", data=data, headers={"Content-Type": kind})
+    try:
+        return urllib.request.urlopen(request, timeout=2000).status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_only_what_the_extraction_reads_reaches_the_disk(tmp_path):
+    """OpenInference, OpenLLMetry and whoever comes next put prompts and answers under names of their own."""
+    hidden = [
+        "llm.prompts.0.content", "llm.input_messages.0.message.content", "gen_ai.user.message", "gen_ai.response.text",
+        "llm.invocation_parameters", "gen_ai.tool.definitions", "litellm.request.body", "gen_ai.content.completion",
+        "task", "error.type", "router.note", "gen_ai.prompt.0.content",
+    ]  # fmt: skip
+    log = SpanLog(tmp_path / "live.jsonl", load_redactor(None))
+    with receiving(log, tls=None, http_address=LOOPBACK, grpc_address=None) as (port, _):
+        for number, name in enumerate(hidden):
+            text = {
+                name: "jane@example.org",
+                "llm.input_messages.0.message.role": "user",
+                "gen_ai.prompt.0.role": "user",
+            }
+            assert posted(port, json.dumps(otlp(number, litellm__call_id=f"c{number}", **text)).encode()) == 200
+    log.close()
+    written = (tmp_path / "live.jsonl").read_text()
+    assert log.received == len(hidden)
+    assert "jane" not in written
+    assert written.count("[e-mail]") == 5  # two prompts, and what is kept redacted
+
+
+def test_a_second_receiver_is_refused_and_half_a_line_swallows_no_other(tmp_path):
+    path = tmp_path / "live.jsonl"
+    path.write_text('{"resourceSpans": [{"sc')
+    log = SpanLog(path, load_redactor(None))
+    with pytest.raises(FileError) as refused:
+        SpanLog(path, load_redactor(None))
+    assert refused.value.code == "FILE_LOCKED"
+    log.append(list(spans_of(call(1))))
+    log.close()
+    assert [span is None for _, _, span in read_spans(path)] == [True, False]
+
+
+ON_A_FULL_DISK = """
+import sys, subprocess
+sys.path.insert(0, sys.argv[2])
+from pathlib import Path
+from tests.integration.training.test_receiver import LOOPBACK, SpanLog, call, json, load_redactor, posted, receiving
+root = Path(sys.argv[1])
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", root], check=True)
+log = SpanLog(root / "live.jsonl", load_redactor(None))
+with receiving(log, tls=None, http_address=LOOPBACK, grpc_address=None) as (port, _):
+    answers = [posted(port, json.dumps(call(n)).encode()) for n in range(60)]
+    subprocess.run(["mount", "-o", "remount,size=1m", root], check=True)
+    answers.append(posted(port, json.dumps(call(60)).encode()))
+lines = [json.loads(line) for line in (root / "live.jsonl").read_text().splitlines()]
+print(sorted(set(answers)), answers[-1], len(lines) == log.received == answers.count(200))
+"""
+
+
+def test_on_a_full_disk_the_exporter_is_told_to_keep_its_spans_and_no_half_line_stays(tmp_path):
+    root = Path(__file__).parents[3]
+    command = ["unshare", "-rm", sys.executable, "-c", ON_A_FULL_DISK, tmp_path, root]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (run.stdout, run.stderr) == ("[200, 503] 200 True\n", "")
 
 
 def test_beyond_loopback_it_listens_only_with_tls(tmp_path):

@@ -70,6 +70,18 @@ def test_rows_join_their_traces_and_a_second_run_reads_only_what_is_new(table, t
     assert json.loads((tmp_path / "o.jsonl.card.json").read_text()) == again
 
 
+def test_a_row_that_is_written_behind_later_ones_is_read_by_the_next_run(table, tmp_path):
+    settings, connection = table
+    out = tmp_path / "o.jsonl"
+    seen = []
+    for numbers in ([1, 2, 4000], [3, 3999], [], [4001]):  # calls 3 and 3999 began before 4000 and took longer
+        insert(connection, numbers)
+        card = extract(Sources(postgres=settings), out, redact=load_redactor(None))
+        seen.append(card["read"]["spend_rows_read"])
+    assert seen == [3, 5, 5, 6]
+    assert card["dropped"]["spend_only"]["calls"] == 6
+
+
 def test_a_database_that_does_not_answer_is_named_and_what_was_read_stays(table, tmp_path):
     settings, _ = table
     gone = settings.model_copy(update={"port": 1})

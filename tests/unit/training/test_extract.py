@@ -2,12 +2,14 @@
 
 import gzip
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from appliance.errors import TrainingError
+from appliance.errors import FileError, TrainingError
 from appliance.registry.directory import DirectoryStore
 from appliance.training.extract.calls import Call, call_of, prompt_of
 from appliance.training.extract.redaction import load_redactor
@@ -40,7 +42,7 @@ def otlp(number, **attributes):
 
 def call(number, model="m1", **more):
     named = {"litellm__call_id": f"call-{number}", "gen_ai__request__model": model, "gen_ai__input__messages": PARTS}
-    return otlp(number, **named, **more)
+    return otlp(number, **{**named, **more})
 
 
 def lines(path: Path, documents) -> Path:
@@ -165,6 +167,8 @@ def test_a_working_file_of_another_release_is_refused_not_misread(tmp_path):
         {"gen_ai.prompt": "What is entropy?"},
         {"gen_ai.prompt.0.role": "system", "gen_ai.prompt.0.content": "Be brief.", "gen_ai.prompt.1.role": "user",
          "gen_ai.prompt.1.content": "What is entropy?"},
+        {"llm.input_messages.0.message.role": "user", "llm.input_messages.0.message.content": "What is entropy?"},
+        {"gen_ai.event.content": json.dumps({"role": "user", "content": "What is entropy?"})},
         {"llm.input_messages": '[{"role": "user", "content": [{"type": "text", "text": "What is entropy?"}]}]'},
         {"input.value": json.dumps({"messages": [{"role": "user", "content": "What is entropy?"}]})},
     ],
@@ -306,7 +310,7 @@ def test_a_line_that_somebody_is_still_writing_is_read_when_it_is_whole(tmp_path
 def test_what_stands_before_the_first_trace_is_counted_too(tmp_path):
     traces = lines(tmp_path / "t.jsonl", [call(1, judge__score=1.0)])
     traces.write_text('{"resourceSpans": [{"sco\nnonsense\n' + traces.read_text())
-    assert [(number, span is None) for number, span in read_spans(traces)] == [(3, True), (3, True), (3, False)]
+    assert [(number, span is None) for _, number, span in read_spans(traces)] == [(3, True), (3, True), (3, False)]
 
 
 def test_a_pretty_document_of_many_lines_takes_no_longer_a_line_than_a_short_one(tmp_path):
@@ -404,3 +408,150 @@ def test_a_spend_row_without_any_id_is_no_call():
     )
     assert response == "chatcmpl-9"
     assert row.retries == 2
+
+
+def edited(document, **fields):
+    document["resourceSpans"][0]["scopeSpans"][0]["spans"][0].update(fields)
+    return document
+
+
+HUGE = {"intValue": "1" + "0" * 400}
+HOSTILE = {
+    "half a character in the call id": call(1, judge__score=1.0, litellm__call_id="x\ud800"),
+    "half a character in the trace id": edited(call(1, judge__score=1.0), traceId="\udfff"),
+    "half a character in the response id": call(1, judge__score=1.0, gen_ai__response__id="\udfff"),
+    "half a character in the task": call(1, judge__score=1.0, task="\ud800"),
+    "a start beyond every clock": edited(call(1, judge__score=1.0), startTimeUnixNano="1" + "0" * 400),
+    "an end beyond every clock": edited(call(1, judge__score=1.0), endTimeUnixNano="1" + "0" * 400),
+    "a start of no kind": edited(call(1, judge__score=1.0), startTimeUnixNano=["1"]),
+    "a retry count beyond every number": edited(
+        call(1), attributes=[*call(1, judge__score=1.0)["resourceSpans"][0]["scopeSpans"][0]["spans"][0]["attributes"],
+                             {"key": "router.retries", "value": HUGE}]),
+    "a role that is no word": call(1, judge__score=1.0, gen_ai__input__messages=json.dumps(
+        [{"role": "user", "content": "What is entropy?"}, {"role": {}, "content": "x"}, {"role": ["user"]}])),
+    "a thousand brackets for a task": call(1, judge__score=1.0, task="[" * 1000),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_span_costs_at_most_itself(tmp_path, name):
+    card, made = run(tmp_path, [HOSTILE[name], call(2, judge__score=0.5)])
+    assert card["written"] == 2
+    assert {outcome.query for outcome in made} == {"What is entropy?"}
+    assert all(0 < latency < 1e6 for outcome in made for latency in outcome.latencies_ms.values())
+
+
+@pytest.mark.parametrize("ids", [{"litellm__call_id": ["c"]}, {"litellm__call_id": "c" * 10_000}, {}])
+def test_what_is_no_id_is_none_and_spans_without_any_are_no_call(tmp_path, ids):
+    named = {key: item for key, item in ids.items() if isinstance(item, str)}
+    spans = [
+        otlp(n, gen_ai__request__model="m", gen_ai__input__messages=PARTS, judge__score=1.0, **named) for n in (1, 2)
+    ]
+    card, _ = run(tmp_path, [edited(span, traceId="") for span in spans])
+    assert card["read"] == {"spans_without_a_call": 2}
+
+
+def test_a_call_id_cannot_pass_for_a_trace(tmp_path):
+    victim = call(1, judge__score=1.0)
+    forged = otlp(2, litellm__call_id=f"trace:{1:032x}", judge__score=0.0)
+    _, made = run(tmp_path, [victim, forged])
+    assert [outcome.scores for outcome in made] == [{"m1": 1.0}]
+
+
+def test_one_call_id_sent_for_ever_fills_neither_memory_nor_disk(tmp_path):
+    _, made = run(tmp_path, [edited(call(1, judge__score=1.0), spanId=f"{n:016x}") for n in range(6_000)])
+    assert len(made) == 1
+    assert len(made[0].lineage) < 4000
+
+
+def test_a_verdict_finds_its_answer_by_response_id_unless_several_bear_it(tmp_path):
+    verdict = otlp(9, gen_ai__response__id="chatcmpl-1", gen_ai__evaluation__score__value=0.25)
+    _, made = run(tmp_path, [verdict, call(1, gen_ai__response__id="chatcmpl-1")])
+    assert [outcome.scores for outcome in made] == [{"m1": 0.25}]
+    (tmp_path / "o.jsonl.join").unlink()
+    card, made = run(tmp_path, [verdict, *(call(n, gen_ai__response__id="chatcmpl-1") for n in (1, 2))])
+    assert made == []
+    assert card["dropped"]["no_reward"]["calls"] == 2
+
+
+@pytest.mark.parametrize("form", ["one line", "pretty", "shorter", "longer"])
+def test_a_file_that_was_written_anew_under_its_name_is_read_anew(tmp_path, form):
+    path, out = tmp_path / "t.json", tmp_path / "o.jsonl"
+
+    def write(numbers):
+        if form in ("one line", "pretty"):
+            spans = [call(n, judge__score=1.0)["resourceSpans"][0] for n in numbers]
+            path.write_text(json.dumps({"resourceSpans": spans}, indent=2 if form == "pretty" else None) + "\n")
+        else:
+            lines(path, [call(n, judge__score=1.0) for n in numbers])
+
+    write(range(3))
+    extract(Sources(traces=[path]), out, redact=load_redactor(None))
+    write({"shorter": range(3, 5), "longer": range(3, 9)}.get(form, range(5)))
+    card = extract(Sources(traces=[path]), out, redact=load_redactor(None))
+    assert card["read"]["trace_files_read_anew"] == 1
+    assert card["written"] == {"longer": 9}.get(form, 5)
+    assert all(outcome.lineage.count("#") == 1 for outcome, _ in read_outcomes(out))
+    assert extract(Sources(traces=[path]), out, redact=load_redactor(None)) == card
+
+
+def test_a_spend_object_that_comes_late_is_read_though_its_key_is_older(tmp_path):
+    bucket, out = tmp_path / "spend", tmp_path / "o.jsonl"
+    bucket.mkdir()
+    sources = Sources(objects=(DirectoryStore(bucket), ""))
+    for name in ("time-09-00", "time-08-00"):  # the call of eight o'clock took longer than an hour
+        (bucket / f"{name}.json").write_text(json.dumps({**SPEND, "id": name, "litellm_call_id": name}))
+        card = extract(sources, out, redact=load_redactor(None), rules=Rules("success"))
+    assert card["written"] == card["read"]["spend_objects_read"] == 2
+
+
+def test_spend_objects_of_one_response_make_no_outcome_twice(tmp_path):
+    bucket = tmp_path / "spend"
+    bucket.mkdir()
+    for name in ("a", "b", "c"):
+        (bucket / f"{name}.json").write_text(json.dumps({**SPEND, "litellm_call_id": f"other-{name}"}))
+    traces = lines(tmp_path / "t.jsonl", [
+        otlp(9, litellm__call_id="call-9", gen_ai__response__id="chatcmpl-9", judge__score=0.5),
+    ])  # fmt: skip
+    card = extract(
+        Sources([traces], None, (DirectoryStore(bucket), "")), tmp_path / "o.jsonl", redact=load_redactor(None)
+    )
+    assert (card["written"], card["joined"]) == (1, 1)
+    assert card["dropped"]["no_reward"]["calls"] == 2
+
+
+def test_two_extractions_into_one_file_are_refused_not_counted_twice(tmp_path):
+    lines(tmp_path / "t.jsonl", [call(1, judge__score=1.0)])
+    busy = JoinStore(tmp_path / "o.jsonl.join", wait_s=0)
+    with pytest.raises(FileError) as refused:
+        JoinStore(tmp_path / "o.jsonl.join", wait_s=0)
+    assert refused.value.code == "FILE_LOCKED"
+    busy.close()
+    card, _ = run(tmp_path, [call(1, judge__score=1.0)])
+    assert card["written"] == 1
+
+
+ON_A_FULL_DISK = """
+import sys, subprocess
+sys.path.insert(0, sys.argv[2])
+from pathlib import Path
+from appliance.errors import FileError
+from tests.unit.training.test_extract import Sources, call, extract, lines, load_redactor
+home, root = Path(sys.argv[1]), Path(sys.argv[1]) / "small"
+root.mkdir()
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", root], check=True)
+sources = Sources(traces=[lines(home / "t.jsonl", [call(n, judge__score=1.0) for n in range(6000)])])
+try:
+    extract(sources, root / "o.jsonl", redact=load_redactor(None))
+except FileError as error:
+    print(error.code, (root / "o.jsonl").exists())
+subprocess.run(["mount", "-o", "remount,size=64m", root], check=True)
+card = extract(sources, root / "o.jsonl", redact=load_redactor(None))
+print(card["read"], card["written"])
+"""
+
+
+def test_on_a_full_disk_an_extraction_is_refused_and_goes_on_when_there_is_room(tmp_path):
+    command = ["unshare", "-rm", sys.executable, "-c", ON_A_FULL_DISK, tmp_path, Path(__file__).parents[3]]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (run.stdout, run.stderr) == ("FILE_NO_SPACE False\n{'spans_read': 6000} 6000\n", "")
