@@ -267,7 +267,7 @@ class Lockdown(_Section):
         (), description="Further destinations as `host:port`, beside those of LiteLLM's configuration."
     )
     landlock: bool = Field(True, description="Kernel rule: TCP connections to the configured ports only.")
-    seccomp: bool = Field(True, description="Kernel rule: no programs run, no raw sockets, no tracing.")
+    seccomp: bool = Field(True, description="Kernel rule: no programs run, no sockets but TCP's, no tracing.")
 
 
 class Telemetry(_Section):

@@ -12,6 +12,7 @@ import ctypes
 import errno
 import os
 import platform
+import socket
 import struct
 from collections.abc import Iterable
 
@@ -26,9 +27,11 @@ _SECCOMP_SET_MODE_FILTER = 1
 _FLAG_TSYNC = 1
 _RET_ALLOW, _RET_ERRNO, _RET_KILL = 0x7FFF0000, 0x00050000, 0x80000000
 _LD_ABS, _JEQ, _JSET, _RET, _AND = 0x20, 0x15, 0x45, 0x06, 0x54
-_ARCHITECTURE, _NUMBER, _ARG0, _ARG1 = 4, 0, 16, 24  # offsets into struct seccomp_data
-_AF_PACKET, _SOCK_RAW, _TYPE_MASK = 17, 3, 0xF
+_ARCHITECTURE, _NUMBER, _ARG0, _ARG1, _ARG2 = 4, 0, 16, 24, 32  # offsets into struct seccomp_data
+_TYPE_MASK = 0xF
 _X32_BIT = 0x40000000
+_REFUSE = _RET_ERRNO | errno.EPERM
+_Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, constant
 
 
 class _Machine:
@@ -39,13 +42,13 @@ class _Machine:
 
 
 # execve execveat ptrace process_vm_readv process_vm_writev mount kexec_load init_module finit_module bpf
-# perf_event_open userfaultfd
+# perf_event_open userfaultfd io_uring_setup (whose sockets no filter sees) pidfd_getfd
 _MACHINES = {
     "x86_64": _Machine(
-        0xC000003E, 317, 41, (59, 322, 101, 310, 311, 165, 246, 175, 313, 321, 298, 323)
+        0xC000003E, 317, 41, (59, 322, 101, 310, 311, 165, 246, 175, 313, 321, 298, 323, 425, 438)
     ),
     "aarch64": _Machine(
-        0xC00000B7, 277, 198, (221, 281, 117, 270, 271, 40, 104, 105, 273, 280, 241, 282)
+        0xC00000B7, 277, 198, (221, 281, 117, 270, 271, 40, 104, 105, 273, 280, 241, 282, 425, 438)
     ),
 }  # fmt: skip
 
@@ -78,8 +81,14 @@ def landlock(ports: Iterable[int]) -> str:
     return "enforced"
 
 
-def seccomp() -> str:
-    """Forbid every thread of this process to run programs, trace others, load kernel code, or open raw sockets.
+def seccomp(*, udp: bool = True) -> str:
+    """Forbid every thread of this process to run programs, trace others or load kernel code, and all sockets but TCP's.
+
+    Landlock's rules are for TCP alone: Multipath TCP (which a server of plain TCP answers), SCTP or a virtual machine's
+    own sockets would walk around them.
+
+    Args:
+        udp: whether sockets for UDP may be made, which the look-up of a name needs.
 
     Returns:
         `enforced`, or why not.
@@ -87,7 +96,7 @@ def seccomp() -> str:
     machine = _MACHINES.get(platform.machine())
     if machine is None:
         return f"not available: no system call table for {platform.machine()}"
-    code = b"".join(struct.pack("=HBBI", *instruction) for instruction in _program(machine))
+    code = b"".join(struct.pack("=HBBI", *instruction) for instruction in _program(machine, udp=udp))
     buffer = ctypes.create_string_buffer(code, len(code))
     program = ctypes.create_string_buffer(struct.pack("=HxxxxxxQ", len(code) // 8, ctypes.addressof(buffer)), 16)
     libc = ctypes.CDLL(None, use_errno=True)
@@ -99,9 +108,8 @@ def seccomp() -> str:
     return "enforced"
 
 
-def _program(machine: _Machine) -> list[tuple[int, int, int, int]]:
-    """The filter: (code, jump if true, jump if false, constant)."""
-    refuse = _RET_ERRNO | errno.EPERM
+def _program(machine: _Machine, *, udp: bool) -> list[_Instruction]:
+    """The filter."""
     program = [
         (_LD_ABS, 0, 0, _ARCHITECTURE),
         (_JEQ, 1, 0, machine.audit),
@@ -109,22 +117,30 @@ def _program(machine: _Machine) -> list[tuple[int, int, int, int]]:
         (_LD_ABS, 0, 0, _NUMBER),
     ]
     if platform.machine() == "x86_64":  # the x32 numbers would walk around the table
-        program += [(_JSET, 0, 1, _X32_BIT), (_RET, 0, 0, refuse)]
+        program += [(_JSET, 0, 1, _X32_BIT), (_RET, 0, 0, _REFUSE)]
     for number in machine.forbidden:
-        program += [(_JEQ, 0, 1, number), (_RET, 0, 0, refuse)]
-    program += [
+        program += [(_JEQ, 0, 1, number), (_RET, 0, 0, _REFUSE)]
+    kinds = (socket.SOCK_STREAM, socket.SOCK_DGRAM) if udp else (socket.SOCK_STREAM,)
+    return [
+        *program,
         (_JEQ, 1, 0, machine.socket),
         (_RET, 0, 0, _RET_ALLOW),
         (_LD_ABS, 0, 0, _ARG0),
-        (_JEQ, 0, 1, _AF_PACKET),
-        (_RET, 0, 0, refuse),
+        (_JEQ, 0, 1, socket.AF_UNIX),
+        (_RET, 0, 0, _RET_ALLOW),
+        *_only(socket.AF_INET, socket.AF_INET6),
         (_LD_ABS, 0, 0, _ARG1),
         (_AND, 0, 0, _TYPE_MASK),
-        (_JEQ, 0, 1, _SOCK_RAW),
-        (_RET, 0, 0, refuse),
+        *_only(*kinds),
+        (_LD_ABS, 0, 0, _ARG2),
+        *_only(0, socket.IPPROTO_TCP, socket.IPPROTO_UDP),
         (_RET, 0, 0, _RET_ALLOW),
     ]
-    return program
+
+
+def _only(*values: int) -> list[_Instruction]:
+    """Go on where the accumulator holds one of the values, else refuse."""
+    return [*((_JEQ, len(values) - n, 0, value) for n, value in enumerate(values)), (_RET, 0, 0, _REFUSE)]
 
 
 def _last_error() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import resource
 import socket
@@ -14,6 +15,7 @@ from appliance.gateway import egress, kernel
 from appliance.gateway.litellm_config import LiteLLMConfig
 from appliance.settings import Settings
 
+log = logging.getLogger("appliance.lockdown")
 NOWHERE = ("192.0.2.1", 9)  # RFC 5737: no such host anywhere
 
 
@@ -25,12 +27,14 @@ class Lockdown:
         guard: of outbound connections.
         landlock, seccomp: `enforced`, `off`, or why not.
         self_test: how an attempt to leave ended.
+        names: whether names are looked up, for which the kernel must let UDP pass.
     """
 
     guard: egress.EgressGuard
     landlock: str = "off"
     seccomp: str = "off"
     self_test: str = "not run"
+    names: bool = True
 
     def describe(self) -> dict[str, Any]:
         """For status."""
@@ -50,10 +54,10 @@ def before_import(settings: Settings, config: LiteLLMConfig) -> Lockdown:
     ports = {port for _, port in allowed}
     if settings.live is not None:
         ports |= {int(pattern.rpartition(":")[2]) for pattern in settings.live.destinations}
-    locks = Lockdown(egress.EgressGuard(allowed, enforce=chosen.egress == "enforce"))
+    names = any(not egress.is_address(host) for host, _ in allowed) or _live_names(settings)
+    locks = Lockdown(egress.EgressGuard(allowed, enforce=chosen.egress == "enforce"), names=names)
     locks.guard.install()
     if chosen.landlock:
-        names = any(not egress.is_address(host) for host, _ in allowed) or _live_names(settings)
         locks.landlock = kernel.landlock(ports | ({53} if names else set()))
     return locks
 
@@ -86,7 +90,10 @@ def before_serving(settings: Settings, locks: Lockdown) -> None:
         GatewayError: GATEWAY_EGRESS_OPEN where a connection that should be refused is not.
     """
     if settings.lockdown.seccomp:
-        locks.seccomp = kernel.seccomp()
+        locks.seccomp = kernel.seccomp(udp=locks.names)
+    for lock, holds in (("landlock", locks.landlock), ("seccomp", locks.seccomp)):
+        if holds not in {"enforced", "off"}:
+            log.warning("the kernel does not hold a lock", extra={"lock": lock, "why": holds})
     if settings.lockdown.egress != "enforce":
         return
     locks.self_test = _try_to_leave(locks.guard, NOWHERE)

@@ -223,20 +223,41 @@ def run():
     try: subprocess.run(["true"]); return "ran"
     except PermissionError: return "refused"
 thread = threading.Thread(target=late); thread.start()
-print(run(), kernel.seccomp(), run())
+print(run(), kernel.seccomp(udp=False), run())
 waiting.set(); thread.join()
-def raw():
-    try: socket.socket(socket.AF_INET, socket.SOCK_RAW, 1); return "opened"
+def opened(*kind):
+    try: return socket.socket(*kind).fileno() > 0
     except PermissionError: return "refused"
-print(done[0], raw(), socket.socket(socket.AF_INET, socket.SOCK_STREAM).fileno() > 0)
+print(done[0])
+print(*(opened(family, socket.SOCK_STREAM, protocol) for family in (socket.AF_INET, socket.AF_INET6) for protocol in (0, 6)),
+      opened(socket.AF_UNIX, socket.SOCK_STREAM), opened(socket.AF_UNIX, socket.SOCK_DGRAM))
+print(opened(socket.AF_INET, socket.SOCK_RAW, 1), opened(socket.AF_PACKET, socket.SOCK_RAW), opened(socket.AF_VSOCK, socket.SOCK_STREAM),
+      opened(socket.AF_INET, socket.SOCK_STREAM, 262), opened(socket.AF_INET, socket.SOCK_STREAM, 132),
+      opened(socket.AF_INET, socket.SOCK_DGRAM, 1), opened(socket.AF_INET, socket.SOCK_DGRAM), opened(socket.AF_INET6, socket.SOCK_DGRAM, 17))
+print(kernel.seccomp())
 """
 
 
-def test_the_kernel_refuses_foreign_ports_programs_and_raw_sockets_in_every_thread():
+def test_the_kernel_refuses_foreign_ports_programs_and_all_sockets_but_tcps_in_every_thread():
     result = subprocess.run([sys.executable, "-c", KERNEL], capture_output=True, text=True, timeout=600, check=False)
-    assert result.stdout.split() == [
-        "enforced", "connected", "refused", "ran", "enforced", "refused", "refused", "refused", "True"
+    assert result.stdout.splitlines() == [
+        "enforced", "connected refused", "ran enforced refused", "refused", " ".join(["True"] * 6),
+        " ".join(["refused"] * 8), "enforced",
     ], result.stderr  # fmt: skip
+
+
+UDP = """
+import socket
+from appliance.gateway import kernel
+print(kernel.seccomp())
+print(socket.socket(socket.AF_INET, socket.SOCK_DGRAM).fileno() > 0, socket.getaddrinfo("localhost", 1)[0][4][0])
+"""
+
+
+def test_who_goes_by_names_may_look_them_up():
+    result = subprocess.run([sys.executable, "-c", UDP], capture_output=True, text=True, timeout=600, check=False)
+    assert result.stdout.splitlines()[0] == "enforced"
+    assert result.stdout.splitlines()[1] in {"True 127.0.0.1", "True ::1"}, result.stderr
 
 
 # --- metrics, logs, secrets, control ----------------------------------------------------------------------------------
