@@ -86,12 +86,12 @@ def prove(authority: Authority, name: str, since: str, *, at: datetime) -> bytes
         since: the checkpoint's text, as an auditor keeps it.
 
     Raises:
-        TrustError: TRUST_LOG_CHECKPOINT, TRUST_LOG_INCONSISTENT (this log does not contain it).
+        TrustError: TRUST_LOG_CHECKPOINT, TRUST_LOG_ORIGIN, TRUST_LOG_INCONSISTENT (this log does not contain it).
     """
     log = authority.log(name, at=at)
     head, seen = log.checkpoint_text(), checkpoint.read(since)
     if seen.origin != log.origin:
-        raise TrustError("TRUST_LOG_CHECKPOINT", "the checkpoint is of another log", origin=seen.origin, log=log.origin)
+        raise TrustError("TRUST_LOG_ORIGIN", "the checkpoint is of another log", origin=seen.origin, log=log.origin)
     size = checkpoint.read(head).size
     leaves = [merkle.leaf_hash(entry) for entry in log.entries()[:size]]
     if seen.size > size or merkle.root(leaves[: seen.size]) != seen.root:
@@ -119,8 +119,8 @@ def audit(exported: bytes, trusted_root: bytes, *, earlier: str | None = None) -
         earlier: the text of a checkpoint the auditor kept; the log must still contain it.
 
     Raises:
-        TrustError: TRUST_LOG_EXPORT, TRUST_LOG_UNKNOWN, TRUST_LOG_CHECKPOINT, TRUST_LOG_DAMAGED,
-            TRUST_LOG_INCONSISTENT.
+        TrustError: TRUST_LOG_EXPORT, TRUST_LOG_UNKNOWN, TRUST_LOG_CHECKPOINT, TRUST_LOG_SIGNATURE, TRUST_LOG_ORIGIN,
+            TRUST_LOG_DAMAGED, TRUST_LOG_INCONSISTENT.
     """
     found = _read(exported)
     key = _key(found.origin, trusted_root)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import binascii
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 from appliance import documents
@@ -20,6 +20,15 @@ from appliance.trust.names import BUNDLE_MEDIA_TYPE
 
 MAX_BYTES = 256 * 1024  # bytes of a bundle
 _MAX_PROOF = 64  # hashes: a tree of 2^64 leaves
+
+
+_CODES = {  # what pydantic finds -> what it means here
+    "missing": "TRUST_BUNDLE_INCOMPLETE",
+    "too_short": "TRUST_BUNDLE_INCOMPLETE",
+    "extra_forbidden": "TRUST_BUNDLE_SURPLUS",
+    "too_long": "TRUST_BUNDLE_SURPLUS",
+    "value_error": "TRUST_BUNDLE_ENCODING",  # of base64 and whole numbers, below
+}
 
 
 def _exact_base64(value: Any) -> bytes:
@@ -181,17 +190,25 @@ def read(data: bytes) -> SignatureBundle:
     """Parse a bundle strictly.
 
     Raises:
-        TrustError: TRUST_BUNDLE_MALFORMED, TRUST_BUNDLE_VERSION.
+        TrustError: TRUST_BUNDLE_ENCODING (not canonical: two readers could read two things), TRUST_BUNDLE_VERSION,
+            TRUST_BUNDLE_LIMIT, TRUST_BUNDLE_INCOMPLETE, TRUST_BUNDLE_SURPLUS, TRUST_BUNDLE_MALFORMED.
     """
     try:
         document = documents.read_canonical_json(data, what="signature bundle", max_bytes=MAX_BYTES)
-        version = document.get("mediaType") if isinstance(document, dict) else None
-        if isinstance(version, str) and version != BUNDLE_MEDIA_TYPE:
-            raise TrustError(
-                "TRUST_BUNDLE_VERSION", "the signature is not a Sigstore v0.3 bundle", media_type=version[:100]
-            )
-        if isinstance(document, dict) and None in document.values():  # of two contents one is absent, not null
-            raise TrustError("TRUST_BUNDLE_MALFORMED", "the bundle names a content without having it")
-        return documents.validate(SignatureBundle, document, what="signature bundle")
     except DocumentError as error:
-        raise TrustError("TRUST_BUNDLE_MALFORMED", error.cause, **error.evidence) from None
+        code = "TRUST_BUNDLE_LIMIT" if error.code == "DOCUMENT_TOO_LARGE" else "TRUST_BUNDLE_ENCODING"
+        raise TrustError(code, error.cause, **error.evidence) from None
+    version = document.get("mediaType") if isinstance(document, dict) else None
+    if isinstance(version, str) and version != BUNDLE_MEDIA_TYPE:
+        raise TrustError(
+            "TRUST_BUNDLE_VERSION", "the signature is not a Sigstore v0.3 bundle", media_type=version[:100]
+        )
+    if isinstance(document, dict) and None in document.values():  # of two contents one is absent, not null
+        raise TrustError("TRUST_BUNDLE_MALFORMED", "the bundle names a content without having it")
+    try:
+        return SignatureBundle.model_validate(document)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]  # the others may be its consequence
+        where = ".".join(str(part) for part in first["loc"]) or "document"
+        code = _CODES.get(first["type"], "TRUST_BUNDLE_MALFORMED")
+        raise TrustError(code, f"signature bundle: {where}: {first['msg']}", field=where) from None

@@ -74,13 +74,13 @@ def verify(checkpoint: Checkpoint, key: ec.EllipticCurvePublicKey, *, origin: st
     """Check a checkpoint's origin and signature.
 
     Raises:
-        TrustError: TRUST_LOG_CHECKPOINT.
+        TrustError: TRUST_LOG_ORIGIN, TRUST_LOG_SIGNATURE.
     """
     if checkpoint.origin != origin:
         raise TrustError(
-            "TRUST_LOG_CHECKPOINT", "the checkpoint is of another log", origin=checkpoint.origin, expected=origin
+            "TRUST_LOG_ORIGIN", "the checkpoint is of another log", origin=checkpoint.origin, expected=origin
         )
     if checkpoint.key_hint != key_id(key)[:4]:
-        raise TrustError("TRUST_LOG_CHECKPOINT", "the checkpoint is signed by another key", origin=origin)
+        raise TrustError("TRUST_LOG_SIGNATURE", "the checkpoint is signed by another key", origin=origin)
     if not verifies(key, checkpoint.signature, checkpoint.note):
-        raise TrustError("TRUST_LOG_CHECKPOINT", "the checkpoint's signature is wrong", origin=origin)
+        raise TrustError("TRUST_LOG_SIGNATURE", "the checkpoint's signature is wrong", origin=origin)

@@ -21,7 +21,7 @@ from appliance.errors import TrustError
 from appliance.trust import bundle_format, checkpoint, merkle, trusted_root
 from appliance.trust.bundle_format import SignatureBundle
 from appliance.trust.encoding import b64, canonical_json
-from appliance.trust.keys import verifies
+from appliance.trust.keys import is_canonical, verifies
 from appliance.trust.leaf import Leaf, read_leaf
 from appliance.trust.names import domain_of
 from appliance.trust.stamp import verify_token, window_of
@@ -143,7 +143,7 @@ def _entry_time(bundle: SignatureBundle) -> datetime:
     try:
         return datetime.fromtimestamp(bundle.entry.integrated_time, UTC)
     except (OverflowError, ValueError, OSError):
-        raise TrustError("TRUST_BUNDLE_MALFORMED", "the log entry's time is out of range") from None
+        raise TrustError("TRUST_LOG_TIME", "the log entry's time is out of range") from None
 
 
 def _check_log(bundle: SignatureBundle, anchors: Anchors) -> LogKey:
@@ -158,7 +158,7 @@ def _check_log(bundle: SignatureBundle, anchors: Anchors) -> LogKey:
     checkpoint.verify(head, log.key, origin=log.url)
     if (head.size, head.root) != (proof.tree_size, proof.root_hash):
         raise TrustError(
-            "TRUST_LOG_CHECKPOINT",
+            "TRUST_LOG_TREE",
             "the proof leads to another tree than the checkpoint's",
             checkpoint_size=head.size,
             proof_size=proof.tree_size,
@@ -188,6 +188,8 @@ def _check_domain(leaf: Leaf, log: LogKey, stamper: Chain) -> None:
 
 
 def _check_signature(leaf: Leaf, bundle: SignatureBundle, signed: bytes) -> None:
+    if not is_canonical(bundle.signature):
+        raise TrustError("TRUST_SIGNATURE_FORM", "the signature is not in the one form (DER, low S) of its value")
     if not verifies(leaf.key, bundle.signature, signed):
         raise TrustError("TRUST_SIGNATURE", "the signature does not fit the certificate's key", identity=leaf.identity)
 

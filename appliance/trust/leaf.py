@@ -80,8 +80,7 @@ def read_leaf(der: bytes, anchors: Anchors) -> Leaf:
     """Read and check a signing certificate.
 
     Raises:
-        TrustError: TRUST_CERTIFICATE_MALFORMED, TRUST_CERTIFICATE_AUTHORITY, TRUST_CERTIFICATE_PROFILE,
-            TRUST_CERTIFICATE_ISSUER, TRUST_SCT.
+        TrustError: TRUST_CERTIFICATE_* for all but its time, TRUST_SCT, TRUST_SCT_LOG, TRUST_SCT_SIGNATURE.
     """
     try:
         certificate = x509.load_der_x509_certificate(der)
@@ -95,9 +94,14 @@ def read_leaf(der: bytes, anchors: Anchors) -> Leaf:
         raise TrustError("TRUST_CERTIFICATE_MALFORMED", "the certificate is not plain DER")
     authority = _authority(certificate, anchors)
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
-        raise _profile("its key is not ECDSA on P-256")
+        raise TrustError("TRUST_CERTIFICATE_KEY", "the signing certificate's key is not ECDSA on P-256")
     if certificate.not_valid_after_utc - certificate.not_valid_before_utc > MAX_SIGNER_LIFETIME:
-        raise _profile("it holds for longer than a day", valid_until=certificate.not_valid_after_utc)
+        raise TrustError(
+            "TRUST_CERTIFICATE_LIFETIME",
+            "the signing certificate holds for longer than a day",
+            valid_from=certificate.not_valid_before_utc,
+            valid_until=certificate.not_valid_after_utc,
+        )
     if {oid: each.critical for oid, each in extensions.items()} != _PROFILE or certificate.subject.rdns:
         raise _profile(
             "it has other extensions, or a subject", extensions=sorted(oid.dotted_string for oid in extensions)
@@ -148,11 +152,11 @@ def _names(values: Mapping[ObjectIdentifier, Any]) -> tuple[str, str]:
         or usage.content_commitment
     )
     if not signing_only or list(extended) != [ExtendedKeyUsageOID.CODE_SIGNING]:
-        raise _profile("it is not for code signing alone")
+        raise TrustError("TRUST_CERTIFICATE_USAGE", "the signing certificate is not for code signing alone")
     if len(san) != 1 or not isinstance(san[0], x509.RFC822Name | x509.UniformResourceIdentifier):
-        raise _profile("it does not carry exactly one identity")
+        raise TrustError("TRUST_CERTIFICATE_IDENTITY", "the signing certificate does not carry exactly one identity")
     if not same or not issuer:
-        raise _profile("its two issuer fields disagree")
+        raise TrustError("TRUST_CERTIFICATE_ISSUER", "the signing certificate's two issuer fields disagree")
     return san[0].value, issuer
 
 
@@ -170,7 +174,9 @@ def _check_sct(
     sct = timestamps[0]
     log = anchors.certificate_logs.get(sct.log_id)
     if log is None:
-        raise TrustError("TRUST_SCT", "the SCT is of a certificate log that is not trusted here", log=sct.log_id.hex())
+        raise TrustError(
+            "TRUST_SCT_LOG", "the SCT is of a certificate log that is not trusted here", log=sct.log_id.hex()
+        )
     try:
         time = sct.timestamp.replace(tzinfo=UTC)
     except (ValueError, OverflowError):  # 64 bits of milliseconds reach beyond the last year there is
@@ -184,7 +190,9 @@ def _check_sct(
         + sct.extension_bytes
     )
     if not verifies(log.key, sct.signature, signed):
-        raise TrustError("TRUST_SCT", "the SCT's signature does not fit the certificate", log=sct.log_id.hex())
+        raise TrustError(
+            "TRUST_SCT_SIGNATURE", "the SCT's signature does not fit the certificate", log=sct.log_id.hex()
+        )
     return log, time
 
 

@@ -19,8 +19,8 @@ def verify_token(token: bytes, message: bytes, anchors: Anchors) -> tuple[dateti
         The stated time, UTC, and the chain of the authority that states it.
 
     Raises:
-        TrustError: TRUST_TIMESTAMP_FORM (unreadable, or not in our form), TRUST_TIMESTAMP (not of a trusted
-            authority, or of another signature).
+        TrustError: TRUST_TIMESTAMP_FORM (unreadable, or not in our form), TRUST_TIMESTAMP_AUTHORITY (none that is
+            trusted), TRUST_TIMESTAMP_IMPRINT (of another signature), TRUST_TIMESTAMP (wrongly signed).
     """
     try:
         info = decode_timestamp_response(token).tst_info
@@ -29,7 +29,7 @@ def verify_token(token: bytes, message: bytes, anchors: Anchors) -> tuple[dateti
         raise TrustError("TRUST_TIMESTAMP_FORM", f"the time-stamp cannot be read: {str(error)[:200]}") from None
     chain = _signer(token, anchors)
     if imprint != hashlib.sha256(message).digest():
-        raise TrustError("TRUST_TIMESTAMP", "the time-stamp is of another signature", stamped=imprint.hex())
+        raise TrustError("TRUST_TIMESTAMP_IMPRINT", "the time-stamp is of another signature", stamped=imprint.hex())
     timestamping.check(token, chain.certificates[0], imprint=imprint, at=time, serial=serial)
     return time, chain
 
@@ -49,4 +49,4 @@ def _signer(token: bytes, anchors: Anchors) -> Chain:
     for chain in anchors.timestampers:
         if timestamping.carries(token, chain.certificates[0]):
             return chain
-    raise TrustError("TRUST_TIMESTAMP", "the time-stamp is not of a trusted authority")
+    raise TrustError("TRUST_TIMESTAMP_AUTHORITY", "the time-stamp is not of a trusted authority")

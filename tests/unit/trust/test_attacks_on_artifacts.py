@@ -100,19 +100,19 @@ STATEMENTS = {
     "a list": ("TRUST_OMS_MALFORMED", {"statement": lambda d: b"[" + d + b"]"}),
     "another payload type": ("TRUST_PAYLOAD_TYPE", {"envelope_type": "application/vnd.docker+json"}),
     "a payload type that no encoding can write": (
-        "TRUST_BUNDLE_MALFORMED",
+        "TRUST_BUNDLE_ENCODING",
         {"raw": lambda r: r.replace(b"application/vnd.in-toto+json", b"\\ud800")},
     ),
     "two signatures in the envelope": (
-        "TRUST_BUNDLE_MALFORMED",
+        "TRUST_BUNDLE_SURPLUS",
         with_signatures(lambda each: each * 2),
     ),
     "no signature in the envelope": (
-        "TRUST_BUNDLE_MALFORMED",
+        "TRUST_BUNDLE_INCOMPLETE",
         with_signatures(lambda _: []),
     ),
     "a key hint beside the signature": (
-        "TRUST_BUNDLE_MALFORMED",
+        "TRUST_BUNDLE_SURPLUS",
         with_signatures(lambda each: [{**each[0], "keyid": "release-signer"}]),
     ),
     "no payload type": ("TRUST_PAYLOAD_TYPE", {"envelope_type": ""}),

@@ -5,10 +5,11 @@ import json
 from datetime import timedelta
 
 import pytest
+from rfc3161_client import decode_timestamp_response
 
 from appliance import documents
 from appliance.errors import TrustError
-from appliance.trust import checkpoint, keys, merkle
+from appliance.trust import checkpoint, keys, merkle, timestamping
 from appliance.trust.encoding import b64
 from appliance.trust.names import statement_type
 from appliance.trust.verification import verify_statement
@@ -62,14 +63,18 @@ def other_token(forger):
     return {"stamp_key": stamp_key, "stamp_certificate": certificate}
 
 
-def last_signature(change):
-    """Change the ECDSA signature at the end of a token; every length in it is kept right only if the size stays."""
+def last_signature(forger, change):
+    """Change the ECDSA signature at the end of a token, and every length above it with it."""
+    certificate = forger.authority.certificate("tsa-1")
 
     def apply(token):
-        for length in range(64, 73):
-            if keys.is_canonical(token[-length:]):
-                return token[:-length] + change(token[-length:])
-        raise AssertionError("no signature found")
+        found = decode_timestamp_response(token).tst_info
+        info = timestamping._tst_info(found.message_imprint.message, found.gen_time, found.serial_number)
+        fixed = timestamping._fixed_parts(certificate)
+        attributes = timestamping._signed_attributes(info, fixed)
+        signature = next(token[-n:] for n in range(64, 73) if keys.is_canonical(token[-n:]))
+        assert timestamping._response(info, fixed, attributes, signature) == token
+        return timestamping._response(info, fixed, attributes, change(signature))
 
     return {"token": apply}
 
@@ -84,12 +89,12 @@ ATTACKS = {
     "a log that nobody trusts": ("TRUST_LOG_UNKNOWN", {"log_key": keys.generate()}),
     "the certificate log instead": ("TRUST_LOG_UNKNOWN", lambda f: {"log_key": f.key("ct")}),
     "a trusted log's id over another's proofs": (
-        "TRUST_LOG_CHECKPOINT",
+        "TRUST_LOG_SIGNATURE",
         lambda f: {"log_key": keys.generate(), "log_id_key": f.key("log")},
     ),
     # the checkpoint
-    "a checkpoint of another origin": ("TRUST_LOG_CHECKPOINT", {"log_url": "https://log-9.appliance.internal"}),
-    "a checkpoint with its size edited": ("TRUST_LOG_CHECKPOINT", note(lambda t: t.replace("\n6\n", "\n7\n"))),
+    "a checkpoint of another origin": ("TRUST_LOG_ORIGIN", {"log_url": "https://log-9.appliance.internal"}),
+    "a checkpoint with its size edited": ("TRUST_LOG_SIGNATURE", note(lambda t: t.replace("\n6\n", "\n7\n"))),
     "a checkpoint without signature": ("TRUST_LOG_CHECKPOINT", note(lambda t: t.split("\n\n")[0] + "\n\n")),
     "a checkpoint with a second signature": ("TRUST_LOG_CHECKPOINT", note(lambda t: t + t.split("\n\n")[1])),
     "a checkpoint with words after it": ("TRUST_LOG_CHECKPOINT", note(lambda t: t + "trust me\n")),
@@ -103,19 +108,19 @@ ATTACKS = {
         note(lambda t: t.replace("\u2014 https://log-1", "\u2014 https://log-2")),
     ),
     "a checkpoint with a wrong signature": (
-        "TRUST_LOG_CHECKPOINT",
+        "TRUST_LOG_SIGNATURE",
         note(lambda t: t[: t.rindex(" ") + 1] + b64(flipped(base64.b64decode(t.split(" ")[-1]))) + "\n"),
     ),
     "a checkpoint with a high S signature": (
-        "TRUST_LOG_CHECKPOINT",
+        "TRUST_LOG_SIGNATURE",
         note(
             lambda t: (
                 t[: t.rindex(" ") + 1] + b64((blob := base64.b64decode(t.split(" ")[-1]))[:4] + high_s(blob[4:])) + "\n"
             )
         ),
     ),
-    "a checkpoint of a smaller tree": ("TRUST_LOG_CHECKPOINT", lambda f: signed_note(f, size=5)),
-    "a checkpoint of another tree": ("TRUST_LOG_CHECKPOINT", lambda f: signed_note(f, root=bytes(32))),
+    "a checkpoint of a smaller tree": ("TRUST_LOG_TREE", lambda f: signed_note(f, size=5)),
+    "a checkpoint of another tree": ("TRUST_LOG_TREE", lambda f: signed_note(f, root=bytes(32))),
     "an empty checkpoint": ("TRUST_LOG_CHECKPOINT", note(lambda _: "")),
     # the inclusion proof
     "a proof with a bit turned": (
@@ -136,11 +141,11 @@ ATTACKS = {
     ),
     "another index claimed and proven": ("TRUST_LOG_PROOF", {"entry": lambda e: _reindexed(e, "2")}),
     "a root that the checkpoint does not name": (
-        "TRUST_LOG_CHECKPOINT",
+        "TRUST_LOG_TREE",
         in_entry("inclusionProof", "rootHash", change=bits),
     ),
     "a tree size that the checkpoint does not name": (
-        "TRUST_LOG_CHECKPOINT",
+        "TRUST_LOG_TREE",
         in_entry("inclusionProof", "treeSize", change=lambda _: "7"),
     ),
     "a tree that never held the entry": (
@@ -164,7 +169,7 @@ ATTACKS = {
         in_entry("inclusionPromise", "signedEntryTimestamp", change=bits),
     ),
     "a time out of every calendar": (
-        "TRUST_BUNDLE_MALFORMED",
+        "TRUST_LOG_TIME",
         in_entry("integratedTime", change=lambda _: str(2**62)),
     ),
     # what was logged
@@ -187,19 +192,19 @@ ATTACKS = {
     ),
     "an entry that is no JSON": ("TRUST_LOG_BODY", {"body_bytes": lambda _: b"entry"}),
     # the time-stamp
-    "a time-stamp of a foreign authority": ("TRUST_TIMESTAMP", other_token),
+    "a time-stamp of a foreign authority": ("TRUST_TIMESTAMP_AUTHORITY", other_token),
     "a time-stamp by the TLS authority": (
-        "TRUST_TIMESTAMP",
+        "TRUST_TIMESTAMP_AUTHORITY",
         lambda f: {"stamp_key": f.key("tls"), "stamp_certificate": f.authority.certificate("tls-1")},
     ),
     "a time-stamp under the right name by another key": ("TRUST_TIMESTAMP", {"stamp_key": keys.generate()}),
-    "a time-stamp of another signature": ("TRUST_TIMESTAMP", {"stamped": flipped}),
-    "a time-stamp with its signature's last bit turned": ("TRUST_TIMESTAMP", last_signature(flipped)),
+    "a time-stamp of another signature": ("TRUST_TIMESTAMP_IMPRINT", {"stamped": flipped}),
+    "a time-stamp with its signature's last bit turned": ("TRUST_TIMESTAMP", lambda f: last_signature(f, flipped)),
     "a time-stamp with its time edited": (
         "TRUST_TIMESTAMP_FORM",
         {"token": lambda t: t.replace(b"20261111120000Z", b"20261111120100Z")},
     ),
-    "a time-stamp with a high S signature": ("TRUST_TIMESTAMP_FORM", last_signature(high_s)),
+    "a time-stamp with a high S signature": ("TRUST_TIMESTAMP_FORM", lambda f: last_signature(f, high_s)),
     "a time-stamp with a byte after it": ("TRUST_TIMESTAMP_FORM", {"token": lambda t: t + b"\x00"}),
     "a time-stamp that was rejected": ("TRUST_TIMESTAMP_FORM", with_status(2)),
     "a time-stamp granted with changes": ("TRUST_TIMESTAMP_FORM", with_status(1)),
@@ -221,13 +226,17 @@ def _edit(body, path, value):
     return body
 
 
+def forge(name, forger):
+    """The bundle of an attack."""
+    changes = ATTACKS[name][1]
+    return forger.statement(PAYLOAD, **(changes(forger) if callable(changes) else changes))
+
+
 @pytest.mark.parametrize("name", ATTACKS)
 def test_an_attack_on_the_proofs_is_refused_with_its_code(name, forger, zone, now):
-    code, changes = ATTACKS[name]
-    changes = changes(forger) if callable(changes) else changes
     with pytest.raises(TrustError) as caught:
-        verify_statement(PAYLOAD, forger.statement(PAYLOAD, **changes), kind="release", material=zone.material, at=now)
-    assert caught.value.code == code, caught.value
+        verify_statement(PAYLOAD, forge(name, forger), kind="release", material=zone.material, at=now)
+    assert caught.value.code == ATTACKS[name][0], caught.value
 
 
 def test_an_entry_anywhere_in_an_honest_log_is_accepted(zone, now):

@@ -141,7 +141,7 @@ def test_a_log_file_that_was(name, log):
 
 def test_a_kept_checkpoint_by_another_key_is_refused(log, tmp_path):
     log.append(b"one")
-    refused("TRUST_LOG_CHECKPOINT", MerkleLog(log._directory, log.origin, keys.generate()).append, b"two")
+    refused("TRUST_LOG_SIGNATURE", MerkleLog(log._directory, log.origin, keys.generate()).append, b"two")
 
 
 def test_fifty_writers_at_once_leave_one_line_each(log):
@@ -278,7 +278,7 @@ CONSISTENCY = {
     "a hash left out": ("TRUST_LOG_INCONSISTENT", lambda d: d["hashes"].pop()),
     "no hash": ("TRUST_LOG_INCONSISTENT", lambda d: d["hashes"].clear()),
     "its new checkpoint edited": (
-        "TRUST_LOG_CHECKPOINT",
+        "TRUST_LOG_SIGNATURE",
         lambda d: d.update(checkpoint=d["checkpoint"].replace("\n5\n", "\n6\n")),
     ),
     "another start than the one that was kept": ("TRUST_LOG_EXPORT", lambda d: d.update(since=d["checkpoint"])),
@@ -312,7 +312,7 @@ def test_no_proof_is_made_of_what_the_log_does_not_contain(exported, now):
         fields = {"origin": seen.origin, "size": seen.size, "root": seen.root, **changes}
         refused("TRUST_LOG_INCONSISTENT", audit.prove, authority, "log", checkpoint.write(key, **fields), at=now)
     other = checkpoint.write(key, origin="https://log-9.appliance.internal", size=seen.size, root=seen.root)
-    refused("TRUST_LOG_CHECKPOINT", audit.prove, authority, "log", other, at=now)
+    refused("TRUST_LOG_ORIGIN", audit.prove, authority, "log", other, at=now)
     refused("TRUST_LOG_UNKNOWN", audit.prove, authority, "signing-1", other, at=now)
 
 
