@@ -125,7 +125,7 @@ class _Channels:
                 report |= {"epoch": config.statement.epoch, "written": list(written), "problem": None}
             except ApplianceError as error:
                 report["problem"] = error.as_dict()["error"]
-            reports.append({"contact_age_s": None, "expired": False, **report})
+            reports.append({"contact": None, "contact_age_s": None, "expired": False, **report})
         return reports
 
     def _known(self) -> list[str]:
@@ -161,6 +161,7 @@ def _pass(follower: Follower, volume: Any) -> dict[str, Any]:
         "epoch": health.epoch,
         "version": health.version,
         "written": written,
+        "contact": health.contact.isoformat() if health.contact else None,
         "contact_age_s": health.contact_age_s,
         "expired": health.expired,
         "problem": problem.as_dict()["error"] if problem else None,
@@ -173,8 +174,9 @@ def _line(report: dict[str, Any]) -> str:
     if report["written"]:
         said += f", {len(report['written'])} files written"
     if problem:
-        age = report["contact_age_s"]
-        since = "never reached" if age is None else f"last sound answer {age:.0f} s ago"
+        contact, age = report["contact"], report["contact_age_s"]
+        when = contact if age is None else f"{age:.0f} s ago"  # an age needs a clock that is believed
+        since = f"last sound answer {when}" if contact else "never reached"
         said += f"; {since}; {problem['code']}: {problem['cause']}"
     return said
 

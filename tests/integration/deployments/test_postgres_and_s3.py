@@ -1,12 +1,14 @@
 """Deployment B: two whole gateways, PostgreSQL with TLS, a registry in S3 with TLS; everything real.
 
-It runs in a sealed room (deployment C, see conftest.py).
+It runs in a sealed room (deployment C, see conftest.py), and so does the import border that feeds it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import pickle
 import signal
 import time
 from collections.abc import Iterator
@@ -18,13 +20,19 @@ from typing import Any
 import pytest
 import yaml
 
+from appliance.artifact import from_files
+from appliance.files import sha256_hex
+from appliance.registry.leases_redis import RedisSettings, RedisSlots
+from appliance.routers.encoder import load_encoder
+from tests.support import routing
 from tests.support.gateway import Gateway, run, serve
 from tests.support.postgres import PostgresServer, postgres_server
+from tests.support.redis import redis_server
 from tests.support.s3 import swift_server
 from tests.support.small_authority import SmallAuthority
 from tests.support.trust import make_authority
 from tests.support.upstream import Upstream, upstream
-from tests.support.zone import GROUP, SECRET, SOURCE, Editor, Zone, deployment, gateways, live, route, until_all
+from tests.support.zone import GROUP, LABELS, SECRET, SOURCE, Editor, Zone, deployment, gateways, live, route, until_all
 
 pytestmark = pytest.mark.slow
 
@@ -42,6 +50,7 @@ class Site:
     files: dict[str, tuple[Path, str]]
     upstreams: dict[str, Upstream]
     location: str
+    leases: RedisSettings
 
     def converge(self, revision: int) -> float:
         """Seconds until both gateways have applied a revision."""
@@ -55,6 +64,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     with ExitStack() as stack:
         s3 = stack.enter_context(swift_server(tls.issue("127.0.0.1")))
         postgres = stack.enter_context(postgres_server(tls.issue("127.0.0.1")))
+        leases = stack.enter_context(redis_server(tls.issue("127.0.0.1"))).settings(root)
         upstreams = {name: stack.enter_context(upstream(name)) for name in ("small", "large", "spare")}
         s3.make_bucket(root, "registry")
         registry = s3.settings(root, bucket="registry", prefix="zone/", read_timeout_s=60, connect_timeout_s=60)
@@ -71,10 +81,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         )
         settings = editor.settings.model_dump(mode="json", exclude_none=True)
         allowed = [f"127.0.0.1:{one.port}" for one in upstreams.values()]
-        section = {"postgres": settings, "registry": registry, "destinations": allowed}
+        slots = {"count": 1, "redis": leases.model_dump(mode="json", exclude_none=True)}
+        section = {"postgres": settings, "registry": {**registry, "slots": slots}, "destinations": allowed}
         files = {name: zone.gateway_files(name, section) for name in ("one", "two")}
         running = stack.enter_context(gateways(files))
-        yield Site(zone, editor, postgres, running, files, upstreams, location)
+        yield Site(zone, editor, postgres, running, files, upstreams, location, leases)
 
 
 def test_gateways_route_by_models_groups_and_routers_of_the_database(site: Site) -> None:
@@ -189,6 +200,66 @@ def test_an_emptied_table_is_refused_whole(site: Site) -> None:
         assert route(one) == "small", "what ran goes on"
     site.converge(site.editor.database.restore(before))
     assert [live(one)["problem"] for one in site.running.values()] == [None, None]
+
+
+def pickled_router() -> dict[str, bytes]:
+    """What a team without our tools hands in: a scikit-learn estimator, pickled."""
+    from sklearn.linear_model import LogisticRegression
+
+    texts = [f"{first} {second}" for first in ("easy", "hard") for second in routing.WORDS[1:]]
+    vectors = load_encoder(from_files(routing.encoder_files())).encode(texts)
+    estimator = LogisticRegression().fit(vectors, [f"{'small' if text[0] == 'e' else 'large'}-label" for text in texts])
+    made = yaml.safe_load(routing.router_files(labels=LABELS, version="3.0.0")["router.yaml"])
+    data = pickle.dumps(estimator, protocol=4)
+    described = {**made, "strategy": "logistic", "hyperparameters": {}, "files": {"model.pkl": sha256_hex(data)}}
+    return {"model.pkl": data, "router.yaml": yaml.safe_dump(described).encode()}
+
+
+def test_a_producers_pickle_crosses_the_border_and_decides_in_the_same_room(site: Site) -> None:
+    """Everything of the border and the registry, by its commands: examined, approved by two, promoted, followed."""
+    root, authority = site.zone.root, site.zone.authority
+    routing.place(routing.sign(pickled_router(), authority.signer("producer")), root / "media")
+    words = routing.WORDS[3:]
+    prompts = [f"{first} {second} {third}" for first in ("easy", "hard") for second in words for third in words]
+    (root / "prompts.jsonl").write_text("".join(json.dumps({"query": text}) + "\n" for text in prompts))
+    at = ["--trust", str(site.zone.trust), "--registry", str(site.zone.registry), "--json"]
+    desk = [*at, "--border", str(root / "border")]
+    signing = ["--authority", str(authority.path)]
+    tried = ["--encoder", str(root / "zone" / "encoder"), "--prompts", str(root / "prompts.jsonl")]
+    case = said("artifact", "admit", str(root / "media"), *tried, *desk)
+    assert case["conversion"]["agreement"] >= 0.99
+    assert set(case["behaviour"]["before"]) == set(LABELS.values()), "beside what the channel serves today"
+    officers = [f"import-officer{number}@appliance.internal" for number in ("", "-2")]
+    approved = [
+        said("artifact", "approve", case["case"], "--identity", officer, *signing, *desk)["published"]
+        for officer in officers
+    ]
+    assert approved == [False, True]
+    fence = RedisSlots(site.leases, count=1).newest_fence()
+    said("artifact", "promote", "default", "3.0.0", *signing, *at)
+
+    def serves(one: Gateway) -> bool:
+        serving = one.status()["routers"]["default"]["serving"]
+        return bool(serving) and serving["artifact"] == "default 3.0.0"
+
+    until_all(site.running, serves)
+    for one in site.running.values():
+        assert route(one, "easy what is the capital") == "small"
+        assert route(one, "hard prove the theorem") == "large"
+    assert RedisSlots(site.leases, count=1).newest_fence() > fence, "hosts took turns to fetch it"
+    journal = said(
+        "artifact", "journal", "verify", "--trust", str(site.zone.trust), "--border", str(root / "border"), "--json"
+    )
+    assert (journal["lines"], journal["approvals"]) == (5, 2)
+    assert list((root / "border" / "cases").iterdir()) == []
+
+
+def said(*command: str) -> dict[str, Any]:
+    """What a command that succeeds says."""
+    done = run(*command)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
 
 
 def test_with_the_database_killed_gateways_serve_boot_and_say_so(site: Site, packets_that_left: int) -> None:
