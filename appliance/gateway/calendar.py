@@ -2,66 +2,107 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from appliance.errors import ApplianceError
+from appliance.errors import ApplianceError, catalogue
 from appliance.files import read_regular
 from appliance.settings import Settings
-from appliance.trust import trusted_root
+from appliance.trust import expiry, trusted_root
+from appliance.trust.expiry import Nearness
 from appliance.trust.repository import TRUSTED_ROOT
 from appliance.trust.store import TrustStore
 
 _MAX_PEM_BYTES = 1024 * 1024
 
 
-def overview(settings: Settings) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Entry:
+    """Something that ends.
+
+    Attributes:
+        what: its name.
+        ends: when.
+        near: how near that is.
+        code: of the catalogue, whose remedy belongs to it.
+        begins: when its life began, where that is known.
+    """
+
+    what: str
+    ends: datetime
+    near: Nearness
+    code: str
+    begins: datetime | None = None
+
+    def as_dict(self) -> dict[str, str]:
+        """For JSON; `next` is empty while it is far."""
+        remedy = "" if self.near is Nearness.FAR else catalogue()[self.code].remedy
+        begins = {} if self.begins is None else {"begins": _text(self.begins)}
+        return {"what": self.what, **begins, "ends": _text(self.ends), "near": self.near.value, "next": remedy}
+
+
+def overview(settings: Settings, now: datetime) -> dict[str, Any]:
     """The decision's budget and the calendar; what cannot be read is named with its code instead of a date.
 
     Returns:
-        `deadline_ms`, `calendar` (each `what` and `ends`, RFC 3339), `unread` (each `what` and `code`).
+        `deadline_ms`, `calendar` (each `what`, `ends`, RFC 3339, `near` and `next`), `unread` (each `what`, `code` and
+        `next`).
     """
     calendar: list[dict[str, str]] = []
     unread: list[dict[str, str]] = []
     for what, read in (("certificates", _certificates), ("trust", _trust)):
         try:
-            calendar += [{"what": name, "ends": _text(end)} for name, end in read(settings)]
+            calendar += [entry.as_dict() for entry in read(settings, now)]
         except ApplianceError as error:
-            unread.append({"what": what, "code": error.code})
+            unread.append({"what": what, "code": error.code, "next": error.remedy})
         except ValueError:
-            unread.append({"what": what, "code": "OPERATION_CERTIFICATE_CHAIN"})
+            code = "OPERATION_CERTIFICATE_CHAIN"
+            unread.append({"what": what, "code": code, "next": catalogue()[code].remedy})
     return {"deadline_ms": settings.routing.deadline_ms, "calendar": calendar, "unread": unread}
 
 
-def _certificates(settings: Settings) -> list[tuple[str, datetime]]:
+def _certificates(settings: Settings, now: datetime) -> Iterator[Entry]:
     from cryptography import x509
 
     if settings.listen.tls is None:
-        return []
+        return
     named = [("gateway certificate", settings.listen.tls.certificate)]
     if settings.listen.tls.client_ca is not None:
         named.append(("client CA", settings.listen.tls.client_ca))
-    return [
-        (name, x509.load_pem_x509_certificates(read_regular(path, max_bytes=_MAX_PEM_BYTES))[0].not_valid_after_utc)
-        for name, path in named
-    ]
+    for name, path in named:
+        leaf = x509.load_pem_x509_certificates(read_regular(path, max_bytes=_MAX_PEM_BYTES))[0]
+        end, begin = leaf.not_valid_after_utc, leaf.not_valid_before_utc
+        near = expiry.CERTIFICATE.nearness(end, now=now, begin=begin)
+        code = f"OPERATION_CERTIFICATE_{'EXPIRED' if near is Nearness.ENDED else 'EXPIRES'}"
+        yield Entry(name, end, near, code, begin)
 
 
-def _trust(settings: Settings) -> list[tuple[str, datetime]]:
+def _trust(settings: Settings, now: datetime) -> Iterator[Entry]:
     if settings.trust is None:
-        return []
+        return
     state = TrustStore.open(settings.trust.store).state()
     anchors = trusted_root.read(state.contents[TRUSTED_ROOT])
-    ends = [
-        ("trust metadata: root", state.root.expires),
-        ("trust metadata: targets", state.targets.expires),
-        ("trust metadata: timestamp", state.timestamp.expires),
+    for role, metadata in (("root", state.root), ("targets", state.targets), ("timestamp", state.timestamp)):
+        end = _utc(metadata.expires)
+        near = expiry.METADATA.nearness(end, now=now)
+        code = f"OPERATION_TRUST_{'EXPIRED' if near is Nearness.ENDED else 'EXPIRES'}"
+        yield Entry(f"trust metadata: {role}", end, near, code)
+    windows = [
         *((f"signing CA {n}", chain.window.end) for n, chain in enumerate(anchors.authorities, 1)),
         *((f"time-stamping CA {n}", chain.window.end) for n, chain in enumerate(anchors.timestampers, 1)),
         *((f"log {log.url.removeprefix('https://')}", log.window.end) for log in anchors.logs.values()),
     ]
-    return [(name, end) for name, end in ends if end is not None]
+    for name, closes in windows:
+        if closes is not None:
+            end = _utc(closes)
+            yield Entry(name, end, expiry.KEY.nearness(end, now=now), "OPERATION_KEY_EXPIRES")
+
+
+def _utc(time: datetime) -> datetime:
+    return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 def _text(time: datetime) -> str:
-    return f"{time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC):%Y-%m-%dT%H:%M:%SZ}"
+    return f"{time:%Y-%m-%dT%H:%M:%SZ}"

@@ -57,13 +57,13 @@ def _group(name: str, workers: list[dict[str, Any]]) -> dict[str, Any]:
     static = [view for view in views if view["routing"] != "ml"]
     deployments = []
     for each in seen.values():
-        out_on = sum(_out(deployment) > 0 for deployment in each)
-        worst = max(each, key=_out)
+        out_on = sum(out(deployment) > 0 for deployment in each)
+        worst = max(each, key=out)
         deployments.append({**worst, "out_on": out_on, "rest": _rest(worst, out_on, len(workers))})
     return {**(static or views)[0], "deployments": deployments}
 
 
-def _out(deployment: dict[str, Any]) -> int:
+def out(deployment: dict[str, Any]) -> int:
     """How far out of service a worker sees a deployment: 0 not at all."""
     health = deployment["health"]
     state = {"open": 2, "half-open": 1}.get(health["state"], 0) if health else 0

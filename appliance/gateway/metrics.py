@@ -22,6 +22,7 @@ HELP = {
     "appliance_requests_running": ("gauge", "Requests being answered now."),
     "appliance_router_serving": ("gauge", "1 for the router digest a worker serves, 0 for static routing."),
     "appliance_breaker_open": ("gauge", "1 while the breaker of the ML path is not closed."),
+    "appliance_deployment_out": ("gauge", "Workers that leave a deployment out now: it failed or cannot be reached."),
     "appliance_queue_waiting": ("gauge", "Prompts that wait for the encoder."),
     "appliance_egress_refused_total": ("counter", "Outbound connections refused by the egress guard."),
     "appliance_live_revision": ("gauge", "Revision of the live configuration that a worker has applied."),

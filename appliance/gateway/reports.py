@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -104,7 +105,7 @@ def reports(worker: Teller) -> dict[str, Report]:  # noqa: C901 (one small funct
         return (200, found) if found else (404, _error("request_id", "no worker remembers that request"))
 
     async def overview(_: Query) -> tuple[int, Any]:
-        return 200, await asyncio.to_thread(calendar.overview, worker.settings)
+        return 200, await asyncio.to_thread(calendar.overview, worker.settings, datetime.now(UTC))
 
     async def prometheus(_: Query) -> tuple[int, Any]:
         return 200, metrics.render(await _all(worker, "metrics"))

@@ -30,6 +30,7 @@ from appliance.gateway.access import KeyRing
 from appliance.gateway.active import Slot, utc_now
 from appliance.gateway.application import Application
 from appliance.gateway.callback import RoutingCallback
+from appliance.gateway.condense import out
 from appliance.gateway.decider import Decider
 from appliance.gateway.decision import MAX_REMEMBERED, DecisionLog
 from appliance.gateway.live import LiveFollower
@@ -145,9 +146,6 @@ class Worker:
     def status(self) -> dict[str, Any]:
         """This process, as `appliance status` shows it."""
         scorer = self.decider.scorer
-        config = self._running.config
-        ids = [deployment.id for members in config.groups.values() for deployment in members]
-        cooling = proxy.cooldowns(ids) if self.ready() else {}
         return {
             "worker": self.number,
             "pid": os.getpid(),
@@ -160,7 +158,7 @@ class Worker:
             "draining": bool(self._server and self._server.draining),
             "live": self._live.describe() if self._live is not None else None,
             "routers": self._running.describe_routers(),
-            "groups": {name: self._group_status(name, cooling) for name in config.groups},
+            "groups": self._groups(),
             "ml_path": {
                 "breaker": asdict(scorer.breaker.view()),
                 "queue_waiting": scorer.pool.waiting,
@@ -183,9 +181,15 @@ class Worker:
             )
             for name, slot in self.slots.items()
         ]
+        left_out = [
+            ({"group": name, "deployment": each["id"]}, float(out(each) > 0))
+            for name, group in self._groups().items()
+            for each in group["deployments"]
+        ]
         return self.metrics.sample(
             {
                 "appliance_router_serving": serving,
+                "appliance_deployment_out": left_out,
                 "appliance_breaker_open": [({}, float(scorer.breaker.view().state != "closed"))],
                 "appliance_egress_refused_total": [({}, float(self.locks.guard.refused))],
                 "appliance_queue_waiting": [({}, float(scorer.pool.waiting))],
@@ -204,6 +208,12 @@ class Worker:
                 explain.explained(decision, self.slots, self.decider.scorer.cache) for decision in reversed(found)
             ],
         }
+
+    def _groups(self) -> dict[str, Any]:
+        groups = self._running.config.groups
+        ids = [deployment.id for members in groups.values() for deployment in members]
+        cooling = proxy.cooldowns(ids) if self.ready() else {}
+        return {name: self._group_status(name, cooling) for name in groups}
 
     def _group_status(self, name: str, cooling: Mapping[str, Any]) -> dict[str, Any]:
         plan = self.decider.plans.get(name)

@@ -1,6 +1,6 @@
 // One screen of the gateway's own reports. Everything shown is set as text, never as markup; nothing is kept but the key,
 // in this tab's session. The same facts: `appliance status`, `appliance doctor`.
-import { summary, shares, calendarRows, ago, REASONS } from "/appliance/ui/facts.js";
+import { summary, shares, calendarRows, ago, heard, REASONS } from "/appliance/ui/facts.js";
 
 const EVERY_MS = 2000;
 const $ = (id) => document.getElementById(id);
@@ -55,7 +55,7 @@ function lock(hint) {
   sessionStorage.removeItem("appliance-key");
   $("main").hidden = $("forget").hidden = true;
   $("unlock").hidden = false;
-  $("hint").textContent = hint || "It stays in this tab and goes to this host only.";
+  $("hint").textContent = hint || "The master key, or one with reports: true in access.keys. It stays in this tab and goes to this host only.";
   $("updated").textContent = $("about").textContent = "";
   state("waiting", "waiting for a key");
   $("key").focus();
@@ -64,7 +64,7 @@ function lock(hint) {
 function unreachable() {
   state("bad", "no answer");
   const since = last ? `This is how it was at ${clock(last.at)}. ` : "";
-  notes([{ bad: true, title: "The gateway does not answer.", text: `${since}Look with: systemctl status appliance-gateway` }]);
+  notes([{ bad: true, title: "The gateway does not answer.", text: `${since}Look with \`systemctl status appliance-gateway\`.` }]);
   $("main").hidden = false;
   $("unlock").hidden = true;
 }
@@ -73,8 +73,11 @@ function notes(list) {
   const wanted = JSON.stringify(list);
   if ($("notes").dataset.shown === wanted) return;
   $("notes").dataset.shown = wanted;
-  $("notes").replaceChildren(...list.map((n) => el("div", { class: n.bad ? "note bad" : "note" }, el("strong", {}, n.title), n.text)));
+  $("notes").replaceChildren(...list.map((n) => el("div", { class: n.bad ? "note bad" : "note" }, el("strong", {}, n.title), ...words(n.text))));
 }
+
+// What stands between backticks is to be typed.
+const words = (text) => text.split("`").map((part, n) => (n % 2 ? el("code", {}, part) : part));
 
 const clock = (time) => `${time.toISOString().slice(11, 19)} UTC`;  // as the decisions and the logs say it
 
@@ -87,7 +90,7 @@ function show(now) {
   notes(sum.notes);
   $("numbers").replaceChildren(...sum.tiles.map(tile));
   $("shares").replaceChildren(...shares(now).map(group));
-  const routers = Object.entries(sum.routers);
+  const routers = Object.entries(now.status.routers);
   $("routers").replaceChildren(...(routers.length ? routers.map(router) : [el("p", { class: "none" }, "No routing model is configured; groups are routed by weight.")]));
   rows(now.decisions.slice(0, 25));
   const calendar = calendarRows(now.overview.calendar, now.at);
@@ -112,12 +115,17 @@ function group(each) {
 }
 
 function router([name, view]) {
-  const facts = view.serving
-    ? [["Serves", view.serving.artifact], ["Strategy", view.serving.strategy], ["Signed by", view.serving.signed_by], ["Signed", ago(view.serving.signed_at, last.at)], ["From", view.serving.origin], ["Digest", view.serving.digest.slice(0, 16)]]
+  const { serving, channel, last_known_good: kept } = view;
+  const signed = (each) => `${each.signed_by}, ${ago(each.signed_at, last.at)}`;
+  const facts = serving
+    ? [["Serves", `${serving.artifact} (${serving.strategy})`], ["Signed by", signed(serving)], ["Loaded", `${ago(serving.loaded_at, last.at)}, from ${serving.origin}`], ["Digest", serving.digest.slice(0, 16)]]
     : [["Serves", "nothing: routed by weight"]];
-  if (view.channel) facts.push(["Channel", `${view.channel.name}, epoch ${view.channel.epoch ?? 0}`], ["Registry", view.channel.contact_age_s == null ? "never reached" : `answered ${Math.round(view.channel.contact_age_s)} s ago`]);
+  if (!kept) facts.push(["Last known good", "none is kept"]);
+  else if (kept.digest === serving?.digest) facts.push(["Last known good", "the same, kept on this host"]);
+  else facts.push(["Last known good", `${kept.artifact}, digest ${kept.digest.slice(0, 16)}`], ["Its signer", signed(kept)]);
+  if (channel) facts.push(["Channel", `${channel.name}, epoch ${channel.epoch ?? 0}`], ["Registry", heard(channel)]);
   if (view.problem) facts.push(["Problem", `${view.problem.code}: ${view.problem.cause}`], ["Next", view.problem.remedy]);
-  return el("div", { class: "group" }, el("h3", {}, name), el("dl", { class: "facts" }, ...facts.flatMap(([term, value]) => [el("dt", {}, term), el("dd", { "data-state": term === "Problem" ? "bad" : null }, value)])));
+  return el("div", { class: "group" }, el("h3", {}, name), el("dl", { class: "facts" }, ...facts.flatMap(([term, value]) => [el("dt", {}, term), el("dd", { "data-state": term === "Problem" ? "bad" : null }, ...words(value))])));
 }
 
 function rows(list) {
@@ -140,8 +148,8 @@ function rows(list) {
 }
 
 function ending(each) {
-  return el("li", {}, el("span", {}, each.what), el("span", { "data-state": each.state === "good" ? null : each.state }, each.text),
-    el("div", { class: "meter", "data-state": each.state, role: "img", "aria-label": `ends ${each.date}` }, el("i", { width: `${each.share * 100}%` })));
+  return el("li", {}, el("span", {}, each.what), el("span", { "data-state": each.state === "good" ? null : each.state }, each.text), el("span", { class: "quiet spare" }, each.date),
+    el("div", { class: "meter", "data-state": each.state, "aria-hidden": "true" }, el("i", { width: `${each.share * 100}%` })));
 }
 
 $("unlock").addEventListener("submit", (event) => {

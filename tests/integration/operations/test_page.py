@@ -207,6 +207,8 @@ def test_a_corrupt_router_is_told_with_its_code_and_remedy(browser, served, requ
     for prompt in prompts(3):
         assert running.chat(prompt).status_code == 200
     browser.until("document.getElementById('decisions').textContent.includes('by weight')")
+    browser.until("document.getElementById('routers').textContent.includes('Its signer')")
+    assert "Last known good\ndefault 1.0.0" in browser.text(), "not served, as configured, and not lost"
     keep(browser, request)
     from tests.support.routing import place
 
@@ -224,6 +226,11 @@ def keep(browser, request):
         assert (folder / f"{request.node.name}-{'dark' if dark else 'light'}.png").stat().st_size > 10_000
 
 
+GONE = {
+    "model_name": "spare",
+    "litellm_params": {"model": "openai/gone", "api_base": "http://127.0.0.1:9/v1", "api_key": "none"},
+    "model_info": {"id": "gone"},
+}
 CONTRAST = r"""(() => {
   const linear = (v) => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
   const parse = (c) => c.match(/[\d.]+/g).map(Number);
@@ -263,12 +270,20 @@ def test_a_dead_registry_is_told_and_costs_no_request(browser, tmp_path_factory,
         upstream("small") as small,
         upstream("large") as large,
         gateway(
-            home / "gateway", [deployment("chat", small), deployment("chat", large)], tls=False, **sections
+            home / "gateway",
+            [deployment("chat", small), deployment("chat", large), deployment("spare", small, id_="there"), GONE],
+            tls=False,
+            **sections,
         ) as running,
     ):
         assert running.chat("hard prove the theorem").headers["x-appliance-deployment"] == "large"
         unlock(browser, running)
         browser.until("document.getElementById('state').textContent === 'all is well'")
+        while not running.status()["groups"]["spare"]["deployments"][1]["out_on"]:
+            assert running.chat("easy the", model="spare").status_code == 200
+        browser.until("document.getElementById('notes').textContent.includes('1 of 2 model servers of group spare')")
+        assert "3 of 4" in browser.text()
+        assert "left out: unreachable" in browser.text()
         folder.rename(home / "gone")
         browser.until("document.getElementById('notes').textContent.includes('does not answer')")
         for prompt in prompts(3):

@@ -26,6 +26,7 @@ def exposed() -> str:
     gauges = {
         "appliance_router_serving": [({"router": "default", "digest": "ab"}, 1.0)],
         "appliance_breaker_open": [({}, 0.0)],
+        "appliance_deployment_out": [({"group": "chat", "deployment": "small"}, 0.0)],
         "appliance_queue_waiting": [({}, 0.0)],
         "appliance_egress_refused_total": [({}, 0.0)],
         "appliance_live_refused_rows": [({"worker": "0"}, 0.0)],

@@ -76,7 +76,7 @@ def deployments(snapshot: Snapshot) -> Iterator[Finding]:
     for group, view in snapshot.gateway["groups"].items():
         members = view["deployments"]
         out = [member["id"] for member in members if member["out_on"]]
-        evidence = {"ids": out, "why": [f"{m['id']}: {m['rest']}" for m in members if m["out_on"]]}
+        evidence: dict[str, Any] = {"ids": out, "why": [f"{m['id']}: {m['rest']}" for m in members if m["out_on"]]}
         if out and len(out) == len(members):
             yield critical(name, "OPERATION_COOLDOWN", f"no deployment of {group} is in use", **evidence)
         elif out:

@@ -10,11 +10,9 @@ from appliance.errors import ApplianceError, TrustError
 from appliance.operations.doctor.finding import Finding, critical, fine, unknown, warning
 from appliance.operations.doctor.snapshot import Snapshot
 from appliance.trust import clock as trusted_clock
+from appliance.trust import expiry
+from appliance.trust.expiry import Nearness
 
-METADATA_WARNING = timedelta(days=30)  # media come seldom
-KEY_WARNING = timedelta(days=90)  # a root ceremony needs people
-CERTIFICATE_WARNING = timedelta(days=21)
-CERTIFICATE_CRITICAL = timedelta(days=3)
 WRITTEN = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -25,11 +23,11 @@ def metadata(snapshot: Snapshot) -> Iterator[Finding]:
         yield unknown(name, snapshot.trust)
         return
     role, end = min(snapshot.trust.expires.items(), key=lambda item: item[1])
-    left = end - snapshot.time
+    left, near = end - snapshot.time, expiry.METADATA.nearness(end, now=snapshot.time)
     evidence: dict[str, Any] = {"role": role, "expires": end, "version": snapshot.trust.versions.get(role)}
-    if left <= timedelta(0):
+    if near is Nearness.ENDED:
         yield critical(name, "OPERATION_TRUST_EXPIRED", f"trust metadata {role} ended {_ago(left)}", **evidence)
-    elif left < METADATA_WARNING:
+    elif near is Nearness.SOON:
         yield warning(name, "OPERATION_TRUST_EXPIRES", f"trust metadata {role} ends in {_days(left)}", **evidence)
     else:
         yield fine(name, f"trust metadata is good for {_days(left)} ({role} ends first)", **evidence)
@@ -45,9 +43,9 @@ def keys(snapshot: Snapshot) -> Iterator[Finding]:
         yield fine(name, f"{len(snapshot.trust.keys_expire)} signing keys, none with an end")
         return
     key, end = min(ending.items(), key=lambda item: item[1])
-    left = end - snapshot.time
-    if left < KEY_WARNING:
-        said = f"ended {_ago(left)}" if left <= timedelta(0) else f"ends in {_days(left)}"
+    left, near = end - snapshot.time, expiry.KEY.nearness(end, now=snapshot.time)
+    if near is not Nearness.FAR:
+        said = f"ended {_ago(left)}" if near is Nearness.ENDED else f"ends in {_days(left)}"
         yield warning(name, "OPERATION_KEY_EXPIRES", f"{key} {said}", key=key, expires=end)
     else:
         yield fine(name, f"signing keys are good for {_days(left)} ({key} ends first)", key=key, expires=end)
@@ -83,6 +81,7 @@ def certificates(snapshot: Snapshot) -> Iterator[Finding]:
         return
     for found in snapshot.certificates:
         left = found.not_after - snapshot.time
+        near = expiry.CERTIFICATE.nearness(found.not_after, now=snapshot.time, begin=found.not_before)
         evidence: dict[str, Any] = {
             "file": found.path,
             "subject": found.subject,
@@ -92,24 +91,20 @@ def certificates(snapshot: Snapshot) -> Iterator[Finding]:
         label = f"{found.use} certificate"
         if found.problem:
             yield critical(name, "OPERATION_CERTIFICATE_CHAIN", f"{label}: {found.problem}", **evidence)
-        elif left <= timedelta(0):
+        elif near is Nearness.ENDED:
             yield critical(name, "OPERATION_CERTIFICATE_EXPIRED", f"{label} ended {_ago(left)}", **evidence)
         elif found.not_before > snapshot.time + timedelta(minutes=5):
             yield critical(
                 name, "OPERATION_CERTIFICATE_CHAIN", f"{label} is not valid before {found.not_before}", **evidence
             )
-        elif left < CERTIFICATE_CRITICAL:
+        elif near is Nearness.URGENT:
             yield critical(name, "OPERATION_CERTIFICATE_EXPIRES", f"{label} ends in {_days(left)}", **evidence)
-        elif left < min(CERTIFICATE_WARNING, _third_of_life(found.not_before, found.not_after)):
+        elif near is Nearness.SOON:
             yield warning(name, "OPERATION_CERTIFICATE_EXPIRES", f"{label} ends in {_days(left)}", **evidence)
         else:
             yield fine(name, f"{label} is good for {_days(left)}", **evidence)
     if not snapshot.certificates:
         yield fine(name, "no TLS certificates are configured (the gateway listens on loopback only)")
-
-
-def _third_of_life(begin: datetime, end: datetime) -> timedelta:
-    return (end - begin) / 3
 
 
 def _days(span: timedelta) -> str:
