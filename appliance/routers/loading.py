@@ -47,8 +47,17 @@ class LoadedRouter:
         Raises:
             RouterError: ROUTER_SCORES.
         """
-        scores = np.asarray(self.strategy.scores(prompts), np.float32)
         expected = (len(prompts), len(self.metadata.labels))
+        try:
+            scores = np.asarray(self.strategy.scores(prompts), np.float32)
+        except RouterError:
+            raise
+        except Exception as error:  # NumPy's, where dimensions differ; anything, from a site's own family
+            raise RouterError(
+                "ROUTER_SCORES",
+                f"{self.metadata.strategy} fails on vectors of {prompts.embeddings.shape[1]} numbers: {error}"[:300],
+                router=self.digest,
+            ) from error
         if scores.shape != expected or not np.isfinite(scores).all():
             raise RouterError(
                 "ROUTER_SCORES",

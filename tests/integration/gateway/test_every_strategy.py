@@ -135,3 +135,10 @@ def test_every_strategy_name_routes_its_own_group(served, strategy):
         answer = served.chat(prompt, model=f"by-{strategy}")
         assert answer.headers["x-appliance-routing"] == f"ml:{strategy}; success; best_score"
         assert answer.headers["x-appliance-deployment"] == f"{strategy}-{best}"
+    asked = {"request_id": answer.headers["x-appliance-request-id"]}
+    told = served.client.get("/appliance/why", params=asked).json()["decisions"][0]
+    if strategy in {"knn", "elo", "ensemble"}:
+        assert told["neighbours"][0]["outcomes"] == {"a": 0.0, "b": 1.0}
+        assert told["neighbours"][0]["cosine"] > 0.9
+    else:
+        assert (told["neighbours"], told["no_neighbours"]) == (None, f"{strategy} remembers no prompts")

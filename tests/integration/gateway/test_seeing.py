@@ -98,6 +98,27 @@ def test_why_shows_the_nearest_prompts_of_the_training_data_with_their_outcomes(
     assert running.client.get("/appliance/why").status_code == 400
 
 
+def test_why_and_replay_answer_the_operator_without_a_key(traced, tmp_path):
+    running, _, here = traced
+    request_id = running.chat("hard prove it").headers["x-appliance-request-id"]
+    config = ("--config", str(running.config))
+    text = running.command("why", request_id, *config).stdout
+    assert "group chat: large by ml:knn, best_score" in text
+    assert "candidate large: score 0.9000 as b" in text
+    assert "of the training data, cosine" in text
+    (tmp_path / "record.json").write_text(running.command("why", request_id, *config, "--json").stdout)
+    (tmp_path / "body.json").write_text(json.dumps({"messages": [{"role": "user", "content": "hard prove it"}]}))
+    anew = ("--router", str(here.router_directory), "--prompt", str(tmp_path / "body.json"), *config)
+    made = running.command("replay", str(tmp_path / "record.json"), *anew, "--json")
+    assert made.returncode == 0, made.stdout + made.stderr
+    assert [(one["same"], one["furthest"]) for one in json.loads(made.stdout)] == [(True, 0.0)]
+    record = json.loads((tmp_path / "record.json").read_text())
+    record["decisions"][0]["selected"] = "small"
+    (tmp_path / "forged.json").write_text(json.dumps(record))
+    assert "GATEWAY_REPLAY" in running.command("replay", str(tmp_path / "forged.json")).stderr
+    assert "GATEWAY_FORGOTTEN" in running.command("why", "nobody", *config).stderr
+
+
 def test_logs_are_json_lines_and_hold_no_prompt(traced):
     running, _, _ = traced
     running.chat("hard confidential words")

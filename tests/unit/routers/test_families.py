@@ -233,6 +233,14 @@ def test_scores_of_a_wrong_shape_or_not_finite_never_decide(answer):
     assert refused.value.code == "ROUTER_SCORES"
 
 
+def test_a_family_that_fails_on_the_vectors_says_whose_fault_it_is():
+    router = load_router(from_files(router_files(labels={"m0": "a", "m1": "b"})))
+    narrow = Prompts(("x",), np.ones((1, 3), np.float32))
+    with pytest.raises(RouterError, match="knn fails on vectors of 3 numbers") as refused:
+        router.scores(narrow)
+    assert refused.value.code == "ROUTER_SCORES"
+
+
 def test_bytes_that_are_no_safetensors_are_refused():
     whole = write_strategy_files(StrategyFiles({}, {"a": np.ones((3, 3), np.float32)}))["weights.safetensors"]
     assert read_tensors(whole)["a"].shape == (3, 3)
