@@ -110,10 +110,14 @@ def journal_verify(
     trust: TrustAt,
     border: BorderAt = Path("border"),
     head: Annotated[str | None, typer.Option(help="A head noted before; it must still be in the chain.")] = None,
+    registry: Annotated[
+        str | None, typer.Option(help="Hold every version in it that an import officer signed against the approvals.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Check every link, every approval's signature, and that nothing an officer saw is gone."""
     with refusals(as_json):
+        from appliance.cli.serving import open_registry
         from appliance.errors import IntakeError
         from appliance.intake import approval
         from appliance.registry.trust_source import TrustSource
@@ -121,13 +125,24 @@ def journal_verify(
         source = TrustSource(trust)
         book = _border(border, trust).journal
         checked, heads = book.verify(), book.heads()
-        signed = approval.signed_heads(checked, material=source.material(), at=source.now())
-        for line, officer, seen in signed:
-            if seen not in heads:
-                raise IntakeError("INTAKE_JOURNAL_BROKEN", f"{officer} signed over lines that are gone", line=line)
+        approvals = approval.signed(checked, material=source.material(), at=source.now())
+        for one in approvals:
+            if one.journal_head not in heads:
+                cause = f"{one.officer} signed over lines that are gone"
+                raise IntakeError("INTAKE_JOURNAL_BROKEN", cause, line=one.line)
         if head is not None and head not in heads:
             raise IntakeError("INTAKE_JOURNAL_BROKEN", "the head noted before is not in the journal", head=head[:64])
-        report = {"lines": len(checked.lines), "approvals": len(signed), "head": checked.head}
+        if registry is not None:
+            home = open_registry(registry, trust)
+            around = approval.carried_around(home, approvals, material=source.material(), at=source.now())
+            if around:
+                raise IntakeError(
+                    "INTAKE_APPROVAL",
+                    f"{len(around)} versions of the registry were signed and never approved by two: {around[0]}",
+                    versions=around,
+                    remedy="Ask its signer; else `appliance artifact revoke NAME VERSION`, and the signer by `appliance ca revoke`.",
+                )
+        report = {"lines": len(checked.lines), "approvals": len(approvals), "head": checked.head}
         said = f"{report['lines']} lines, {report['approvals']} signed approvals, unbroken; head {checked.head}"
         show(report, as_json, lambda out: out.print(said, markup=False))
 
@@ -141,8 +156,8 @@ def journal_show(trust: TrustAt, border: BorderAt = Path("border"), as_json: Jso
 
         source, desk = TrustSource(trust), _border(border, trust)
         checked, waiting = desk.journal.verify(), desk.cases()
-        signed = approval.signed_heads(checked, material=source.material(), at=source.now())
-        officers = {number: officer for number, officer, _ in signed}
+        approvals = approval.signed(checked, material=source.material(), at=source.now())
+        officers = {one.line: one.officer for one in approvals}
         lines = [{**line.model_dump(mode="json"), "officer": officers.get(line.number)} for line in checked.lines]
         report = {"lines": lines, "waiting": waiting}
 

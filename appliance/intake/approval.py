@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
@@ -11,11 +13,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from appliance import documents
 from appliance.artifact import Sha256
-from appliance.errors import DocumentError, IntakeError, TrustError
+from appliance.errors import ApplianceError, DocumentError, IntakeError, TrustError
 from appliance.files import sha256_hex
 from appliance.intake.case import Case
 from appliance.intake.journal import Checked, encoded
-from appliance.trust.verification import TrustMaterial, Verdict, disowned, verify_statement
+from appliance.registry.registry import Registry
+from appliance.trust.verification import TrustMaterial, Verdict, disowned, verify_artifact, verify_statement
 
 REQUIRED = 2
 ROLE = "import-officer"
@@ -112,24 +115,75 @@ def officers(
     return tuple(found)
 
 
-def signed_heads(journal: Checked, *, material: TrustMaterial, at: datetime) -> list[tuple[int, str, str]]:
-    """Every approval's line number, signer and journal head, verified: what cut-off lines are told by.
+@dataclass(frozen=True)
+class Signed:
+    """An approval as it was signed, verified.
+
+    Attributes:
+        line: its number in the journal.
+        officer: who signed.
+        journal_head: what the officer saw; by it cut-off lines are told.
+        digest: of the artifact approved.
+    """
+
+    line: int
+    officer: str
+    journal_head: str
+    digest: str
+
+
+def signed(journal: Checked, *, material: TrustMaterial, at: datetime) -> list[Signed]:
+    """Every approval of every case.
 
     An officer who left, or whose key was given up, signed in due form when the line was written; what was seen then
     stays evidence.
+
+    Raises:
+        TrustError: a signature.
+        IntakeError: INTAKE_APPROVAL for one that cannot be read.
     """
     found = []
     for line in journal.lines:
         if line.event == "approved":
-            signed, bundle = _decoded(line.details)
+            words, bundle = _decoded(line.details)
             try:
-                signer = verify_statement(signed, bundle, kind=KIND, material=material, at=at).identity
+                signer = verify_statement(words, bundle, kind=KIND, material=material, at=at).identity
             except TrustError as error:
                 if not disowned(error, KIND, material.policy):
                     raise
                 signer = str(error.evidence["identity"])
-            approval = documents.validate(Approval, documents.read_json(signed, what="approval"), what="approval")
-            found.append((line.number, signer, approval.journal_head))
+            approval = documents.validate(Approval, documents.read_json(words, what="approval"), what="approval")
+            found.append(Signed(line.number, signer, approval.journal_head, approval.digest))
+    return found
+
+
+def carried_around(
+    registry: Registry, approvals: Iterable[Signed], *, material: TrustMaterial, at: datetime
+) -> list[str]:
+    """What an import officer signed and no two approved: whoever holds that role's key can sign without a case.
+
+    Args:
+        registry: every complete version of it is read.
+        approvals: of the journal; see `signed`.
+        material: the zone's trust.
+        at: the checked time.
+
+    Returns:
+        `NAME VERSION` of each, with its signer.
+    """
+    officers: dict[str, set[str]] = {}
+    for each in approvals:
+        officers.setdefault(each.digest, set()).add(each.officer)
+    found = []
+    for one in (*registry.versions("router"), *registry.versions("encoder")):
+        if one.complete:
+            artifact = registry.fetch(one.name, one.version, kind=one.kind)
+            try:
+                verdict = verify_artifact(artifact, material=material, at=at)
+            except ApplianceError:
+                continue  # no host loads it either
+            if verdict.role == ROLE and len(officers.get(artifact.digest, ())) < REQUIRED:
+                found.append(f"{one.name} {one.version} (signed by {verdict.identity})")
     return found
 
 

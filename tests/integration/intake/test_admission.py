@@ -21,7 +21,7 @@ from appliance.cli.intake import _current as served_today
 from appliance.cli.main import app
 from appliance.errors import ApplianceError
 from appliance.intake.admission import Border
-from appliance.intake.approval import signed_heads
+from appliance.intake.approval import signed as approvals
 from appliance.intake.behaviour import make_probe
 from appliance.intake.case import describe
 from appliance.intake.examination import EncoderTrial, RouterTrial
@@ -248,6 +248,24 @@ def test_two_officers_at_the_same_moment_publish_once(desk: Desk) -> None:
     assert events == ["received", "examined", "approved", "approved", "admitted"]
 
 
+@pytest.mark.slow
+def test_a_version_that_one_officer_carried_around_the_border_is_found(desk: Desk) -> None:
+    """One officer's key signs without a case: hosts believe it, and the journal knows of no two approvals."""
+    desk.authority.store(desk.root / "trust")
+    places = ["--border", str(desk.root / "border"), "--trust", str(desk.root / "trust"), "--json"]
+    audit = ["artifact", "journal", "verify", *places, "--registry", str(desk.root / "registry")]
+    case = desk.border.examine(desk.hand_in(intake.router(intake.knn_payload())), RouterTrial(intake.probe()))
+    for number in (1, 2):
+        desk.border.approve(case.identity, desk.officer(number), desk.registry)
+    assert CliRunner().invoke(app, audit).exit_code == 0, "what two approved is in order"
+    around = signed(intake.router(intake.knn_payload(), version="6.6.6"), desk.officer(1))
+    desk.registry.publish(around, name="default", version="6.6.6")
+    found = CliRunner().invoke(app, audit)
+    error = json.loads(found.stdout)["error"]
+    assert (found.exit_code, error["code"]) == (1, "INTAKE_APPROVAL")
+    assert error["evidence"]["versions"] == ["default 6.6.6 (signed by import-officer@appliance.internal)"]
+
+
 def test_a_border_that_was_mistyped_is_not_made(desk: Desk, tmp_path: Path) -> None:
     elsewhere = Border(tmp_path / "typo", material=lambda: desk.material, clock=desk.now)
     for act in (
@@ -329,9 +347,9 @@ def test_the_journal_stays_verifiable_when_an_officer_leaves_and_he_counts_no_mo
     stay = roles["import-officer"].identities[1:]
     roles["import-officer"] = roles["import-officer"].model_copy(update={"identities": stay})
     desk.material = replace(desk.material, policy=desk.material.policy.model_copy(update={"roles": roles}))
-    [(_, officer, head)] = signed_heads(desk.border.journal.verify(), material=desk.material, at=desk.now())
-    assert officer == "import-officer@appliance.internal"
-    assert head in desk.border.journal.heads()
+    [one] = approvals(desk.border.journal.verify(), material=desk.material, at=desk.now())
+    assert one.officer == "import-officer@appliance.internal"
+    assert one.journal_head in desk.border.journal.heads()
     officers, published = desk.border.approve(case.identity, desk.officer(2), desk.registry)
     assert (officers, published) == (("import-officer-2@appliance.internal",), False)
 
