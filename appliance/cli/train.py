@@ -63,7 +63,10 @@ EncoderDir = Annotated[
 
 FittedOn = Annotated[
     Path | None,
-    typer.Option("--fitted-on", help="What the router was fitted on: prompts that stand there too are left out."),
+    typer.Option(
+        "--fitted-on",
+        help="What the router was fitted on: prompts that stand there too, and near copies, are left out.",
+    ),
 ]
 
 
@@ -149,7 +152,9 @@ def evaluate(
         list[str] | None, typer.Option("--price", help="MODEL=COST of a request, for the cost curve.")
     ] = None,
     report: Annotated[Path | None, typer.Option("--report", help="Write an HTML page, readable offline.")] = None,
-    robustness: Annotated[bool, typer.Option("--robustness", help="Also disturb prompts and count flips.")] = False,
+    robustness: Annotated[
+        bool, typer.Option("--robustness", help="Also paraphrase and disturb prompts, and count flips.")
+    ] = False,
     seed: Annotated[int, typer.Option("--seed", help="Of the bootstrap.", min=0)] = 0,
     as_json: Json = False,
 ) -> None:

@@ -68,11 +68,17 @@ def _merged(rows: Sequence[Outcome]) -> Outcome:
                 values.setdefault(model, []).append(value)
         return {model: float(np.mean(each)) for model, each in values.items()}
 
+    def counted(scores: dict[str, float], counts: dict[str, float]) -> dict[str, float]:
+        return {model: counts.get(model, 0.0) for model in scores}  # what is not said did not happen
+
     return rows[0].model_copy(
         update={
             "scores": mean(row.scores for row in rows),
             "costs": mean(row.costs for row in rows),
             "latencies_ms": mean(row.latencies_ms for row in rows),
+            "first_token_ms": mean(row.first_token_ms for row in rows),
+            "retries": mean(counted(row.scores, row.retries) for row in rows),
+            "errors": mean(counted(row.scores, row.errors) for row in rows),
             "propensity": None,
             "lineage": " + ".join(row.lineage for row in rows if row.lineage) or None,
         }

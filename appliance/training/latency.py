@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from appliance.routers.encoder import Encoder
 from appliance.routers.loading import LoadedRouter
 from appliance.routers.strategies import Prompts
+from appliance.training.bootstrap import Measure
 
 DECISIONS = 100  # prompts that are decided one at a time, as the gateway does
 WARM_UP = 5
 
 
-def answer_latency(predicted: NDArray[np.floating], latencies_ms: NDArray[np.floating], fixed: int) -> dict[str, float]:
+def answer_latency(predicted: NDArray[np.floating], latencies_ms: NDArray[np.floating], fixed: int) -> Measure:
     """Latency of the models chosen, and of the best single one, where the data tells latencies.
 
     A model that did not answer a prompt is taken to need its median.
@@ -27,14 +28,19 @@ def answer_latency(predicted: NDArray[np.floating], latencies_ms: NDArray[np.flo
         fixed: column of the best single model.
 
     Returns:
-        Milliseconds, empty where some model's latency is nowhere known.
+        Milliseconds of some prompts, to be bootstrapped; nothing where some model's latency is nowhere known.
     """
     if np.isnan(latencies_ms).all(axis=0).any():
-        return {}
+        return lambda _: {}
     whole = np.where(np.isnan(latencies_ms), np.nanmedian(latencies_ms, axis=0), latencies_ms)
     chosen = whole[np.arange(len(whole)), np.argmax(predicted, axis=1)]
     found = {"latency": chosen, "best_single_latency": whole[:, fixed]}
-    return {f"{name}_p{q}_ms": round(float(np.percentile(v, q)), 2) for name, v in found.items() for q in (50, 95)}
+
+    def measured(rows: NDArray[np.intp]) -> dict[str, float]:
+        each = {name: np.percentile(values[rows], (50, 95)) for name, values in found.items()}
+        return {f"{name}_p{q}_ms": float(v) for name, both in each.items() for q, v in zip((50, 95), both, strict=True)}
+
+    return measured
 
 
 def decision_latency(

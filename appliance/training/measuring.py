@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from appliance.artifact import ArtifactFiles, router_metadata
 from appliance.errors import TrainingError
 from appliance.routers.encoder import Encoder
 from appliance.routers.loading import LoadedRouter, load_router
-from appliance.training.curves import aiq, by_task, cost_quality, disturbed, flips
+from appliance.training.bootstrap import intervals
+from appliance.training.curves import aiq, by_task, cost_quality, disturbed, flip_shares, paraphrased
 from appliance.training.embedding import embed, find_encoder, open_encoder
 from appliance.training.evaluate import evaluate_scores, for_router, predict
 from appliance.training.examples import Examples
@@ -67,7 +68,7 @@ def training_prompts(artifact: ArtifactFiles, data: Path) -> tuple[str, ...]:
         raise TrainingError(
             "TRAINING_ARGUMENT", f"the router was not fitted on {data.name}", fitted_on=named, given=dataset.digest
         )
-    return dataset.queries
+    return dataset.with_text().queries
 
 
 def measure(
@@ -87,7 +88,7 @@ def measure(
     Args:
         artifact: the router.
         data: outcomes.
-        known: prompts that a router was fitted on, which are left out; None where nobody has looked.
+        known: prompts that a router was fitted on: they and their near copies are left out; None where nobody looked.
         encoder_directory: where the encoder is, or None to find the router's own by its digest.
         cache: the user's cache.
         prices: label -> cost of a request, any one unit; without it the data's own costs count.
@@ -102,16 +103,18 @@ def measure(
     router = load_router(artifact)
     dataset = for_router(load_dataset(data), router).with_text()
     given = len(dataset)
-    if known is not None:
-        dataset = dataset.take(unseen(dataset.queries, known))
-        if not len(dataset):
-            raise TrainingError("TRAINING_DATA", f"{data.name} holds no prompt that the router was not fitted on")
     digest = router.metadata.encoder_digest
     encoder = open_encoder(find_encoder(directory=encoder_directory, cache=cache, digest=digest, progress=progress))
+    if known is not None:
+        these, those = (embed(encoder, texts, cache=cache, progress=progress) for texts in (dataset.queries, known))
+        dataset = dataset.take(unseen(these, those))
+        if not len(dataset):
+            raise TrainingError("TRAINING_DATA", f"{data.name} holds no prompt that the router was not fitted on")
     examples = prepare(dataset, encoder, cache=cache, progress=progress)
     predicted = predict(router, examples.prompts, progress=progress)
     figures = evaluate_scores(predicted, examples, seed=seed)
-    curve, names = _curve(predicted, examples, _costs(dataset, prices))
+    curves, names = _curves(predicted, examples, _costs(dataset, prices))
+    fixed, everything = best_single(examples.actual), np.arange(len(examples))
     report: dict[str, Any] = {
         "router": f"{router.metadata.name} {router.metadata.version}",
         "digest": artifact.digest,
@@ -121,15 +124,21 @@ def measure(
         "left_out": given - len(dataset) if known is not None else None,
         **figures,
         "chosen": _chosen(predicted, examples),
-        "tasks": by_task(predicted, examples.actual, examples.tasks, best_single(examples.actual)),
+        "tasks": by_task(predicted, examples.actual, examples.tasks, examples.groups, fixed, seed=seed),
     }
-    report |= answer_latency(predicted, dataset.latencies_ms, best_single(examples.actual))
     report |= decision_latency(router, encoder, examples.prompts)
-    if curve:
-        report["aiq"] = round(aiq(list(curve)), 4)
+    further = [answer_latency(predicted, dataset.latencies_ms, fixed)]
+    if curves is not None:
+        further.append(lambda rows: {"aiq": aiq(curves(rows))})
+    for measured in further:
+        report |= {name: round(value, 4) for name, value in measured(everything).items()}
+        bounds = intervals(measured, examples.groups, seed=seed)
+        report["intervals"] |= {name: [round(edge, 4) for edge in edges] for name, edges in bounds.items()}
     if robustness:
-        report["flips"] = _robustness(router, encoder, examples, seed, progress)
-    return Measured(report, predicted, examples, curve, names)
+        flips, edges_of_flips = _robustness(router, encoder, examples, seed, progress)
+        report |= flips
+        report["intervals"] |= edges_of_flips
+    return Measured(report, predicted, examples, [] if curves is None else curves(everything), names)
 
 
 def _chosen(predicted: NDArray[np.float32], examples: Examples) -> dict[str, float]:
@@ -150,25 +159,36 @@ def _costs(dataset: Dataset, prices: Mapping[str, float] | None) -> NDArray[np.f
     return np.asarray(np.nanmean(dataset.costs, axis=0, dtype=np.float64))
 
 
-def _curve(predicted: NDArray[np.float32], examples: Examples, costs: NDArray[np.float64] | None) -> tuple[Curve, str]:
+def _curves(
+    predicted: NDArray[np.float32], examples: Examples, costs: NDArray[np.float64] | None
+) -> tuple[Callable[[NDArray[np.intp]], list[tuple[float, float]]] | None, str]:
+    """What draws the curve of some prompts, or None where there is none; and what its axes show."""
     if costs is not None:
-        return cost_quality(predicted, examples.actual, costs), "mean cost of a request, and mean score"
-    both = ~np.isnan(examples.actual).any(axis=1)
+        return cost_quality(predicted, examples.actual, costs).curve, "mean cost of a request, and mean score"
+    both = np.asarray(~np.isnan(examples.actual).any(axis=1))
     if len(examples.labels) != 2 or not both.any():
-        return [], ""
-    strong, weak = (examples.actual[both, column].astype(np.float64) for column in (0, 1))
-    gain = (predicted[both, 0] - predicted[both, 1]).astype(np.float64)
-    shares, accuracy = strong_curve(gain, weak, strong, bins=50)
-    return list(zip(shares.tolist(), accuracy.tolist(), strict=True)), "share of strong calls, and mean score"
+        return None, ""
+
+    def drawn(rows: NDArray[np.intp]) -> list[tuple[float, float]]:
+        rows = rows[both[rows]]
+        strong, weak = (examples.actual[rows, column].astype(np.float64) for column in (0, 1))
+        gain = (predicted[rows, 0] - predicted[rows, 1]).astype(np.float64)
+        shares, accuracy = strong_curve(gain, weak, strong, bins=50)
+        return list(zip(shares.tolist(), accuracy.tolist(), strict=True))
+
+    return drawn, "share of strong calls, and mean score"
 
 
 def _robustness(
     router: LoadedRouter, encoder: Encoder, examples: Examples, seed: int, progress: Progress
-) -> dict[str, Any]:
-    """How often a small change of the wording changes the favourite."""
+) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """How often other words for the same request, or typing noise, change the favourite: shares and their intervals."""
     generator = np.random.default_rng(seed)
     rows = generator.choice(len(examples), min(ROBUSTNESS_PROMPTS, len(examples)), replace=False)
     original = examples.prompts.take(np.asarray(rows, np.intp))
-    changed = embed(encoder, [disturbed(text, generator) for text in original.texts], progress=progress)
-    share = flips(router.scores(original), router.scores(changed))
-    return {"prompts": len(rows), "share": round(share, 4)}
+    before, found, bounds = router.scores(original), {}, {}
+    for name, change in (("flips_paraphrase", paraphrased), ("flips_noise", disturbed)):
+        changed = embed(encoder, [change(text, generator) for text in original.texts], progress=progress)
+        share, edges = flip_shares(before, router.scores(changed), examples.groups[rows], seed=seed)
+        found[name], bounds[name] = round(share, 4), [round(edge, 4) for edge in edges]
+    return found, bounds

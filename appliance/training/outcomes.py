@@ -1,6 +1,7 @@
 """Training outcomes: what each model scored on each prompt, one JSON object a line (`.jsonl`, `.jsonl.gz`).
 
 Fields: `query`, `scores` {model: 0..1}, optional `query_id`, `task`, `costs` {model: USD}, `latencies_ms` {model: ms},
+`first_token_ms` {model: ms}, `retries` {model: attempts beyond the first}, `errors` {model: share that failed},
 `timestamp` (RFC 3339), `propensity` (chance with which the logged model was chosen), `lineage` (where it was read).
 Fields of other names are ignored and counted.
 """
@@ -45,6 +46,9 @@ class Outcome(BaseModel):
     task: str | None = None
     costs: dict[Model, Amount] = {}
     latencies_ms: dict[Model, Amount] = {}
+    first_token_ms: dict[Model, Amount] = {}
+    retries: dict[Model, Amount] = {}
+    errors: dict[Model, Score] = {}
     timestamp: datetime | None = None
     propensity: Annotated[float, Field(gt=0, le=1)] | None = None
     lineage: str | None = None

@@ -30,7 +30,7 @@ def render(
     Args:
         report: figures and `intervals`, as `evaluate --json` prints them.
         title: heading; escaped, like every text of the data.
-        tasks: rows of the per-task table: task, prompts, accuracy, best_single.
+        tasks: rows of the per-task table, as `curves.by_task` makes them.
         curve: points (share of strong calls or cost, accuracy), ascending.
         names: what the curve's axis shows.
     """
@@ -50,7 +50,7 @@ def render(
         "<meta http-equiv='Content-Security-Policy' content=\"default-src 'none'; style-src 'unsafe-inline'\">"
         f"<title>{_text(title)}</title><style>{STYLE}</style></head><body><h1>{_text(title)}</h1>{_warning(report)}"
         f"<table>{facts}</table><h2>Figures, with 95 % intervals</h2>"
-        "<p class='note'>cpt figures are percent of calls to the strong model; all others are shares of 1.</p>"
+        "<p class='note'>cpt: percent of calls to the strong model; ms: milliseconds; all others: shares of 1.</p>"
         f"<table><tr><th>figure</th><th>value</th><th>95 %</th></tr>{figures}</table>"
         f"<h2>Cost and quality</h2>{_plot(curve, names)}<h2>By task</h2>{_tasks(tasks)}</body></html>\n"
     )
@@ -67,10 +67,11 @@ def _tasks(tasks: Sequence[Mapping[str, Any]]) -> str:
         return "<p class='note'>The data names no tasks.</p>"
     rows = "".join(
         f"<tr><td>{_text(row['task'])}</td><td>{row['prompts']}</td><td>{_number(row['accuracy'])}</td>"
+        f"<td>{_number(row['interval'][0])} – {_number(row['interval'][1])}</td>"
         f"<td>{_number(row['best_single'])}</td><td>{_number(row['oracle'])}</td></tr>"
         for row in tasks
     )
-    head = "<tr><th>task</th><th>prompts</th><th>router</th><th>best single</th><th>oracle</th></tr>"
+    head = "<tr><th>task</th><th>prompts</th><th>router</th><th>95 %</th><th>best single</th><th>oracle</th></tr>"
     return f"<table>{head}{rows}</table>"
 
 

@@ -38,10 +38,11 @@ def same_text_groups(texts: Sequence[str]) -> NDArray[np.intp]:
     return np.array([seen.setdefault(_plain(text), len(seen)) for text in texts], np.intp)
 
 
-def unseen(texts: Sequence[str], known: Sequence[str]) -> NDArray[np.intp]:
-    """The rows of `texts` that are no copies, but for case and white space, of any that is known."""
-    seen = {_plain(text) for text in known}
-    return np.array([row for row, text in enumerate(texts) if _plain(text) not in seen], np.intp)
+def unseen(prompts: Prompts, known: Prompts) -> NDArray[np.intp]:
+    """The rows of `prompts` that are no copies and no near copies of any that is known."""
+    vectors = np.concatenate([prompts.embeddings, known.embeddings])
+    groups = near_groups(Prompts((*prompts.texts, *known.texts), vectors))
+    return np.flatnonzero(~np.isin(groups[: len(prompts)], groups[len(prompts) :]))
 
 
 def _plain(text: str) -> str:

@@ -11,16 +11,17 @@ import pytest
 from appliance.artifact import from_files
 from appliance.errors import TrainingError
 from appliance.routers.loading import load_router
+from appliance.routers.strategies import Prompts
 from appliance.training import embedding, encoder_export
 from appliance.training.cleaning import merge_copies, prepare_outcomes
-from appliance.training.curves import aiq, by_task, cost_quality, disturbed, flips
+from appliance.training.curves import aiq, by_task, cost_quality, disturbed, flip_shares, paraphrased
 from appliance.training.embedding import embed, find_encoder
 from appliance.training.encoder_export import export_encoder, source_directory, write_encoder
 from appliance.training.evaluate import evaluate_scores, for_router
 from appliance.training.llmrouter import read_rows, write_folder
 from appliance.training.outcomes import Outcome
 from appliance.training.report import render
-from appliance.training.splits import same_text_groups
+from appliance.training.splits import same_text_groups, unseen
 from tests.support.routing import router_files
 from tests.support.training import dataset, examples, rows, tiny_encoder, tiny_encoder_artifact
 
@@ -90,7 +91,8 @@ def test_the_report_is_one_page_that_asks_nobody_and_runs_nothing():
     shown = examples()
     predicted = shown.scores + np.random.default_rng(0).random(shown.scores.shape).astype(np.float32)
     figures = evaluate_scores(predicted, shown)
-    tasks = [{"task": "<script>alert(1)</script>", "prompts": 3, "accuracy": 0.5, "best_single": None, "oracle": 1.0}]
+    tasks = [{"task": "<script>alert(1)</script>", "prompts": 3, "accuracy": 0.5, "interval": [0.4, 0.6],
+              "best_single": None, "oracle": 1.0}]  # fmt: skip
     page = render(figures, title="a < b", tasks=tasks, curve=[(0, 0.2), (1, 0.9)], names="cost & score")
     assert "<script" not in page
     assert not re.search(r"(?:src|href)=|https?://|@import|url\(", page)
@@ -106,22 +108,37 @@ def test_the_report_is_one_page_that_asks_nobody_and_runs_nothing():
 
 def test_the_cost_curve_rises_from_the_cheapest_to_the_best():
     actual = np.array([[1, 1], [1, 0], [1, 0], [0, 0]], float)
-    curve = cost_quality(actual + 1e-3, actual, np.array([10.0, 1.0]))
+    knob = cost_quality(actual + 1e-3, actual, np.array([10.0, 1.0]))
+    curve = knob.curve()
     assert curve[0] == (1.0, 0.25)
     assert curve[-1][1] == 0.75
     assert 0.25 < aiq(curve) <= 0.75
+    assert knob.curve(np.array([1, 1])) == [(1.0, 0.0), (10.0, 1.0)]
 
 
 def test_figures_by_task_and_flips():
     shown = examples()
-    table = by_task(shown.scores, shown.scores, shown.tasks, 0)
+    table = by_task(shown.scores, shown.scores, shown.tasks, shown.groups, 0)
+    assert all(row["interval"][0] <= row["accuracy"] <= row["interval"][1] for row in table)
     assert {row["task"] for row in table} == {"easy", "hard"}
     assert sum(row["prompts"] for row in table) == 120
-    assert flips(np.eye(2), np.eye(2)) == 0
-    assert flips(np.eye(2), np.eye(2)[::-1]) == 1
+    apart = np.arange(2)
+    assert flip_shares(np.eye(2), np.eye(2), apart) == (0, (0, 0))
+    assert flip_shares(np.eye(2), np.eye(2)[::-1], apart) == (1, (1, 1))
+
+
+def test_noise_changes_letters_and_a_paraphrase_words():
     generator = np.random.default_rng(0)
-    assert len({disturbed("What is the capital of France?", generator) for _ in range(40)}) > 3
-    assert isinstance(disturbed("", generator), str)
+    question = "Find the total of 3 and 4. Which number is it?"
+    noisy = {disturbed(question, generator) for _ in range(40)}
+    assert len(noisy) > 3
+    assert all(sorted(text.replace(" ", "").lower()) == sorted(question.replace(" ", "").lower()) for text in noisy)
+    said = {paraphrased(question, generator) for _ in range(40)}
+    assert len(said) > 3
+    assert any("overall" in text for text in said)
+    assert all("3 and 4" in text for text in said)
+    assert disturbed("", generator) == ""
+    assert paraphrased("質問です。", generator).count("質問です。") == 1
 
 
 def test_data_of_other_models_is_refused_and_the_gateways_names_are_understood():
@@ -186,3 +203,11 @@ def test_a_package_that_is_not_installed_is_named(monkeypatch):
 
 def test_case_and_space_make_no_other_prompt():
     assert same_text_groups(["a", "A ", "b"]).tolist() == [0, 0, 1]
+
+
+def test_near_copies_of_what_was_fitted_on_are_no_unseen_prompts():
+    vectors = np.eye(6, 8, dtype=np.float32)
+    known = Prompts(("one", "two"), vectors[:2])
+    near = vectors[1] + 0.05 * vectors[5]
+    given = Prompts(("ONE ", "two, nearly", "three", "four"), np.stack([vectors[4], near, vectors[2], vectors[3]]))
+    assert unseen(given, known).tolist() == [2, 3]

@@ -11,6 +11,7 @@ import pytest
 
 from appliance.errors import FileError, TrainingError
 from appliance.registry.directory import DirectoryStore
+from appliance.training.cleaning import merge_copies
 from appliance.training.extract.calls import Call, call_of, prompt_of
 from appliance.training.extract.redaction import load_redactor
 from appliance.training.extract.reward import Rules, Scale, reward
@@ -66,6 +67,18 @@ def test_a_judged_call_becomes_an_outcome_with_its_lineage(tmp_path):
     assert made[0].latencies_ms == {"m1": 250.0}
     assert made[0].propensity == 0.5
     assert made[0].lineage.startswith("t.jsonl:1#")
+
+
+def test_what_a_trace_tells_of_a_calls_course_stands_beside_its_worth(tmp_path):
+    slow = call(1, judge__score=1.0, gen_ai__response__time_to_first_chunk=0.12, router__retries=2)
+    _, made = run(tmp_path, [slow, call(2, status=2)])
+    told = {o.query_id: (o.scores, o.first_token_ms, o.retries, o.errors) for o in made}
+    assert told == {
+        "call-1": ({"m1": 1.0}, {"m1": 120.0}, {"m1": 2.0}, {}),
+        "call-2": ({"m1": 0.0}, {}, {}, {"m1": 1.0}),
+    }
+    (merged,) = merge_copies(made)
+    assert (merged.scores, merged.errors, merged.retries) == ({"m1": 0.5}, {"m1": 0.5}, {"m1": 1.0})
 
 
 def test_every_drop_has_its_reason(tmp_path):

@@ -133,10 +133,10 @@ def test_an_ensemble_abstains_where_its_advantage_is_too_small_and_survives_its_
 def test_the_latency_of_the_chosen_models_is_told_where_it_is_known():
     predicted = np.array([[1, 0], [0, 1], [1, 0]])
     latencies = np.array([[10, 100], [np.nan, 300], [30, np.nan]])
-    found = answer_latency(predicted, latencies, fixed=1)
+    found = answer_latency(predicted, latencies, fixed=1)(np.arange(len(predicted)))
     assert found["latency_p50_ms"] == 30
     assert found["best_single_latency_p50_ms"] == 200
-    assert answer_latency(predicted, latencies * [1, np.nan], fixed=0) == {}
+    assert answer_latency(predicted, latencies * [1, np.nan], fixed=0)(np.arange(len(predicted))) == {}
 
 
 def test_copies_of_one_prompt_teach_nothing():
