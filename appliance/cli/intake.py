@@ -140,7 +140,7 @@ def journal_verify(
                     "INTAKE_APPROVAL",
                     f"{len(around)} versions of the registry were signed and never approved by two: {around[0]}",
                     versions=around,
-                    remedy="Ask its signer; else `appliance artifact revoke NAME VERSION`, and the signer by `appliance ca revoke`.",
+                    remedy="Ask its signer; else `appliance artifact revoke NAME VERSION` and `appliance ca revoke`.",
                 )
         report = {"lines": len(checked.lines), "approvals": len(approvals), "head": checked.head}
         said = f"{report['lines']} lines, {report['approvals']} signed approvals, unbroken; head {checked.head}"

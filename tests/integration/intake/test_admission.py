@@ -217,7 +217,8 @@ def test_a_case_that_an_officer_declines_is_over(desk: Desk) -> None:
     assert info.value.code == "INTAKE_CASE"
     shown = json.loads(CliRunner().invoke(app, ["artifact", "journal", "show", *places]).stdout)
     assert [line["officer"] for line in shown["lines"]] == [None, None, "import-officer@appliance.internal", None]
-    assert shown["lines"][-1]["details"]["cause"] == "it moves all that is hard"
+    last = shown["lines"][-1]["details"]
+    assert (last["code"], last["cause"]) == ("INTAKE_DECLINED", "it moves all that is hard")
     assert shown["waiting"] == []
 
 
