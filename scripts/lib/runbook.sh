@@ -2,12 +2,19 @@
 # What every runbook shares: it is sourced, never run. The caller's head comment is its help.
 #
 # A runbook that changes something says what it would do; with --apply it does it. Each may be repeated after a kill.
+# The callers start with `bash -p`: no BASH_ENV, no CDPATH and no function of the caller's environment counts here.
 set -euo pipefail
 umask 077
+PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:$PATH
+export LC_ALL=C.UTF-8
+unset TAR_OPTIONS
 
 PREFIX=${APPLIANCE_PREFIX:-/opt/appliance}
+# shellcheck disable=SC2034  # the callers use it: where the runbooks lie
+HERE=$(dirname "$(realpath "$0")")
 APPLY=no
 ARGUMENTS=()
+AS=() # in front of the command: see as_owner
 
 say() { printf '%s\n' "$*"; }
 die() {
@@ -29,17 +36,19 @@ read_arguments() {
             --help | -h) usage; exit 0 ;;
             --apply) APPLY=yes; shift ;;
             --dry-run) APPLY=no; shift ;;
-            --prefix) [ $# -ge 2 ] || wrong_usage "--prefix needs a folder"; PREFIX=$2; shift 2 ;;
+            --prefix) [ -n "${2:-}" ] || wrong_usage "--prefix needs a folder"; PREFIX=$2; shift 2 ;;
             --*)
                 TAKEN=0
                 if declare -F option >/dev/null; then option "$1" "${2:-}"; fi
                 [ "$TAKEN" -gt 0 ] || wrong_usage "unknown option $1"
-                [ $# -ge "$TAKEN" ] || wrong_usage "$1 needs a value"
+                [ "$TAKEN" -eq 1 ] || [ -n "${2:-}" ] || wrong_usage "$1 needs a value"
                 shift "$TAKEN"
                 ;;
+            '') wrong_usage "an argument is empty" ;;
             *) ARGUMENTS+=("$1"); shift ;;
         esac
     done
+    [[ $PREFIX == /* ]] || PREFIX=$PWD/$PREFIX
     # the parts of an installation
     # shellcheck disable=SC2034  # the callers use them
     ETC=$PREFIX/etc STATE=$PREFIX/state TRUST=$PREFIX/state/trust CONFIG=$PREFIX/etc/appliance.yaml
@@ -61,17 +70,37 @@ finish() { [ "$APPLY" = yes ] || say "nothing was changed; repeat with --apply";
 
 # The command: of the installation, or the one that APPLIANCE names.
 appliance() {
-    local command=${APPLIANCE:-$PREFIX/current/env/bin/appliance}
-    [ -x "$command" ] || command -v "$command" >/dev/null || die "no command at $command" "name the installation with --prefix DIR"
-    "$command" "$@"
+    local named=${APPLIANCE:-$PREFIX/current/env/bin/appliance} found
+    found=$(type -P "$named") || die "no command at $named" "name the installation with --prefix DIR"
+    "${AS[@]}" "$found" "$@"
 }
 
-# systemctl VERB UNIT; SYSTEMCTL names another service manager.
-service() { run "${SYSTEMCTL:-systemctl}" "$@"; }
+# From here on the command runs as the account that owns the state: what root left there, the services could not read.
+as_owner() {
+    local owner
+    owner=$(stat -c '%u:%g' "$STATE")
+    if [ "$(id -u)" = 0 ] && [ "${owner%:*}" != 0 ]; then
+        AS=(setpriv --reuid "${owner%:*}" --regid "${owner#*:}" --clear-groups)
+    fi
+}
+
+# systemctl VERB UNIT..., for the units that this host has; SYSTEMCTL names another service manager.
+service() {
+    local manager=${SYSTEMCTL:-systemctl} verb=$1 unit
+    shift
+    for unit in "$@"; do
+        if "$manager" cat "$unit" >/dev/null 2>&1; then
+            run "$manager" "$verb" "$unit"
+        else
+            say "  no $unit on this host; next, by hand: $verb what runs in its place"
+        fi
+    done
+}
 
 # One holder at a time; the kernel frees the lock of a killed one.
 only_one() {
-    mkdir -p "$STATE"
+    [ "$APPLY" = yes ] || return 0
+    (umask 022 && mkdir -p "$STATE") # the services' account must come by
     exec 9>"$STATE/.runbook.lock"
     flock --nonblock 9 || die "another runbook is at work here" "wait for it; $STATE/.runbook.lock"
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -26,21 +27,29 @@ class Desk:
         directory: holds the recorder and its log.
         prefix: the installation.
         act: shell text that the recorder runs with the service manager's arguments.
+        units: whether the service manager knows the appliance's units.
+        scripts: folder of the runbooks.
+        appliance: the command, instead of the installation's; empty for the installation's own.
     """
 
     directory: Path
     prefix: Path
     act: str = ":"
+    units: bool = True
+    scripts: Path = SCRIPTS
+    appliance: str = str(COMMAND)
 
     def __call__(self, name: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run a runbook."""
         recorder = self.directory / "systemctl"
-        recorder.write_text(f'#!/bin/sh\necho "$@" >>{self.directory}/asked\n{self.act}\n')
+        units = "[ $1 != cat ] || exit 0" if self.units else "[ $1 != cat ] || exit 1"
+        log = shlex.quote(f"{self.directory}/asked")
+        recorder.write_text(f'#!/bin/sh\n{units}\necho "$@" >>{log}\n{self.act}\n')
         recorder.chmod(0o755)
         return subprocess.run(
-            [str(SCRIPTS / name), *map(str, arguments), "--prefix", str(self.prefix)],
+            [str(self.scripts / name), *map(str, arguments), "--prefix", str(self.prefix)],
             capture_output=True, text=True, timeout=600, check=False, cwd=self.directory,
-            env={**os.environ, "APPLIANCE": str(COMMAND), "SYSTEMCTL": str(recorder), **environment},
+            env={**os.environ, "APPLIANCE": self.appliance, "SYSTEMCTL": str(recorder), **environment},
         )  # fmt: skip
 
     def done(self, name: str, *arguments: object, **environment: str) -> str:

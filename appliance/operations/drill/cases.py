@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -148,12 +149,17 @@ def admin_key(desk: Desk) -> str:
 
 
 def failed_disk(desk: Desk) -> str:
-    """Back up, lose everything, replace the disk; the first attempts are killed."""
+    """Back up, lose everything, replace the disk with what the backup holds; the first attempts are killed."""
     ground, archive = desk.ground, desk.ground.directory / "backup.tar"
     desk.run("back-up", archive, killed_after_s=0.3)
     before = _state(ground.prefix)
     shutil.rmtree(ground.prefix)
-    desk.run("replace-disk", ground.media[0], archive, "--anchor", ground.anchor, killed_after_s=4)
+    rescue = ground.directory / "rescue"
+    rescue.mkdir()
+    subprocess.run(["tar", "-xf", archive, "-C", rescue, "scripts"], check=True)
+    replace(desk, scripts=rescue / "scripts").run(
+        "replace-disk", ground.media[0], archive, "--anchor", ground.anchor, killed_after_s=4
+    )
     now = _state(ground.prefix)
     lost = sorted(name for name, digest in before.items() if now.get(name) != digest)
     expect(not lost, "every file of the backup", lost=lost[:10])
@@ -180,10 +186,10 @@ def restore(desk: Desk) -> str:
 
 
 def evacuate(desk: Desk) -> str:
-    """An officer's key is in wrong hands: another signs what was checked, the officer is refused for ever."""
+    """An officer's key is in wrong hands: another signs what was checked, the officer is refused for ever; killed."""
     bad, good = OFFICERS
     honest = desk.ground.router("2.0.0", signer=None)
-    desk.run("evacuate-signer", bad, "--by", good, "--honest", honest, *_zone(desk))
+    desk.run("evacuate-signer", bad, "--by", good, "--honest", honest, *_zone(desk), killed_after_s=4)
     said = desk.refused("promote-model", desk.ground.router("6.6.7"), "6.6.7", *_zone(desk))
     expect("TRUST_ROLE" in said, "a refusal of whatever the officer signs", said=said[-300:])
     desk.run("sync-now", "--registry", desk.ground.registry)

@@ -15,6 +15,7 @@ import yaml
 from appliance.bundle.build import Identity, build, read_trust
 from appliance.bundle.inputs import Payload
 from appliance.bundle.own_wheel import own_wheel
+from appliance.bundle.stage0 import assemble
 from appliance.errors import OperationError
 from appliance.files import sha256_hex
 from appliance.operations.throwaway import OFFICERS, make_authority
@@ -68,11 +69,12 @@ class Ground:
         return folder
 
 
-def make_ground(directory: Path, *, wheels: Path, now: datetime) -> Ground:
+def make_ground(directory: Path, *, scripts: Path, wheels: Path, now: datetime) -> Ground:
     """Make it.
 
     Args:
         directory: an empty folder.
+        scripts: the runbooks, which the releases carry.
         wheels: holds wheels of PyYAML and uv, as every release does in `payload/wheels`.
         now: the clock.
 
@@ -81,7 +83,7 @@ def make_ground(directory: Path, *, wheels: Path, now: datetime) -> Ground:
         ApplianceError: what building a release refuses.
     """
     authority = make_authority(directory / "authority", now=now)
-    payload = _payload(wheels)
+    payload = [*_payload(wheels), *_runbooks(scripts)]
     (directory / "registry").mkdir()
     target = {
         "python": f"{sys.version_info[0]}.{sys.version_info[1]}", "architecture": platform.machine(), "glibc": "2.17",
@@ -111,6 +113,16 @@ def _payload(wheels: Path) -> list[Payload]:
         *(Payload(f"wheels/{filename}", data) for filename, data in sorted(chosen)),
         Payload("config/appliance.yaml", _CONFIGURATION),
     ]
+
+
+def _runbooks(scripts: Path) -> list[Payload]:
+    """The runbooks and stage 0, as every release carries them."""
+    files = [*(path for path in sorted(scripts.iterdir()) if path.is_file()), *sorted((scripts / "lib").iterdir())]
+    carried = [
+        Payload(f"scripts/{path.relative_to(scripts)}", path.read_bytes(), executable=path.parent == scripts)
+        for path in files
+    ]
+    return [*carried, Payload("stage0.py", assemble.assemble().encode(), executable=True)]
 
 
 def _wheel(folder: Path, name: str) -> Path:

@@ -62,7 +62,7 @@ def drill(
     if directory.exists() and any(directory.iterdir()):
         raise OperationError("OPERATION_DRILL_SETUP", f"{directory} is not empty", directory=str(directory))
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    desk = Desk(make_ground(directory, wheels=wheels, now=now), scripts)
+    desk = Desk(make_ground(directory, scripts=scripts, wheels=wheels, now=now), scripts)
     done = []
     for case in CASES:
         done.append(_do(case, desk))
@@ -76,7 +76,7 @@ def _do(case: Case, desk: Desk) -> Drilled:
         held, seen = True, case.do(desk)
     except ApplianceError as error:
         held, seen = False, f"{error.code}: {error.cause} {_words(error.evidence.get('said') or error.evidence)}"
-    except (OSError, KeyError, TypeError, subprocess.TimeoutExpired) as error:
+    except (OSError, KeyError, TypeError, subprocess.SubprocessError) as error:
         held, seen = False, f"{type(error).__name__}: {error}"
     return Drilled(case.name, case.runbooks, held, seen.strip(), round(time.monotonic() - begun, 1))
 

@@ -1,21 +1,30 @@
 """Each runbook, run as a script against the real command."""
 
+import hashlib
 import json
+import os
 import shutil
+import signal
 import ssl
 import subprocess
 import tarfile
+import tempfile
 import threading
+import time
+from dataclasses import replace
+from pathlib import Path
 
 import httpx
 import pytest
 import yaml
 
+from appliance.bundle.inputs import Payload
+from appliance.bundle.stage0 import assemble
 from tests.support import artifacts
-from tests.support.bundle import small_release
+from tests.support.bundle import small_payload, small_release
 from tests.support.gateway import deployment, serve, write_config
 from tests.support.ports import free_port
-from tests.support.runbooks import COMMAND, Desk, runbooks
+from tests.support.runbooks import COMMAND, SCRIPTS, Desk, runbooks
 from tests.support.s3 import swift_server
 from tests.support.trust import make_authority
 from tests.support.upstream import Upstream, upstream
@@ -101,7 +110,7 @@ def test_without_apply_a_runbook_says_what_it_would_do_and_changes_nothing(desk,
         ("install-units", "--root", tmp_path),
         ("promote-model", router, "1.0.0", *place),
         ("withdraw-model", "default", "1.0.0", *place),
-        ("rotate-tls", "--authority", zone.path),
+        ("rotate-tls", "--authority", zone.path, "--san", "x.internal"),
         ("rotate-signing-roots", "signing", "--authority", zone.path),
         ("renew-trust", "--authority", zone.path),
         ("refresh-trust", zone.repository),
@@ -160,18 +169,239 @@ def test_a_damaged_or_strange_backup_is_not_restored(desk, tmp_path):
     assert "other files" in run.stderr
 
 
+def begun_restore(desk, archive):
+    """As a kill leaves it after `etc` was taken away and before the new one came."""
+    unpacked = desk.prefix / ".restoring"
+    (unpacked / "old").mkdir(parents=True)
+    subprocess.run(["tar", "-xf", archive, "-C", unpacked, "etc", "state"], check=True)
+    (unpacked / "complete").write_text(hashlib.sha256(archive.read_bytes()).hexdigest())
+    (desk.prefix / "etc").rename(unpacked / "old" / "etc")
+
+
 def test_a_restore_that_was_killed_is_finished_by_the_next_one(desk, tmp_path):
     desk.done("back-up", tmp_path / "backup.tar", "--apply")
     wanted = tree(desk.prefix / "etc")
-    # as a kill leaves it after `etc` was moved away and before the new one came
-    unpacked = desk.prefix / ".restoring"
-    unpacked.mkdir()
-    subprocess.run(["tar", "-xf", tmp_path / "backup.tar", "-C", unpacked], check=True)
-    (unpacked / "complete").touch()
-    (desk.prefix / "etc").rename(desk.prefix / "etc.before-restore")
+    (desk.prefix / "etc" / "appliance.yaml").write_text("spoilt")
+    begun_restore(desk, tmp_path / "backup.tar")
     desk.done("restore", tmp_path / "backup.tar", "--apply")
     assert tree(desk.prefix / "etc") == wanted
-    assert not unpacked.exists()
+    assert not (desk.prefix / ".restoring").exists()
+    (kept,) = desk.prefix.glob("before-restore.*")
+    assert (kept / "etc" / "appliance.yaml").read_text() == "spoilt"
+
+
+def test_a_killed_restore_is_not_finished_in_the_name_of_another_archive_and_nothing_that_stood_is_lost(desk, tmp_path):
+    desk.done("back-up", tmp_path / "first.tar", "--apply")
+    (desk.prefix / "etc" / "appliance.yaml").write_text("second")
+    desk.done("back-up", tmp_path / "second.tar", "--apply")
+    (desk.prefix / "etc" / "appliance.yaml").write_text("third")
+    begun_restore(desk, tmp_path / "first.tar")
+    for _ in range(2):
+        desk.done("restore", tmp_path / "second.tar", "--apply")
+        assert (desk.prefix / "etc" / "appliance.yaml").read_text() == "second"
+    kept = [path.read_text() for path in desk.prefix.glob("before-restore.*/etc*/appliance.yaml")]
+    assert "third" in kept
+
+
+def test_a_backup_that_is_killed_leaves_the_one_before_whole(desk, tmp_path):
+    """Archive and sum are two files: between their two renames the sum names both."""
+    archive = tmp_path / "backup.tar"
+    desk.done("back-up", archive, "--apply")
+    before = archive.read_bytes()
+    (desk.prefix / "etc" / "appliance.yaml").write_text("changed")
+    killer = tmp_path / "bin"
+    killer.mkdir()
+    for after in range(1, 4):
+        count = tmp_path / "renames"
+        count.write_text("0")
+        mover = f"""#!/bin/bash
+n=$(($(cat {count}) + 1)); echo $n >{count}
+[ $n -lt {after} ] || kill -9 $PPID
+exec /bin/mv "$@"
+"""
+        (killer / "mv").write_text(mover)
+        (killer / "mv").chmod(0o755)
+        # the runbook's own PATH comes first: a copy of it that looks for `mv` here
+        scripts = tmp_path / f"scripts-{after}"
+        shutil.copytree(SCRIPTS, scripts)
+        library = scripts / "lib" / "runbook.sh"
+        library.write_text(library.read_text().replace("PATH=/usr", f"PATH={killer}:/usr"))
+        killed = replace(desk, scripts=scripts)("back-up", archive, "--apply")
+        assert killed.returncode == -signal.SIGKILL
+        desk.done("restore", archive)
+        assert after > 1 or archive.read_bytes() == before
+    desk.done("back-up", archive, "--apply")
+    assert len(archive.with_suffix(".tar.sha256").read_text().splitlines()) == 1
+
+
+def test_a_backup_beside_a_service_that_writes_holds_whole_files(desk, tmp_path):
+    busy = desk.prefix / "state" / "gateway" / "busy"
+    busy.mkdir(parents=True)
+    stop = threading.Event()
+
+    def write() -> None:
+        while not stop.is_set():
+            for number in range(50):
+                (busy / "new").write_bytes(b"x" * 100_000)
+                (busy / "new").replace(busy / f"file-{number}")
+            for path in busy.glob("file-*"):
+                path.unlink()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(5):
+            desk.done("back-up", tmp_path / "backup.tar", "--apply")
+    finally:
+        stop.set()
+        writer.join()
+    desk.done("restore", tmp_path / "backup.tar")
+
+
+def test_an_evacuation_that_was_killed_on_its_way_is_finished_by_the_next_one(desk, zone, tmp_path):
+    """What it signed is published already, and whom it revoked stands in no role any more: neither is done twice."""
+    registry = tmp_path / "registry"
+    registry.mkdir()
+    mine = tmp_path / "authority"
+    shutil.copytree(zone.path, mine)
+    honest = artifacts.write(artifacts.router_files(version="2.0.0"), tmp_path / "honest")
+    bad, good = "import-officer@appliance.internal", "import-officer-2@appliance.internal"
+    call = ("evacuate-signer", bad, "--by", good, "--honest", honest, "--registry", registry, "--authority", mine)
+    for _ in range(2):
+        desk.done(*call, "--apply")
+        assert served(registry, desk)["version"] == "2.0.0"
+    nobody = ("nobody@appliance.internal", "--by", good, "--registry", registry, "--authority", mine)
+    wrong = desk("evacuate-signer", *nobody, "--apply")
+    assert "TRUST_REVOCATION" in wrong.stderr
+
+
+@pytest.fixture
+def reachable():
+    """A folder that every account can come to; pytest closes its own to all but the user."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+def test_what_root_does_can_be_read_and_carried_on_by_the_account_of_the_services(installed, zone, reachable):
+    """Runbooks are typed by root; the gateway and the sidecar are not root."""
+    shutil.copytree(installed.prefix, reachable / "prefix", symlinks=True)
+    desk = Desk(reachable, reachable / "prefix")
+    account = 12_345
+    for path in (desk.prefix / "state", *(desk.prefix / "state").rglob("*")):
+        os.chown(path, account, account, follow_symlinks=False)
+    registry = reachable / "registry"
+    registry.mkdir()
+    signed = artifacts.signed(artifacts.router_files(version="1.0.0"), zone.signer("import-officer"))
+    router = artifacts.write(signed, reachable / "router")
+    desk.done("promote-model", router, "1.0.0", "--registry", registry, "--authority", zone.path, "--apply")
+    desk.done("move-registry", registry, reachable / "moved", "--apply")  # and syncs
+    desk.done("refresh-trust", zone.repository, "--apply")
+    desk.done("rotate-tls", "--authority", zone.path, "--san", "127.0.0.1", "--apply")
+    places = [*(desk.prefix / "state").rglob("*"), *(desk.prefix / "etc" / "tls.d").rglob("*")]
+    assert [path for path in places if path.lstat().st_uid != account and path.name != ".runbook.lock"] == []
+
+
+def test_a_host_without_the_units_is_restored_and_says_what_is_left_to_do(desk, tmp_path):
+    bare = replace(desk, units=False)
+    bare.done("back-up", tmp_path / "backup.tar", "--apply")
+    said = bare.done("restore", tmp_path / "backup.tar", "--apply")
+    assert "no appliance-gateway.service on this host; next, by hand: start" in said
+    assert "no appliance-gateway.service" in bare.done("new-admin-key", "--apply")
+
+
+def test_the_key_is_written_where_the_configuration_looks_for_it(desk):
+    file = desk.prefix / "etc" / "master.key"
+    old = file.read_text()
+    assert str(file) in desk.done("new-admin-key", "--apply")
+    assert file.read_text() != old
+
+
+def test_a_certificate_that_was_issued_elsewhere_needs_no_authority_on_the_host(desk, zone, tmp_path):
+    command = [COMMAND, "ca", "issue", "tls-server", "gate", "--san", "gateway.zone.internal"]
+    subprocess.run([*command, "--out", tmp_path / "issued", "--authority", zone.path], check=True, capture_output=True)
+    desk.done("rotate-tls", "--issued", tmp_path / "issued", "--name", "gate", "--apply")
+    pair = [desk.prefix / "etc" / "tls" / f"gateway.{end}" for end in ("pem", "key")]
+    assert [path.read_bytes() for path in pair] == [
+        (tmp_path / "issued" / f"gate.{end}").read_bytes() for end in ("pem", "key")
+    ]
+    subprocess.run([*command, "--out", tmp_path / "other", "--authority", zone.path], check=True, capture_output=True)
+    shutil.copy(tmp_path / "other" / "gate.key", tmp_path / "issued" / "gate.key")
+    run = desk("rotate-tls", "--issued", tmp_path / "issued", "--name", "gate", "--apply")
+    assert run.returncode == 1
+    assert "do not belong together" in run.stderr
+
+
+def test_a_hostile_environment_and_odd_paths_change_nothing(installed, zone, tmp_path):
+    """Another PATH, CDPATH, BASH_ENV, functions and options for tar; blanks, quotes and a line's end in every path."""
+    home = tmp_path / "a b's\n$(c)"
+    shutil.copytree(installed.prefix, home / "pre fix", symlinks=True)
+    evil = tmp_path / "evil"
+    evil.mkdir()
+    for name in ("tar", "rm", "mv", "openssl", "date", "stat", "flock", "sha256sum", "install", "xargs", "realpath"):
+        (evil / name).write_text("#!/bin/sh\nexit 66\n")
+        (evil / name).chmod(0o755)
+    (evil / "environment").write_text("exit 67\n")
+    (tmp_path / "elsewhere" / "backups").mkdir(parents=True)
+    hostile = {
+        "PATH": f".:{evil}:{os.environ['PATH']}", "IFS": "/ae", "CDPATH": str(tmp_path / "elsewhere"),
+        "BASH_ENV": str(evil / "environment"), "TAR_OPTIONS": "--exclude=*", "LC_ALL": "tr_TR.UTF-8",
+        "BASH_FUNC_rm%%": "() { exit 68; }", "BASH_FUNC_tar%%": "() { exit 68; }",
+    }  # fmt: skip
+    desk = Desk(home, home / "pre fix")
+    (home / "backups").mkdir()
+    mask = os.umask(0)
+    try:
+        for number in range(5):
+            desk.done("rotate-tls", "--authority", zone.path, "--san", "x.internal", "--apply", **hostile)
+            desk.done("new-admin-key", "--apply", **hostile)
+            desk.done("back-up", f"backups/{number} .tar", "--apply", **hostile)
+            desk.done("restore", f"backups/{number} .tar", "--apply", **hostile)
+    finally:
+        os.umask(mask)
+    assert sorted(path.name for path in (home / "backups").iterdir())[::2] == [f"{n} .tar" for n in range(5)]
+    assert len(list((desk.prefix / "etc" / "tls.d").iterdir())) == 3
+    written = [*(home / "backups").iterdir(), *(desk.prefix / "etc" / "tls.d").rglob("*.key")]
+    assert [path for path in written if path.stat().st_mode & 0o077] == []
+
+
+def test_an_empty_host_is_brought_back_with_media_anchor_and_backup_alone(zone, tmp_path):
+    """Nothing of the appliance is left on it: no command, no runbook. Each way is killed once and repeated."""
+    carried = [
+        Payload(f"scripts/{path.relative_to(SCRIPTS)}", path.read_bytes(), executable=path.parent == SCRIPTS)
+        for path in (*runbooks(), SCRIPTS / "lib" / "runbook.sh")
+    ]
+    stage0 = Payload("stage0.py", assemble.assemble().encode(), executable=True)
+    release = small_release(tmp_path / "media", zone, payload=small_payload(extra=[*carried, stage0], whole=True))
+    anchor, prefix = tmp_path / "anchor.json", tmp_path / "prefix"
+    anchor.write_bytes(release.anchor)
+    desk = Desk(tmp_path, prefix, units=False, appliance="")
+    run = desk("install-from-media", release.media, "--apply")
+    assert run.returncode == 1
+    assert "stage0.py as it reached you by the second channel" in run.stderr
+    (tmp_path / "stage0.py").write_bytes(stage0.content)
+    call = ("install-from-media", release.media, "--anchor", anchor, "--stage0", tmp_path / "stage0.py")
+    desk.done(*call)
+    assert not prefix.exists()
+    desk.done(*call, "--apply")
+    (prefix / "etc" / "mine.yaml").write_text("mine: 1\n")
+    desk.done("back-up", tmp_path / "backup.tar", "--apply")
+    kept = tree(prefix / "etc")
+    shutil.rmtree(prefix)
+    subprocess.run(["tar", "-xf", "backup.tar", "scripts", "stage0.py"], check=True, cwd=tmp_path)
+    rescue = replace(desk, scripts=tmp_path / "scripts")
+    again = ("replace-disk", release.media, tmp_path / "backup.tar", "--anchor", anchor, "--apply")
+    killed = subprocess.Popen(
+        [str(rescue.scripts / again[0]), *map(str, again[1:]), "--prefix", str(prefix)], start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "SYSTEMCTL": "false"},
+    )  # fmt: skip
+    while not (prefix / "releases").exists() and killed.poll() is None:
+        time.sleep(0.01)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    said = rescue.done(*again)
+    assert "install-units --apply" in said
+    assert tree(prefix / "etc") == kept
 
 
 def test_a_lost_admin_key_is_replaced(desk):

@@ -78,12 +78,12 @@ def test_the_default_configuration_names_the_files_that_rotate_tls_writes():
     text = (SCRIPTS.parent / "bundle" / "defaults" / "appliance.yaml").read_text()
     issued = (SCRIPTS / "rotate-tls").read_text()
     for name in re.findall(r"tls/(gateway\.\w+)", text):
-        assert f"$fresh/{name}" in issued, name
+        assert f"$making/{name}" in issued, name
 
 
 def test_what_cannot_be_done_is_refused_without_apply_too(tmp_path):
     (tmp_path / "etc").mkdir()
-    run = Desk(tmp_path, tmp_path)("rotate-tls", "--authority", tmp_path / "nowhere")
+    run = Desk(tmp_path, tmp_path)("rotate-tls", "--authority", tmp_path / "nowhere", "--san", "x.internal")
     assert run.returncode == 1
     assert "next: name it with --authority DIR" in run.stderr
     assert Desk(tmp_path, tmp_path)("collect-support", "a.tar", "b.tar").returncode == 2
