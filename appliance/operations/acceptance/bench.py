@@ -22,11 +22,13 @@ from typing import Any
 from appliance import artifact, documents, settings
 from appliance.errors import ApplianceError, GatewayError, OperationError
 from appliance.operations import status
+from appliance.operations.acceptance.collector import Collector, collecting
 from appliance.operations.acceptance.manager import HAND_OVER
 from appliance.operations.acceptance.traffic import GROUP, PROMPTS
 from appliance.operations.acceptance.upstream import StandIn, stand_ins
 from appliance.operations.doctor.gather import Places
 
+LOST = "lost"  # a group whose router's registry is not there, from the gateway's first moment on
 BOOT_LIMIT_S = 400.0
 PATIENCE_S = 120.0  # with a gateway that does not answer on a crowded machine
 
@@ -57,6 +59,7 @@ class Bench:
         key: its master key.
         router: folder of the copied router.
         upstreams: stand-ins by deployment id.
+        collector: where its traces arrive.
         process: the gateway.
     """
 
@@ -66,14 +69,15 @@ class Bench:
     key: str
     router: Path
     upstreams: dict[str, StandIn]
+    collector: Collector
     process: subprocess.Popen[bytes]
     chosen: settings.Settings
     answers: list[Answer] = field(default_factory=list)
     loads: int = 0
 
-    def ask(self, prompt: str) -> Answer:
+    def ask(self, prompt: str, group: str = GROUP) -> Answer:
         """One chat completion through the gateway; status 0 where no answer came."""
-        body = json.dumps({"model": GROUP, "messages": [{"role": "user", "content": prompt}]})
+        body = json.dumps({"model": group, "messages": [{"role": "user", "content": prompt}]})
         headers = {"content-type": "application/json", "authorization": f"Bearer {self.key}"}
         begun = time.monotonic()
         try:
@@ -165,9 +169,13 @@ def bench(places: Places, directory: Path, *, router: Path | None = None) -> Ite
     shutil.copytree(source, copy)
     shutil.copytree(installed.trust.store, directory / "trust", symlinks=True)
     models = sorted(set(artifact.router_metadata(artifact.read(copy)).labels.values()))
-    with stand_ins(models) as upstreams, socket.create_server(("127.0.0.1", 0), backlog=2048) as listener:
+    with (
+        stand_ins(models) as upstreams,
+        collecting() as collector,
+        socket.create_server(("127.0.0.1", 0), backlog=2048) as listener,
+    ):
         port = int(listener.getsockname()[1])
-        config, key = _write(directory, installed, upstreams, port)
+        config, key = _write(directory, installed, upstreams, port, collector)
         handed = str(listener.fileno())  # nobody else takes the port while the gateway boots
         serve = [sys.executable, "-m", "appliance.cli.main", "serve", "--config", str(config)]
         with open(directory / "gateway.log", "ab") as log:
@@ -175,7 +183,7 @@ def bench(places: Places, directory: Path, *, router: Path | None = None) -> Ite
                 [sys.executable, "-c", HAND_OVER, handed, *serve], pass_fds=[listener.fileno()],
                 stdout=log, stderr=log, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}, start_new_session=True,
             )  # fmt: skip
-        made = Bench(directory, config, port, key, copy, upstreams, process, settings.load(config))
+        made = Bench(directory, config, port, key, copy, upstreams, collector, process, settings.load(config))
         try:
             _wait(made, source)
             yield made
@@ -212,9 +220,16 @@ def master_key(directory: Path) -> str:
     return key
 
 
-def _write(directory: Path, installed: settings.Settings, upstreams: dict[str, StandIn], port: int) -> tuple[Path, str]:
+def _write(
+    directory: Path, installed: settings.Settings, upstreams: dict[str, StandIn], port: int, collector: Collector
+) -> tuple[Path, str]:
+    """Its configuration: what is under test as it is installed, everything around it a stand-in."""
     key = master_key(directory)
-    deployments = [each.as_deployment(GROUP) for each in upstreams.values()]
+    deployments = [
+        *(each.as_deployment(GROUP) for each in upstreams.values()),
+        # the same servers once more, for a group whose registry was never there
+        *({**each.as_deployment(LOST), "model_info": {"id": f"{each.name}-{LOST}"}} for each in upstreams.values()),
+    ]
     document = {
         "schema_version": 1,
         "state_dir": "state",
@@ -230,9 +245,17 @@ def _write(directory: Path, installed: settings.Settings, upstreams: dict[str, S
         "routing": {
             "deadline_ms": installed.routing.deadline_ms,
             "encoders": [str(path) for path in installed.routing.encoders],
-            "routers": {"acceptance": {"directory": "router", "on_bad_update": "static", "poll_interval_s": 0.2}},
-            "groups": {GROUP: {"strategy": "ml", "router": "acceptance"}},
+            "routers": {
+                "acceptance": {"directory": "router", "on_bad_update": "static", "poll_interval_s": 0.2},
+                LOST: {"registry": {"home": "directory", "path": "no-registry"}, "channel": LOST},
+            },
+            "groups": {
+                GROUP: {"strategy": "ml", "router": "acceptance"},
+                LOST: {"strategy": "ml", "router": LOST},
+            },
         },
+        "lockdown": installed.lockdown.model_dump(mode="json"),
+        "telemetry": {"otlp_endpoint": collector.url, "otel_v2": installed.telemetry.otel_v2},
         "drain": {"readiness_s": 0.2, "streams_s": 10},
     }
     config = directory / "appliance.yaml"

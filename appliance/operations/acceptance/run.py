@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 
+from appliance import settings
 from appliance.bundle.stage0.workspace import workspace
 from appliance.errors import ApplianceError
 from appliance.operations.acceptance import checks
@@ -14,6 +15,7 @@ from appliance.operations.acceptance.checks import Result
 from appliance.operations.acceptance.endurance import endurance
 from appliance.operations.doctor.gather import Places, gather
 from appliance.operations.doctor.snapshot import Drift
+from appliance.registry.settings import S3Settings, read_settings
 
 PACE_S = 2.0  # between two disturbances
 
@@ -58,6 +60,7 @@ def accept(
                 say(check.__name__.replace("_", " "))
                 results.append(_safely(check.__name__, lambda check=check: check(made)))  # type: ignore[misc]
             results.append(_safely("isolation", lambda: checks.isolation(made, snapshot)))
+    results.append(_safely("internal CA pinning", lambda: checks.ca_pinning(_registries(places))))
     if endurance_s:
         say(f"endurance, {endurance_s:.0f} s")
         with workspace("endurance") as name:
@@ -78,6 +81,18 @@ def accept(
             )
     release = snapshot.drift.release if isinstance(snapshot.drift, Drift) else None
     return results, release
+
+
+def _registries(places: Places) -> dict[str, S3Settings]:
+    """The buckets that the gateway and the sidecar of this installation are told to trust, by where that stands."""
+    installed = settings.load(places.config)
+    named = {f"router {name}": each.registry for name, each in installed.routing.routers.items()}
+    if installed.live is not None:
+        named["live.registry"] = installed.live.registry
+    followed = places.prefix / "etc" / "registry.yaml"
+    if followed.is_file():
+        named[followed.name] = read_settings(followed)
+    return {what: each for what, each in named.items() if isinstance(each, S3Settings)}
 
 
 def _safely(name: str, check: Callable[[], Result]) -> Result:

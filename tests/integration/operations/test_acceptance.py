@@ -1,5 +1,7 @@
 """`appliance validate` and the endurance run, against a real second gateway."""
 
+import shutil
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -10,7 +12,10 @@ from appliance.errors import OperationError, TrustError
 from appliance.operations.acceptance import checks, report
 from appliance.operations.acceptance.bench import bench
 from appliance.operations.acceptance.checks import Result
+from appliance.operations.acceptance.collector import Collector
+from appliance.operations.acceptance.traffic import GROUP
 from appliance.operations.doctor.gather import Places
+from appliance.registry.settings import S3Settings
 from appliance.trust.verification import verify_statement
 from tests.support.gateway import deployment, write_config
 from tests.support.guides import Guide
@@ -27,7 +32,8 @@ def places(tmp_path_factory, authority):
     here = zone(home / "zone", authority, labels={"small": "small", "large": "large"})
     here.put()
     upstreams = [Upstream("small", port=9), Upstream("large", port=9)]
-    write_config(home / "etc", [deployment("chat", each) for each in upstreams], tls=False, **here.sections())
+    sections = {**here.sections(), "lockdown": {"allow": ["127.0.0.1:9"]}}
+    write_config(home / "etc", [deployment("chat", each) for each in upstreams], tls=False, **sections)
     (home / "state").mkdir()
     return Places.below(home)
 
@@ -42,11 +48,52 @@ def running(places, tmp_path_factory):
 def crowded(monkeypatch):
     """The bound is for an appliance's own machine; tests share theirs, and what they say of speed is nothing."""
     monkeypatch.setattr(checks, "LATENCY_GOAL_MS", 60_000.0)
+    monkeypatch.setattr(checks, "MODEL_SHARE", 0.0001)
 
 
 def test_a_requirement_that_does_not_hold_is_not_passed(running, monkeypatch):
-    monkeypatch.setattr(checks, "LATENCY_GOAL_MS", 0.0001)
+    with monkeypatch.context() as patch:
+        patch.setattr(checks, "LATENCY_GOAL_MS", 0.0001)
+        assert not checks.latency(running).passed
+    monkeypatch.setattr(checks, "MODEL_SHARE", 1.01)  # a router that is always late answers nothing, quickly
     assert not checks.latency(running).passed
+
+
+def test_a_router_that_the_gateway_does_not_follow_passes_neither_reload_nor_fallback(running, tmp_path, monkeypatch):
+    shutil.copytree(running.router, tmp_path / "elsewhere")
+    monkeypatch.setattr(type(running), "until", lambda *_, **__: False)
+    elsewhere = replace(running, router=tmp_path / "elsewhere")
+    assert not checks.hot_reload(elsewhere).passed
+    assert not checks.fallback(elsewhere).passed
+
+
+def test_traces_that_do_not_arrive_are_missed(running, monkeypatch):
+    assert checks.observability(running).passed
+    monkeypatch.setattr(checks, "EXPORT_LIMIT_S", 0.1)
+    result = checks.observability(replace(running, collector=Collector()))
+    assert not result.passed
+    assert set(checks.SPAN) <= set(result.evidence["lacking"])
+
+
+def test_a_group_without_a_registry_has_to_be_answered_by_weight(running, monkeypatch):
+    monkeypatch.setattr(checks, "LOST", GROUP)  # which has one
+    assert not checks.degraded(running).passed
+
+
+def test_a_configured_registry_that_would_not_refuse_a_foreign_ca_for_being_foreign_does_not_hold(authority, tmp_path):
+    authority.tls_server("127.0.0.1").write(tmp_path, "registry")
+    good = S3Settings(
+        home="s3", endpoint="registry.internal:9000", bucket="routers", ca_file=tmp_path / "ca.pem",
+        credentials_file=tmp_path / "unused",
+    )  # fmt: skip
+    assert checks.ca_pinning({"registry.yaml": good}).passed
+    result = checks.ca_pinning({"registry.yaml": good.model_copy(update={"ca_file": tmp_path / "gone.pem"})})
+    assert not result.passed
+    assert result.evidence["registry.yaml"] != "REGISTRY_CERTIFICATE"
+
+
+def test_the_second_gateway_is_locked_as_the_installation_is(running):
+    assert running.chosen.lockdown.allow == ("127.0.0.1:9",)
 
 
 def test_without_a_router_the_acceptance_says_what_is_missing(places, tmp_path):
@@ -76,7 +123,7 @@ def test_the_command_writes_a_report_that_verifies_and_fails_where_a_requirement
     )  # fmt: skip
     assert [result["name"] for result in value["results"] if not result["passed"]] == ["dependency integrity"]
     assert all(result["evidence"] for result in value["results"])
-    assert len(value["results"]) == len(checks.BENCH_CHECKS) + 2  # and the wheels, and the network
+    assert len(value["results"]) == len(checks.BENCH_CHECKS) + 3  # and the wheels, the network and the registries
     data, signature = ((tmp_path / f"validation.{end}").read_bytes() for end in ("json", "sigstore.json"))
     verdict = verify_statement(data, signature, kind="validation", material=authority.material, at=datetime.now(UTC))
     assert verdict.role == "zone-host"

@@ -98,11 +98,18 @@ class Locked:
         return {"workers": [{"lockdown": self.locks}]}
 
 
-def test_isolation_needs_locks_and_nothing_reachable():
+def test_isolation_needs_locks_on_every_gateway_and_nothing_reachable():
     sealed = Locked(landlock="enforced", seccomp="enforced", self_test="refused")
-    assert isolation(sealed, HEALTHY).passed
-    assert not isolation(Locked(), HEALTHY).passed
-    reached = replace(HEALTHY, egress=(Attempt("203.0.113.9:443", "connected"),))
+    host = replace(HEALTHY, gateway={"workers": sealed.status()["workers"]})
+    assert isolation(sealed, host).passed
+    assert not isolation(Locked(), host).passed
+    for opened in ({"self_test": "not run"}, {"landlock": "off"}, {"seccomp": "off"}, {"self_test": "not refused: ok"}):
+        locks = {**sealed.locks, **opened}
+        result = isolation(Locked(**locks), host)
+        assert not result.passed
+        assert result.evidence["open"] == [f"{name}: {value}" for name, value in opened.items()]
+        assert not isolation(sealed, replace(host, gateway={"workers": [{"lockdown": locks}]})).passed
+    reached = replace(host, egress=(Attempt("203.0.113.9:443", "connected"),))
     assert not isolation(sealed, reached).passed
 
 
