@@ -7,9 +7,11 @@ is what must have been verified. A dead registry is a problem to show, never a r
 from __future__ import annotations
 
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from appliance.breaker import Breaker
 from appliance.errors import ApplianceError, GatewayError
 from appliance.gateway.active import Slot
 from appliance.gateway.loading import LastGood, Loader
@@ -39,6 +41,7 @@ class ChannelWatch(Watch):
         super().__init__(slot, settings, loader, last_good=last_good, jitter=JITTER)
         self._trust, self._cache = trust, cache
         self._follower: Follower | None = None
+        self._breaker: Breaker | None = None
         self._judged = ""
         self._out_of_reach = False
         self._begun = False
@@ -93,6 +96,7 @@ class ChannelWatch(Watch):
                 "contact_age_s": health.contact_age_s,
                 "expired": health.expired,
                 "problem": health.problem.code if health.problem is not None else None,
+                "breaker": asdict(self._breaker.view()) if self._breaker is not None else None,
             },
         }
 
@@ -106,6 +110,7 @@ class ChannelWatch(Watch):
             home = Registry(open_store(registry, mounted_later=True), material=source.material, clock=source.now)
             cache = open_cache(self._cache, registry, report=_slots_dead)
             self._follower = Follower(home, cache, channel, material=source.material, clock=source.now)
+            self._breaker = getattr(home.store, "breaker", None)  # of a home on the network
             self._judged = generation(self._trust)
             booted = self._follower.boot()
             if booted is not None:

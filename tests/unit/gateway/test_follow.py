@@ -14,7 +14,9 @@ from appliance.registry.trust_source import TrustSource
 from appliance.trust.authority import Authority
 from appliance.trust.ceremony import Revocation, revoke
 from appliance.trust.store import TrustStore
+from tests.support.ports import free_port
 from tests.support.routing import encoder_files, router_files, sign, zone
+from tests.support.small_authority import SmallAuthority
 from tests.support.trust import make_authority
 
 LABELS = {"a": "openai/small", "b": "openai/large"}
@@ -44,10 +46,8 @@ def watch(here, *, directory=False, **router):
     sections = here.sections(router=router)
     if not directory:
         sections["routing"]["routers"]["default"].pop("directory")
-        sections["routing"]["routers"]["default"] |= {
-            "registry": {"home": "directory", "path": "registry"},
-            "channel": "default",
-        }
+        default = {"registry": {"home": "directory", "path": "registry"}, "channel": "default"}
+        sections["routing"]["routers"]["default"] |= default | router
     litellm = {"inline": {"model_list": []}, "master_key_file": "key"}
     document = {"schema_version": 1, "state_dir": "state", "litellm": litellm, **sections}
     chosen = settings.parse(document, base=here.directory)
@@ -194,6 +194,34 @@ def test_what_the_zones_trust_denies_stops_serving_without_a_restart(here, direc
     made.look()
     assert made.slot.current is None
     assert made.slot.problem["code"] == "TRUST_DENIED"
+
+
+def test_the_breaker_of_a_registry_out_of_reach_is_shown_until_a_probe_may_pass(here):
+    promote(here, "1.0.0")
+    (here.directory / "ca.pem").write_bytes(SmallAuthority().pem)
+    credentials = here.directory / "credentials.yaml"
+    credentials.touch(0o600)
+    credentials.write_text("access_key: a\nsecret_key: s\n")
+    far = {
+        "home": "s3", "endpoint": f"127.0.0.1:{free_port()}", "bucket": "registry", "ca_file": "ca.pem",
+        "credentials_file": "credentials.yaml", "attempts": 1, "breaker_threshold": 2, "breaker_pause_s": 0.001,
+    }  # fmt: skip
+    made = watch(here, registry=far)
+    made.first()
+    assert made.describe()["channel"]["breaker"]["state"] == "closed"
+    made.look()
+    shown = made.describe()["channel"]["breaker"]
+    assert (shown["state"], shown["opened_count"]) == ("open", 1)
+    assert shown["last_reason"].startswith("REGISTRY_")
+    made.look()
+    assert made.describe()["channel"]["breaker"]["opened_count"] == 2, "a half-open probe went out, in vain"
+
+
+def test_a_folder_has_no_breaker(here):
+    promote(here, "1.0.0")
+    made = watch(here)
+    made.first()
+    assert made.describe()["channel"]["breaker"] is None
 
 
 def test_a_router_comes_from_one_place(here):
