@@ -134,16 +134,27 @@ def test_every_command_of_the_guides_is_run_by_a_test_or_a_runbook_with_all_its_
     assert missing == set(NOT_RUN), sorted(missing)
 
 
-def test_every_command_in_the_catalogue_exists():
+def test_every_command_in_the_catalogue_exists_with_its_options():
     wrong = []
     for entry in catalogue().values():
-        for line in re.findall(r"`(appliance [^`]+)`", entry.remedy):
+        for line in re.findall(r"`(appliance [^`]+)`", f"{entry.meaning} {entry.remedy}"):
             try:
                 known(line.replace("[", "").replace("]", ""))
             except (AssertionError, ValueError) as error:
                 wrong.append(f"{entry.code}: {error}")
-    ours = [each for each in wrong if each.startswith("OPERATION_")]
-    assert not ours
+    assert not wrong
+
+
+def test_every_runbook_in_the_catalogue_takes_the_options_named():
+    common = (ROOT / "scripts" / "lib" / "runbook.sh").read_text()
+    wrong = []
+    for entry in catalogue().values():
+        for name, rest in re.findall(r"`scripts/([a-z0-9-]+)([^`]*)`", f"{entry.meaning} {entry.remedy}"):
+            script = common + (ROOT / "scripts" / name).read_text()
+            wrong += [
+                f"{entry.code}: {name} {each}" for each in re.findall(r"--[a-z-]+", rest) if f"{each})" not in script
+            ]
+    assert not wrong
 
 
 @pytest.mark.parametrize("name", GUIDES)
