@@ -140,7 +140,8 @@ def publish(
         if not isinstance(document, dict):
             raise DocumentError("DOCUMENT_SCHEMA", f"{file} is not a mapping")
         source = TrustSource(trust)
-        configs = Configs(open_store(registry), material=source.material, clock=source.now)
+        store = open_store(registry, revocations=source.revocations)
+        configs = Configs(store, material=source.material, clock=source.now)
         signer = open_role(authority, role, passphrase_file, key, identity=identity)
         config = configs.publish(name, document, signer)
         report = {"name": name, "epoch": config.statement.epoch, "digest": config.digest}

@@ -42,7 +42,7 @@ def open_registry(location: str, trust: Path) -> Registry:
     from appliance.registry.trust_source import TrustSource
 
     source = TrustSource(trust)
-    return Registry(open_store(location), material=source.material, clock=source.now)
+    return Registry(open_store(location, revocations=source.revocations), material=source.material, clock=source.now)
 
 
 def verdict_dict(verdict: Verdict) -> dict[str, Any]:

@@ -92,7 +92,8 @@ class _Channels:
 
         self._names = [checked_name(name) for name in names or ()]
         self._source = TrustSource(trust)
-        self._home = Registry(open_store(registry), material=self._source.material, clock=self._source.now)
+        store = open_store(registry, revocations=self._source.revocations)
+        self._home = Registry(store, material=self._source.material, clock=self._source.now)
         self._cache = open_cache(cache, registry, report=say)
         self._followers: dict[str, Follower] = {}
 

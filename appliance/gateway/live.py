@@ -68,7 +68,8 @@ def open_source(settings: Settings) -> Source:
     assert live.registry is not None  # noqa: S101 (the settings model demands it with a name)
     assert live.config is not None  # noqa: S101
     assert settings.trust is not None  # noqa: S101 (and it demands this with a registry)
-    trust, store = TrustSource(settings.trust.store), open_store(live.registry, mounted_later=True)
+    trust = TrustSource(settings.trust.store)
+    store = open_store(live.registry, mounted_later=True, revocations=trust.revocations)
     configs = Configs(store, material=trust.material, clock=trust.now)
     return SignedSource(store, configs, live.config, open_cache(settings.state_dir / "registry-cache", live.registry))
 

@@ -11,6 +11,7 @@ from appliance.registry.contract import Store
 from appliance.registry.directory import DirectoryStore
 from appliance.registry.leases import Patience, Slots, fetch_slot
 from appliance.registry.settings import DirectorySettings, FetchSlots, S3Settings, read_credentials, read_settings
+from appliance.registry.tls import RevocationLists, no_revocations
 
 Location = str | Path | DirectorySettings | S3Settings
 
@@ -35,11 +36,14 @@ def settings_of(location: Location) -> DirectorySettings | S3Settings:
     raise RegistryError("REGISTRY_LOCATION", f"{path} is neither a directory nor a settings file", path=str(path))
 
 
-def open_store(location: Location, *, mounted_later: bool = False) -> Store:
+def open_store(
+    location: Location, *, mounted_later: bool = False, revocations: RevocationLists = no_revocations
+) -> Store:
     """Open a registry's home.
 
     Args:
         location: as `settings_of`.
+        revocations: TLS certificates that a server must not show.
         mounted_later: a folder that is not there is no refusal: who follows it serves what was kept until it is.
 
     Raises:
@@ -49,7 +53,7 @@ def open_store(location: Location, *, mounted_later: bool = False) -> Store:
     if isinstance(settings, S3Settings):
         from appliance.registry.s3 import S3Store  # the client takes a third of a second to import
 
-        return S3Store(settings, read_credentials(settings.credentials_file))
+        return S3Store(settings, read_credentials(settings.credentials_file), revocations=revocations)
     if not mounted_later and not settings.path.is_dir():
         raise RegistryError("REGISTRY_LOCATION", f"{settings.path} is no directory", path=str(settings.path))
     return DirectoryStore(settings.path)

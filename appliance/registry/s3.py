@@ -20,7 +20,7 @@ from appliance.files import translated
 from appliance.registry.contract import Blob, Entry, checked_key
 from appliance.registry.faults import PASSING, UNAVAILABLE, translate
 from appliance.registry.settings import Credentials, S3Settings
-from appliance.registry.tls import client_context
+from appliance.registry.tls import RevocationLists, client_context, no_revocations
 from appliance.registry.transport import Deadline, HttpsPool
 
 MAX_ENTRIES = 100_000  # of one listing
@@ -36,9 +36,12 @@ class S3Store:
     Args:
         settings: where it is and how it is reached.
         credentials: the key pair.
+        revocations: TLS certificates that the registry must not show.
     """
 
-    def __init__(self, settings: S3Settings, credentials: Credentials) -> None:
+    def __init__(
+        self, settings: S3Settings, credentials: Credentials, *, revocations: RevocationLists = no_revocations
+    ) -> None:
         self._settings = settings
         context = client_context(
             settings.ca_file, client_certificate=settings.client_certificate, client_key=settings.client_key
@@ -46,6 +49,7 @@ class S3Store:
         pool = HttpsPool(
             context,
             pins=frozenset(settings.spki_pins),
+            revocations=revocations,
             connect_timeout_s=settings.connect_timeout_s,
             read_timeout_s=settings.read_timeout_s,
         )

@@ -11,11 +11,14 @@ import base64
 import hashlib
 import re
 import ssl
+from collections.abc import Callable
 from pathlib import Path
 
 from appliance.errors import RegistryError
 from appliance.files import read_regular
 
+RevocationLists = Callable[[], bytes | None]  # PEM, authenticated; asked at each connection
+_END_OF_LIST = b"-----END X509 CRL-----"
 _PIN = re.compile(r"sha256/[A-Za-z0-9+/]{43}=\Z")
 
 
@@ -94,3 +97,41 @@ def check_pin(certificate: bytes, pins: frozenset[str]) -> None:
             actual=actual,
             pinned=sorted(pins),
         )
+
+
+def no_revocations() -> None:
+    """The lists of who knows of none."""
+    return
+
+
+def check_revoked(certificate: bytes, lists: RevocationLists) -> None:
+    """Refuse a peer whose certificate its authority has revoked (RFC 5280 section 5).
+
+    The lists come with the trust metadata, which authenticate them and tell their age; a list that is past its
+    `nextUpdate` still names who was revoked, and ends no connection by its age.
+
+    Args:
+        certificate: the peer's, DER.
+        lists: one of each generation of the TLS authority.
+
+    Raises:
+        RegistryError: REGISTRY_CERTIFICATE_REVOKED.
+    """
+    pem = lists()
+    if not pem:
+        return
+    from cryptography import x509
+
+    peer = x509.load_der_x509_certificate(certificate)
+    for part in pem.split(_END_OF_LIST)[:-1]:
+        revoked = x509.load_pem_x509_crl(part + _END_OF_LIST)
+        if revoked.issuer != peer.issuer:
+            continue
+        entry = revoked.get_revoked_certificate_by_serial_number(peer.serial_number)
+        if entry is not None:
+            raise RegistryError(
+                "REGISTRY_CERTIFICATE_REVOKED",
+                "the server shows a certificate that was revoked",
+                serial=f"{peer.serial_number:x}",
+                revoked_at=entry.revocation_date_utc,
+            )

@@ -21,7 +21,7 @@ from urllib3.connectionpool import HTTPSConnectionPool
 from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
 
 from appliance.errors import RegistryError
-from appliance.registry.tls import check_pin
+from appliance.registry.tls import RevocationLists, check_pin, check_revoked, no_revocations
 
 MAX_DOCUMENT_BYTES = 8 * 1024 * 1024  # a listing or an error document
 MAX_ADDRESSES = 4  # of one host name
@@ -115,12 +115,14 @@ class _Connection(HTTPSConnection):
     """One connection: resolved and connected in bounded time, pinned before the first byte of a request."""
 
     pins: frozenset[str] = frozenset()
+    revocations: RevocationLists = staticmethod(no_revocations)
 
     def connect(self) -> None:
         super().connect()
         certificate = self.sock.getpeercert(binary_form=True) if isinstance(self.sock, ssl.SSLSocket) else None
         try:
             check_pin(certificate or b"", self.pins)
+            check_revoked(certificate or b"", self.revocations)
         except BaseException:
             self.close()
             raise
@@ -184,12 +186,19 @@ class HttpsPool(urllib3.PoolManager):
     Args:
         context: from `tls.client_context`.
         pins: public keys that the server may have; empty for any key of the authority.
+        revocations: of its authority; who is named there is not asked, once a new connection is made.
         connect_timeout_s: for resolving, for connecting and for each step of the TLS handshake.
         read_timeout_s: between two reads; the whole is bounded by the `Deadline` around it.
     """
 
     def __init__(
-        self, context: ssl.SSLContext, *, pins: frozenset[str], connect_timeout_s: float, read_timeout_s: float
+        self,
+        context: ssl.SSLContext,
+        *,
+        pins: frozenset[str],
+        connect_timeout_s: float,
+        read_timeout_s: float,
+        revocations: RevocationLists = no_revocations,
     ) -> None:
         super().__init__(
             num_pools=1,
@@ -198,7 +207,7 @@ class HttpsPool(urllib3.PoolManager):
             timeout=urllib3.Timeout(connect=connect_timeout_s, read=read_timeout_s),
             retries=False,
         )
-        connection = type("PinnedConnection", (_Connection,), {"pins": pins})
+        connection = type("PinnedConnection", (_Connection,), {"pins": pins, "revocations": staticmethod(revocations)})
         pool = type("PinnedPool", (HTTPSConnectionPool,), {"ConnectionCls": connection})
         self.pool_classes_by_scheme = {"https": pool}
 

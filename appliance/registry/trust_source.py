@@ -31,6 +31,10 @@ class TrustSource:
         """The trust as it stands now; a refresh by another process counts from the next call on."""
         return self._store.material(now=self._clock())
 
+    def revocations(self) -> bytes | None:
+        """The TLS revocation lists (PEM) that travelled with the trust metadata, if any."""
+        return self._store.revocation_list()
+
     def now(self) -> datetime:
         """The checked time."""
         return self._store.checked_time(self._clock())

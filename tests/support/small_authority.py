@@ -98,6 +98,17 @@ class SmallAuthority:
         )
         return Identity(certificate.public_bytes(Encoding.PEM), _pem(key), self.pem)
 
+    def revocation_list(self, *revoked: Identity, age: timedelta = timedelta(hours=1)) -> bytes:
+        """A list of that age, for thirty days from then on, that names some certificates, whoever issued them; PEM."""
+        then = datetime.now(UTC) - age
+        builder = x509.CertificateRevocationListBuilder().issuer_name(self.certificate.subject)
+        builder = builder.last_update(then).next_update(then + timedelta(days=30))
+        for each in revoked:
+            serial = x509.load_pem_x509_certificate(each.certificate_pem).serial_number
+            entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(then)
+            builder = builder.add_revoked_certificate(entry.build())
+        return builder.sign(self.key, hashes.SHA256()).public_bytes(Encoding.PEM)
+
 
 def _usage(*, sign_certificates: bool) -> x509.KeyUsage:
     return x509.KeyUsage(

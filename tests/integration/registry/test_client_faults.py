@@ -54,7 +54,7 @@ def identity(authority: SmallAuthority) -> Identity:
 
 @pytest.fixture
 def store(tmp_path: Path, authority: SmallAuthority) -> Callable[..., S3Store]:
-    def open_store(endpoint: str, **more: object) -> S3Store:
+    def open_store(endpoint: str, *, revocations: Callable[[], bytes | None] = lambda: None, **more: object) -> S3Store:
         ca = tmp_path / "ca.pem"
         ca.write_bytes(authority.pem)
         fixed = {
@@ -67,7 +67,8 @@ def store(tmp_path: Path, authority: SmallAuthority) -> Callable[..., S3Store]:
             "breaker_threshold": 100,
             **PATIENT,
         }
-        return S3Store(S3Settings.model_validate({**fixed, **more}), Credentials(access_key="a", secret_key="s"))
+        settings = S3Settings.model_validate({**fixed, **more})
+        return S3Store(settings, Credentials(access_key="a", secret_key="s"), revocations=revocations)
 
     return open_store
 
@@ -253,6 +254,24 @@ def test_another_key_of_our_own_authority_is_refused_before_any_request(
     with faulty_server(authority.issue("127.0.0.1"), answer(BODY)) as server:
         with refused("REGISTRY_PIN_MISMATCH", within_s=CONNECT_S):
             store(server.endpoint, spki_pins=[_pin(identity)], attempts=4).get("a", max_bytes=len(BODY))
+        assert server.requests == []
+
+
+def test_a_revoked_certificate_is_refused_before_any_request_and_its_successor_is_not(
+    store: Callable[..., S3Store], authority: SmallAuthority
+) -> None:
+    stolen, successor = authority.issue("127.0.0.1"), authority.issue("127.0.0.1")
+    lists = [
+        SmallAuthority("Another").revocation_list(stolen),
+        authority.revocation_list(stolen, age=timedelta(days=300)),
+    ]
+    for known, served in ((lists[:1], stolen), (lists, successor)):
+        with faulty_server(served, answer(BODY)) as server:
+            opened = store(server.endpoint, revocations=lambda known=known: b"".join(known))
+            assert opened.get("a", max_bytes=len(BODY)) is not None, "another authority's word, another certificate"
+    with faulty_server(stolen, answer(BODY)) as server:
+        with refused("REGISTRY_CERTIFICATE_REVOKED", within_s=CONNECT_S):
+            store(server.endpoint, revocations=lambda: b"".join(lists), attempts=4).get("a", max_bytes=len(BODY))
         assert server.requests == []
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
+from cryptography import x509
 
 from appliance.errors import TrustError
 from appliance.trust.store import TrustStore
@@ -297,6 +298,12 @@ def have_keys_stolen(zone: Desk, host: Host, places: Mapping[str, str], first: P
     host.refresh(zone)
     assert {host.judge(folder, expect=1) for folder in unknown.values()} == {"TRUST_DENIED"}
     assert host.judge(first)["role"] == "producer"
+
+    issued = zone.type("appliance ca status --json")["tls"][-1]
+    zone.act("appliance ca revoke --tls", {"HEX": issued["serial"]})
+    host.refresh(zone)
+    listed = host.folder / "state/trust/current/targets/tls-crl.pem"
+    assert [f"{each.serial_number:x}" for each in x509.load_pem_x509_crl(listed.read_bytes())] == [issued["serial"]]
 
 
 def next_second(*, after: datetime) -> datetime:

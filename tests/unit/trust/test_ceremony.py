@@ -6,10 +6,12 @@ from datetime import timedelta
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from appliance import documents
-from appliance.errors import ApplianceError
+from appliance.errors import ApplianceError, RegistryError
 from appliance.files import write_atomic
+from appliance.registry.tls import check_revoked
 from appliance.trust import ceremony, tls, trusted_root
 from appliance.trust.authority import Authority
 from appliance.trust.ceremony import Revocation
@@ -606,6 +608,10 @@ def test_openssl_refuses_a_revoked_certificate_by_the_list_that_travels(own, aut
 
     assert "certificate revoked" in check(revoked, "old").stderr
     assert check(spared, "new").returncode == 0
+    with pytest.raises(RegistryError) as info:
+        check_revoked(revoked.certificate.public_bytes(Encoding.DER), store.revocation_list)
+    assert info.value.code == "REGISTRY_CERTIFICATE_REVOKED"
+    check_revoked(spared.certificate.public_bytes(Encoding.DER), store.revocation_list)
 
 
 def test_the_revocation_list_is_a_target_of_the_trust_repository(authority, now):
