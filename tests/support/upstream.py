@@ -116,27 +116,63 @@ def _handler(upstream: Upstream, stop: threading.Event) -> type[BaseHTTPRequestH
                 self._json(200, {"object": "list", "model": body.get("model"), "usage": {"prompt_tokens": 1, "total_tokens": 1},
                                  "data": [{"object": "embedding", "index": 0, "embedding": [0.0, 1.0]}]})  # fmt: skip
             elif self.path.endswith("/responses"):
-                self._json(200, _response(body, " ".join(_words(upstream)), upstream))
+                self._respond(_response(body, " ".join(_words(upstream)), upstream), stream=bool(body.get("stream")))
             elif body.get("stream"):
                 self._stream(body)
             else:
-                self._json(200, _completion(body, " ".join(_words(upstream)), upstream))
+                whole = _completion if self._is_chat() else _text_completion
+                self._json(200, whole(body, " ".join(_words(upstream)), upstream))
 
-        def _stream(self, body: dict[str, Any]) -> None:
+        def _is_chat(self) -> bool:
+            return not self.path.endswith("/completions") or self.path.endswith("/chat/completions")
+
+        def _begin_stream(self) -> None:
             self.send_response(200)
             self.send_header("content-type", "text/event-stream")
             self.send_header("transfer-encoding", "chunked")
             self.end_headers()
+
+        def _respond(self, whole: dict[str, Any], *, stream: bool) -> None:
+            """The Responses API: one document, or the events that end with it."""
+            if not stream:
+                self._json(200, whole)
+                return
+            self._begin_stream()
+            begun = {**whole, "status": "in_progress", "output": [], "usage": None}
+            text = whole["output"][0]["content"][0]["text"]
+            place = {"item_id": "msg_1", "output_index": 0, "content_index": 0}
+            message = whole["output"][0]
+            empty = {"type": "output_text", "text": "", "annotations": []}
+            opened = {**message, "status": "in_progress", "content": []}
+            events = [
+                {"type": "response.created", "response": begun},
+                {"type": "response.output_item.added", "output_index": 0, "item": opened},
+                {"type": "response.content_part.added", **place, "part": empty},
+                *({"type": "response.output_text.delta", **place, "delta": f"{word} "} for word in text.split()),
+                {"type": "response.output_text.done", **place, "text": text},
+                {"type": "response.content_part.done", **place, "part": message["content"][0]},
+                {"type": "response.output_item.done", "output_index": 0, "item": message},
+                {"type": "response.completed", "response": whole},
+            ]
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                for number, event in enumerate(events):
+                    self._chunk({**event, "sequence_number": number})
+                self.wfile.write(b"0\r\n\r\n")
+
+        def _stream(self, body: dict[str, Any]) -> None:
+            self._begin_stream()
+            chat = self._is_chat()
             identity = f"chatcmpl-{uuid.uuid4().hex}"
             if upstream.mode == "begins":
                 self._cut()
                 return
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 for word in [*_words(upstream), None]:
-                    choice = {"index": 0, "delta": {} if word is None else {"role": "assistant", "content": f"{word} "},
-                              "finish_reason": "stop" if word is None else None}  # fmt: skip
-                    self._chunk({"id": identity, "object": "chat.completion.chunk", "created": int(time.time()),
-                                 "model": body.get("model"), "choices": [choice]})  # fmt: skip
+                    said = {"text": "" if word is None else f"{word} "} if not chat else {
+                        "delta": {} if word is None else {"role": "assistant", "content": f"{word} "}}  # fmt: skip
+                    choice = {"index": 0, **said, "finish_reason": "stop" if word is None else None}
+                    self._chunk({"id": identity, "object": "chat.completion.chunk" if chat else "text_completion",
+                                 "created": int(time.time()), "model": body.get("model"), "choices": [choice]})  # fmt: skip
                     if upstream.mode == "cut":
                         self._cut()
                         return
@@ -183,12 +219,33 @@ def _usage(upstream: Upstream) -> dict[str, int]:
 
 
 def _completion(body: dict[str, Any], text: str, upstream: Upstream) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": text}
+    forced = body.get("tool_choice")
+    if isinstance(forced, dict):  # the client demands that its tool be called
+        called = {"name": forced["function"]["name"], "arguments": json.dumps({"by": upstream.name})}
+        message = {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{"id": "call_1", "type": "function", "function": called}],
+        }
+    choice = {"index": 0, "message": message, "finish_reason": "tool_calls" if "tool_calls" in message else "stop"}
     return {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
         "object": "chat.completion",
         "created": int(time.time()),
         "model": body.get("model"),
-        "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}],
+        "choices": [choice],
+        "usage": _usage(upstream),
+    }
+
+
+def _text_completion(body: dict[str, Any], text: str, upstream: Upstream) -> dict[str, Any]:
+    return {
+        "id": f"cmpl-{uuid.uuid4().hex}",
+        "object": "text_completion",
+        "created": int(time.time()),
+        "model": body.get("model"),
+        "choices": [{"index": 0, "text": text, "logprobs": None, "finish_reason": "stop"}],
         "usage": _usage(upstream),
     }
 

@@ -67,16 +67,55 @@ def test_a_stream_comes_whole_from_one_deployment(running):
     assert "".join(words).split() == [f"answer-of-{named}", "w1", "w2", "w3", "w4"]
 
 
-def test_the_stock_openai_client_needs_no_change(running):
+def stock_client(running):
     import httpx
     import openai
 
-    client = openai.OpenAI(
+    return openai.OpenAI(
         base_url=f"{running.url}/v1", api_key=running.key, http_client=httpx.Client(verify=running.tls, trust_env=False)
     )
+
+
+def test_the_stock_openai_client_needs_no_change(running):
+    client = stock_client(running)
     answer = client.chat.completions.create(model="chat", messages=[{"role": "user", "content": "hello"}])
     assert answer.choices[0].message.content.startswith("answer-of-")
     assert [model.id for model in client.models.list()] == ["chat"]
+    assert client.models.retrieve("chat").id == "chat"
+    assert client.completions.create(model="chat", prompt="hello").choices[0].text.startswith("answer-of-")
+    assert client.embeddings.create(model="chat", input=["hello"]).data[0].embedding == [0.0, 1.0]
+    assert client.responses.create(model="chat", input="hello").output_text.startswith("answer-of-")
+
+
+def test_the_stock_openai_client_gets_every_stream_as_it_comes(running):
+    client, turn = stock_client(running), [{"role": "user", "content": "hello"}]
+    counted = {"stream": True, "stream_options": {"include_usage": True}}
+    chunks = list(client.chat.completions.create(model="chat", messages=turn, **counted))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices).endswith("w1 w2 w3 w4 ")
+    assert [chunk.usage.total_tokens for chunk in chunks if chunk.usage] == [12]
+    texts = client.completions.create(model="chat", prompt="hello", stream=True)
+    assert "".join(chunk.choices[0].text or "" for chunk in texts).endswith("w1 w2 w3 w4 ")
+    with client.responses.stream(model="chat", input="hello") as events:
+        assert [event.delta for event in events if event.type == "response.output_text.delta"][1:] == [
+            "w1 ",
+            "w2 ",
+            "w3 ",
+            "w4 ",
+        ]
+        assert events.get_final_response().output_text.endswith("w1 w2 w3 w4")
+
+
+def test_a_tool_that_the_client_runs_is_called_and_its_result_goes_back(running):
+    client = stock_client(running)
+    tool = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
+    turns = [{"role": "user", "content": "hello"}]
+    forced = {"type": "function", "function": {"name": "weather"}}
+    asked = client.chat.completions.create(model="chat", messages=turns, tools=[tool], tool_choice=forced).choices[0]
+    call = asked.message.tool_calls[0]
+    assert (asked.finish_reason, call.function.name) == ("tool_calls", "weather")
+    turns += [asked.message, {"role": "tool", "tool_call_id": call.id, "content": "sunny"}]
+    answer = client.chat.completions.create(model="chat", messages=turns, tools=[tool])
+    assert answer.choices[0].message.content.startswith("answer-of-")
 
 
 def test_a_decision_record_tells_what_was_chosen_among_what_and_with_which_probability(running):
