@@ -21,6 +21,10 @@ HELP = {
     "appliance_requests_total": ("counter", "HTTP requests at the edge by status class."),
     "appliance_requests_running": ("gauge", "Requests being answered now."),
     "appliance_router_serving": ("gauge", "1 for the router digest a worker serves, 0 for static routing."),
+    "appliance_registry_contact_age_seconds": (
+        "gauge",
+        "Since the registry of a router's channel last answered.",
+    ),
     "appliance_breaker_open": ("gauge", "1 while the breaker of the ML path is not closed."),
     "appliance_deployment_out": ("gauge", "Workers that leave a deployment out now: it failed or cannot be reached."),
     "appliance_queue_waiting": ("gauge", "Prompts that wait for the encoder."),

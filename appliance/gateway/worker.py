@@ -186,9 +186,17 @@ class Worker:
             for name, group in self._groups().items()
             for each in group["deployments"]
         ]
+        ages = {
+            name: (view.get("channel") or {}).get("contact_age_s")
+            for name, view in self._running.describe_routers().items()
+        }
+        heard = [
+            ({"worker": str(self.number), "router": name}, float(age)) for name, age in ages.items() if age is not None
+        ]
         return self.metrics.sample(
             {
                 "appliance_router_serving": serving,
+                "appliance_registry_contact_age_seconds": heard,
                 "appliance_deployment_out": left_out,
                 "appliance_breaker_open": [({}, float(scorer.breaker.view().state != "closed"))],
                 "appliance_egress_refused_total": [({}, float(self.locks.guard.refused))],

@@ -9,7 +9,7 @@ import pytest
 
 from appliance.errors import GatewayError, TrustError, catalogue
 from appliance.operations.doctor import report
-from appliance.operations.doctor.checks import CHECKS, examine
+from appliance.operations.doctor.checks import CHECKS, examine, service
 from appliance.operations.doctor.finding import Severity, critical, fine, unknown, warning, worst
 from appliance.operations.doctor.snapshot import (
     Attempt,
@@ -23,6 +23,7 @@ from appliance.operations.doctor.snapshot import (
     Trust,
     Volume,
 )
+from appliance.registry import faults
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -121,6 +122,16 @@ def following(age_s):
     channel = {"name": "default", "epoch": 3, "version": "1.0.0", "contact_age_s": age_s, "problem": None}
     status["workers"][0]["routers"] = {"default": {"channel": channel}}
     return status
+
+
+def test_a_registry_that_nobody_reaches_is_told_as_that_and_not_as_a_router_that_was_refused():
+    assert faults.UNAVAILABLE | {"REGISTRY_BREAKER_OPEN"} == service.OUT_OF_REACH
+    status = {
+        **following(3600),
+        "routers": router(problem={"code": "REGISTRY_UNREACHABLE", "cause": "dead"})["routers"],
+    }
+    found = [f.code for f in findings(gateway=status) if f.severity is not Severity.OK]
+    assert found == ["OPERATION_REGISTRY_AGE"]
 
 
 def open_breaker():

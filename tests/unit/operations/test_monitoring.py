@@ -25,6 +25,7 @@ def exposed() -> str:
     kept.answered(200)
     gauges = {
         "appliance_router_serving": [({"router": "default", "digest": "ab"}, 1.0)],
+        "appliance_registry_contact_age_seconds": [({"worker": "0", "router": "default"}, 1.0)],
         "appliance_breaker_open": [({}, 0.0)],
         "appliance_deployment_out": [({"group": "chat", "deployment": "small"}, 0.0)],
         "appliance_queue_waiting": [({}, 0.0)],

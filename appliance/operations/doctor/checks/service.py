@@ -12,6 +12,17 @@ from appliance.operations.doctor.snapshot import Snapshot
 
 REGISTRY_WARNING = timedelta(minutes=15)
 REGISTRY_CRITICAL = timedelta(days=1)
+# nothing newer was refused: nobody answered, which `followed` judges by its age
+OUT_OF_REACH = frozenset(
+    {
+        "REGISTRY_UNREACHABLE",
+        "REGISTRY_TIMEOUT",
+        "REGISTRY_INTERRUPTED",
+        "REGISTRY_BUSY",
+        "REGISTRY_DEADLINE",
+        "REGISTRY_BREAKER_OPEN",
+    }
+)
 CHANNEL_WARNING = timedelta(days=14)
 CLOCKS_DIFFER = timedelta(minutes=5)
 
@@ -42,7 +53,7 @@ def routers(snapshot: Snapshot) -> Iterator[Finding]:
         if not view["serving"]:
             text = f"router {router} serves nothing: requests are routed by weight"
             yield critical(name, "OPERATION_ROUTER_STATIC", text, remedy=problem.get("remedy"), **evidence)
-        elif problem:
+        elif problem and problem.get("code") not in OUT_OF_REACH:
             text = f"router {router} goes on with {view['serving']['artifact']}: the newer one was refused"
             yield warning(name, "OPERATION_ROUTER_REFUSED", text, remedy=problem.get("remedy"), **evidence)
         elif not view["converged"]:
