@@ -242,14 +242,20 @@ class Server(uvicorn.Server):
         fresh_s = min(FRESH_S, self._drain.readiness_s)
         await asyncio.sleep(fresh_s)
         await _while(self._may_ask, PATIENT * fresh_s)
-        for each in self._may_ask():
-            each.shutdown()
-        leaving = self._without_request()
-        await _while(lambda: leaving & self._without_request(), GOODBYE_S)
-        for each in leaving & self._without_request():
-            if not unsent(each.transport):
-                each.transport.abort()
-        await super().shutdown(sockets)
+        hanging_up = asyncio.create_task(self._hang_up())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            hanging_up.cancel()
+
+    async def _hang_up(self) -> None:
+        """Let go, again and again, of who was answered, has got everything, and does not say goodbye."""
+        while True:
+            leaving = {each for each in self._without_request() if each.transport.is_closing()}
+            await asyncio.sleep(GOODBYE_S)
+            for each in leaving & self._without_request():
+                if not unsent(each.transport):
+                    each.transport.abort()
 
     def _without_request(self) -> set[Any]:
         """Connections that have not asked, or were answered before the drain began, and so not told to close."""

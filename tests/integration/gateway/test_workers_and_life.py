@@ -277,13 +277,14 @@ def test_a_missing_encoder_is_named_by_its_digest(tmp_path, authority):
 def test_a_stop_lets_readiness_fall_first_then_closes_and_lets_streams_finish(tmp_path):
     with (
         upstream("slow") as slow,
-        gateway(tmp_path, [deployment("chat", slow)], drain={"readiness_s": 4.0, "streams_s": 300}) as running,
+        gateway(tmp_path, [deployment("chat", slow)], drain={"readiness_s": 4.0, "streams_s": 3600}) as running,
     ):
         words: list[str] = []
+        kept = running.new_client()  # says no goodbye until the end of the test
 
         def read() -> None:
             body = {"model": "chat", "stream": True, "messages": [{"role": "user", "content": "x"}]}
-            with running.new_client() as client, client.stream("POST", "/v1/chat/completions", json=body) as response:
+            with kept.stream("POST", "/v1/chat/completions", json=body) as response:
                 words.extend(line for line in response.iter_lines() if line.startswith("data: "))
 
         slow.held.set()
@@ -298,8 +299,8 @@ def test_a_stop_lets_readiness_fall_first_then_closes_and_lets_streams_finish(tm
         slow.held.clear()
         reader.join()
         assert words[-1] == "data: [DONE]"
-        running.client.close()
-        assert running.process.wait(PATIENCE_S) == 0
+        assert running.process.wait(PATIENCE_S) == 0, "nobody's idle connection holds it up"
+        kept.close()
 
 
 def test_whoever_keeps_a_connection_is_told_to_leave_before_it_closes(tmp_path):
