@@ -107,7 +107,8 @@ class ChannelWatch(Watch):
             assert registry is not None  # noqa: S101 (the settings model demands it with a channel)
             assert channel is not None  # noqa: S101
             source = TrustSource(self._trust)
-            home = Registry(open_store(registry, mounted_later=True), material=source.material, clock=source.now)
+            store = open_store(registry, mounted_later=True, revocations=source.revocations)
+            home = Registry(store, material=source.material, clock=source.now)
             cache = open_cache(self._cache, registry, report=_slots_dead)
             self._follower = Follower(home, cache, channel, material=source.material, clock=source.now)
             self._breaker = getattr(home.store, "breaker", None)  # of a home on the network
