@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +26,7 @@ from appliance.trust.verification import TrustMaterial, verify_artifact
 log = logging.getLogger("appliance.routers")
 Groups = Mapping[str, Sequence[Deployment]]
 NO_GROUPS: Groups = MappingProxyType({})
+TRIES = 3
 WARM_UP = ("What is the capital of France?", "word " * 120)
 
 
@@ -91,6 +93,24 @@ class Loader:
         encoder = self._encoder(router.metadata.encoder_digest, material, at)
         return Serving(name, router, encoder, verdict, origin, utc_now())
 
+    def check_in_time(self, serving: Serving) -> None:
+        """Refuse a router that could not decide in time on an idle machine; what serves now is better than that.
+
+        Measured is the processor's time, the least of a few, so that a machine that is busy now refuses nothing.
+
+        Raises:
+            GatewayError: GATEWAY_SLOW.
+        """
+        limit_ms = self._settings.routing.deadline_ms
+        fastest_ms = min(_processor_ms(serving) for _ in range(TRIES))
+        if fastest_ms > limit_ms:
+            raise GatewayError(
+                "GATEWAY_SLOW",
+                f"a short prompt takes {fastest_ms:.1f} ms of the processor, the deadline is {limit_ms:g} ms",
+                router=serving.digest,
+                encoder=serving.encoder.digest,
+            )
+
     @property
     def _trust(self) -> Trust:
         trust = self._settings.trust
@@ -149,6 +169,12 @@ def _check_labels(serving: Serving, settings: Settings, groups: Groups) -> None:
 def _warm_up(serving: Serving) -> None:
     for text in WARM_UP:
         serving.router.scores(serving.encoder.prompts([text]))
+
+
+def _processor_ms(serving: Serving) -> float:
+    started = time.thread_time()
+    serving.router.scores(serving.encoder.prompts([WARM_UP[0]]))
+    return (time.thread_time() - started) * 1000
 
 
 def _replay(serving: Serving, settings: Router) -> None:

@@ -114,6 +114,9 @@ class Watch(ABC):
         """Load beside what serves, then swap and keep, or refuse."""
         try:
             serving, files = load()
+            previous = self.slot.current
+            if previous is not None and previous.digest != serving.digest:
+                self._loader.check_in_time(serving)
         except ApplianceError as error:
             self._refuse(error)
             return
@@ -121,7 +124,6 @@ class Watch(ABC):
             log.exception("router %s could not be loaded", self.slot.name)
             self._refuse(GatewayError("GATEWAY_ROUTER_LOAD", f"{type(error).__name__}: {error}", router=self.slot.name))
             return
-        previous = self.slot.current
         if previous is not None and _told(previous) == _told(serving):
             self.slot.healthy()
         else:

@@ -19,7 +19,7 @@ from appliance.gateway.watch import DirectoryWatch, fingerprint
 from appliance.trust.authority import Authority
 from appliance.trust.ceremony import Revocation, revoke
 from appliance.trust.store import TrustStore
-from tests.support.routing import place, zone
+from tests.support.routing import encoder_files, place, sign, zone
 from tests.support.trust import make_authority
 
 LABELS = {"a": "openai/small", "b": "openai/large"}
@@ -231,6 +231,26 @@ def test_a_router_whose_labels_stand_for_nothing_here_does_not_take_over(here):
     made.reload()
     assert made.look()
     assert made.slot.problem is None, "the deployments are others now"
+
+
+def test_a_router_that_cannot_be_in_time_does_not_replace_one_that_is_and_serves_where_there_is_none(here):
+    slow = encoder_files(work=40)
+    place(sign(slow, here.authority.signer("release-signer")), here.directory / "slow")
+    chosen = configured(here)
+    routing = chosen.routing.model_copy(
+        update={"encoders": (*chosen.routing.encoders, here.directory / "slow"), "deadline_ms": 10}
+    )
+    chosen = chosen.model_copy(update={"routing": routing})
+    made = watch(here)
+    made._loader.exchange(chosen, {})
+    made._judge(made._state())
+    good = made.slot.current.digest
+    heavy = dataclasses.replace(here, encoder=slow).put(version="2.0.0")
+    made._judge(made._state())
+    assert (made.slot.problem["code"], made.slot.current.digest) == ("GATEWAY_SLOW", good)
+    made.slot.current = None
+    made._judge(made._state())
+    assert made.slot.current.digest == heavy.digest, "better than none: the deadline sends what is late by weights"
 
 
 def test_an_encoder_that_the_zone_has_denied_since_ends_the_router_that_rests_on_it(here, tmp_path):
