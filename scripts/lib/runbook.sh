@@ -100,9 +100,9 @@ service() {
 # One holder at a time; the kernel frees the lock of a killed one.
 only_one() {
     [ "$APPLY" = yes ] || return 0
-    (umask 022 && mkdir -p "$STATE") # the services' account must come by
-    exec 9>"$STATE/.runbook.lock"
-    flock --nonblock 9 || die "another runbook is at work here" "wait for it; $STATE/.runbook.lock"
+    (umask 022 && mkdir -p "$PREFIX") # the services' account must come by
+    exec 9<"$PREFIX"                  # also where the disk has become read-only: a backup is wanted then
+    flock --nonblock 9 || die "another runbook is at work here" "wait for it; fuser -v $PREFIX"
 }
 
 need_prefix() { [ -d "$PREFIX" ] || die "nothing is installed at $PREFIX" "name the installation with --prefix DIR"; }

@@ -234,6 +234,39 @@ exec /bin/mv "$@"
     assert len(archive.with_suffix(".tar.sha256").read_text().splitlines()) == 1
 
 
+def test_a_restore_that_does_not_fit_on_the_disk_stops_no_service_and_leaves_what_stands(desk, tmp_path):
+    desk.done("back-up", tmp_path / "backup.tar", "--apply")
+    (desk.prefix / "etc" / "mine.yaml").write_text("mine: 1\n")
+    before = tree(desk.prefix)
+    limited = tmp_path / "scripts"
+    shutil.copytree(SCRIPTS, limited)
+    with (limited / "lib" / "runbook.sh").open("a") as library:
+        library.write("ulimit -f 4 # as a full disk: no file becomes longer\n")
+    asked = len(desk.asked)
+    run = replace(desk, scripts=limited)("restore", tmp_path / "backup.tar", "--apply")
+    assert run.returncode == 1
+    assert "nothing was replaced" in run.stderr
+    assert len(desk.asked) == asked
+    unpacked = desk.prefix / ".restoring"
+    assert {path: data for path, data in tree(desk.prefix).items() if not path.startswith(unpacked.name)} == before
+    desk.done("restore", tmp_path / "backup.tar", "--apply")
+    assert not (desk.prefix / "etc" / "mine.yaml").exists()
+
+
+def test_a_prefix_that_has_become_read_only_is_backed_up(desk, tmp_path):
+    """A failing disk is remounted so, and that is when a backup is wanted most."""
+    (desk.prefix / "state" / "trust" / "note").write_text("x")
+    for folder in (desk.prefix, desk.prefix / "state", desk.prefix / "etc"):
+        folder.chmod(0o555)
+    locked_out = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--reuid", "0", "--clear-groups"]
+    before = sorted(str(path) for path in desk.prefix.rglob("*"))
+    subprocess.run(
+        [*locked_out, SCRIPTS / "back-up", tmp_path / "backup.tar", "--prefix", desk.prefix, "--apply"], check=True
+    )
+    assert sorted(str(path) for path in desk.prefix.rglob("*")) == before
+    assert (tmp_path / "backup.tar.sha256").exists()
+
+
 def test_a_backup_beside_a_service_that_writes_holds_whole_files(desk, tmp_path):
     busy = desk.prefix / "state" / "gateway" / "busy"
     busy.mkdir(parents=True)
@@ -299,7 +332,7 @@ def test_what_root_does_can_be_read_and_carried_on_by_the_account_of_the_service
     desk.done("refresh-trust", zone.repository, "--apply")
     desk.done("rotate-tls", "--authority", zone.path, "--san", "127.0.0.1", "--apply")
     places = [*(desk.prefix / "state").rglob("*"), *(desk.prefix / "etc" / "tls.d").rglob("*")]
-    assert [path for path in places if path.lstat().st_uid != account and path.name != ".runbook.lock"] == []
+    assert [path for path in places if path.lstat().st_uid != account] == []
 
 
 def test_a_host_without_the_units_is_restored_and_says_what_is_left_to_do(desk, tmp_path):
@@ -420,8 +453,7 @@ def test_a_lost_admin_key_is_replaced(desk):
 
 
 def test_only_one_runbook_works_at_a_time(desk):
-    (desk.prefix / "state").mkdir(exist_ok=True)
-    with subprocess.Popen(["flock", desk.prefix / "state" / ".runbook.lock", "sleep", "600"]) as holder:
+    with subprocess.Popen(["flock", desk.prefix, "sleep", "600"]) as holder:
         try:
             for _ in range(50):
                 run = desk("new-admin-key", "--apply")
