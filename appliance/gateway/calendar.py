@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel
 
 from appliance.errors import ApplianceError, catalogue
 from appliance.files import read_regular
@@ -15,6 +18,7 @@ from appliance.trust.expiry import Nearness
 from appliance.trust.repository import TRUSTED_ROOT
 from appliance.trust.store import TrustStore
 
+GATEWAY = "gateway"  # the use of the listener's certificate
 _MAX_PEM_BYTES = 1024 * 1024
 
 
@@ -28,6 +32,7 @@ class Entry:
         near: how near that is.
         code: of the catalogue, whose remedy belongs to it.
         begins: when its life began, where that is known.
+        remedy: instead of the catalogue's.
     """
 
     what: str
@@ -35,10 +40,11 @@ class Entry:
     near: Nearness
     code: str
     begins: datetime | None = None
+    remedy: str | None = None
 
     def as_dict(self) -> dict[str, str]:
         """For JSON; `next` is empty while it is far."""
-        remedy = "" if self.near is Nearness.FAR else catalogue()[self.code].remedy
+        remedy = "" if self.near is Nearness.FAR else self.remedy or catalogue()[self.code].remedy
         begins = {} if self.begins is None else {"begins": _text(self.begins)}
         return {"what": self.what, **begins, "ends": _text(self.ends), "near": self.near.value, "next": remedy}
 
@@ -63,20 +69,65 @@ def overview(settings: Settings, now: datetime) -> dict[str, Any]:
     return {"deadline_ms": settings.routing.deadline_ms, "calendar": calendar, "unread": unread}
 
 
+@dataclass(frozen=True)
+class CertificateFile:
+    """A certificate that the configuration names.
+
+    Attributes:
+        use: what it is for, e.g. `gateway` or `telemetry client`.
+        path: of the PEM file.
+        key: of its private key, where it has one here.
+    """
+
+    use: str
+    path: Path
+    key: Path | None = None
+
+
+def renewal(use: str, path: Path) -> str | None:
+    """What to do when a certificate ends that `scripts/rotate-tls` does not make."""
+    if use == GATEWAY:
+        return None
+    return f"Have its issuer renew it, put it at `{path}`, then run `systemctl restart appliance-gateway`."
+
+
+def certificate_files(settings: Settings) -> list[CertificateFile]:
+    """The listener's certificate, and whatever a section names for its own TLS; each file once."""
+    found: list[CertificateFile] = []
+    if (tls := settings.listen.tls) is not None:
+        found.append(CertificateFile(GATEWAY, tls.certificate, tls.key))
+        if tls.client_ca is not None:
+            found.append(CertificateFile("clients' CA", tls.client_ca))
+    for name, section in _sections(settings, ""):
+        if (own := getattr(section, "client_certificate", None)) is not None:
+            found.append(CertificateFile(f"{name} client", own, getattr(section, "client_key", None)))
+        if (authority := getattr(section, "ca_file", None)) is not None:
+            found.append(CertificateFile(f"{name} CA", authority))
+    return list({each.path: each for each in reversed(found)}.values())[::-1]
+
+
+def _sections(value: Any, name: str) -> Iterator[tuple[str, BaseModel]]:
+    """Every section of the configuration with the words that lead to it."""
+    if isinstance(value, BaseModel):
+        yield name, value
+        items: Iterable[tuple[str, Any]] = value
+    elif isinstance(value, dict):
+        items = value.items()
+    else:
+        return
+    for key, item in items:
+        yield from _sections(item, f"{name} {key}".strip())
+
+
 def _certificates(settings: Settings, now: datetime) -> Iterator[Entry]:
     from cryptography import x509
 
-    if settings.listen.tls is None:
-        return
-    named = [("gateway certificate", settings.listen.tls.certificate)]
-    if settings.listen.tls.client_ca is not None:
-        named.append(("client CA", settings.listen.tls.client_ca))
-    for name, path in named:
-        leaf = x509.load_pem_x509_certificates(read_regular(path, max_bytes=_MAX_PEM_BYTES))[0]
+    for file in certificate_files(settings):
+        leaf = x509.load_pem_x509_certificates(read_regular(file.path, max_bytes=_MAX_PEM_BYTES))[0]
         end, begin = leaf.not_valid_after_utc, leaf.not_valid_before_utc
         near = expiry.CERTIFICATE.nearness(end, now=now, begin=begin)
         code = f"OPERATION_CERTIFICATE_{'EXPIRED' if near is Nearness.ENDED else 'EXPIRES'}"
-        yield Entry(name, end, near, code, begin)
+        yield Entry(f"{file.use} certificate", end, near, code, begin, renewal(file.use, file.path))
 
 
 def _trust(settings: Settings, now: datetime) -> Iterator[Entry]:

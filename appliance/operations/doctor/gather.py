@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from appliance import settings as configuration
 from appliance.errors import ApplianceError, OperationError
+from appliance.gateway.calendar import certificate_files
 from appliance.operations import status
 from appliance.operations.doctor.facts import host, release, trust
 from appliance.operations.doctor.snapshot import Snapshot
@@ -110,8 +111,7 @@ def _secrets(chosen: configuration.Settings | None, places: Places) -> list[Path
             found += (places.prefix / "etc" / folder).glob("*.key")
     if chosen is not None:
         found += [chosen.litellm.master_key_file, *chosen.litellm.secrets.values()]
-        if chosen.listen.tls is not None:
-            found.append(chosen.listen.tls.key)
+        found += [file.key for file in certificate_files(chosen) if file.key is not None]
     return sorted({path.absolute() for path in found})
 
 

@@ -21,6 +21,7 @@ from appliance.bundle.releases import installed_releases
 from appliance.bundle.stage0.journal import Prefix
 from appliance.errors import ApplianceError, OperationError
 from appliance.gateway import litellm_config
+from appliance.gateway.calendar import certificate_files
 from appliance.operations import status
 from appliance.operations.doctor.checks import examine
 from appliance.operations.doctor.gather import Places, gather
@@ -190,8 +191,7 @@ def _secret_files(places: Places) -> Iterable[Path]:
         return
     yield chosen.litellm.master_key_file
     yield from chosen.litellm.secrets.values()
-    if chosen.listen.tls is not None:
-        yield chosen.listen.tls.key
+    yield from (file.key for file in certificate_files(chosen) if file.key is not None)
 
 
 def _journal(wanted: bool) -> list[str]:

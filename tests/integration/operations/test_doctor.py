@@ -157,6 +157,39 @@ def test_certificates_are_judged_with_their_key_and_their_issuer(tmp_path, autho
     assert "cannot be read" in broken.problem
 
 
+def test_every_certificate_that_the_configuration_names_is_judged_and_its_key_is_a_secret(tmp_path):
+    def issued(name: str) -> dict[str, str]:
+        (tmp_path / name).mkdir()
+        own, key = certificate(tmp_path / name)
+        return {"ca_file": str(own), "client_certificate": f"{name}.crt", "client_key": str(key)}
+
+    registry = {"home": "s3", "endpoint": "minio:9000", "bucket": "registry", "credentials_file": "c", **issued("s3")}
+    routing = {"encoders": ["encoder"], "routers": {"default": {"registry": registry, "channel": "default"}}}
+    config, _ = write_config(
+        tmp_path,
+        [deployment("chat", Upstream("x", port=9))],
+        telemetry={"otlp_endpoint": "https://collector:4318", **issued("traces")},
+        routing=routing,
+        trust={"store": "trust"},
+    )
+    for name in ("s3", "traces"):
+        shutil.copy(tmp_path / name / "tls.crt", tmp_path / f"{name}.crt")
+    (tmp_path / "traces" / "tls.key").write_bytes((tmp_path / "s3" / "tls.key").read_bytes())
+    (tmp_path / "s3" / "tls.key").chmod(0o644)
+    found = {each.use: each.problem for each in trust.certificates(load(config))}
+    assert set(found) == {
+        "gateway", "telemetry client", "telemetry CA",
+        "routing routers default registry client", "routing routers default registry CA",
+    }  # fmt: skip
+    assert [use for use, problem in found.items() if "is not its key" in problem] == ["telemetry client"]
+    (open_key,) = [
+        each
+        for each in gather(Places(tmp_path, config), now=now()).modes
+        if each.kind == "secret" and each.mode & 0o077
+    ]
+    assert open_key.path == tmp_path / "s3" / "tls.key"
+
+
 def test_a_listening_socket_is_seen_with_address_port_and_command():
     with socket.socket() as four, socket.socket(socket.AF_INET6) as six:
         for listener, address in ((four, "127.0.0.1"), (six, "::1")):

@@ -392,6 +392,13 @@ def test_a_default_route_alone_is_no_illness_but_is_told():
     assert "--probe" in said.text
 
 
+def test_a_certificate_that_no_runbook_renews_says_who_does_and_where_it_belongs():
+    ending = replace(CERTIFICATE, use="telemetry client", path=Path("/etc/t.pem"), not_after=NOW + 2 * DAY)
+    (said,) = [f for f in findings(certificates=(ending,)) if f.check == "certificates"]
+    assert "issuer" in said.remedy
+    assert "/etc/t.pem" in said.remedy
+
+
 @pytest.mark.parametrize("days", [1, 6])
 def test_a_short_lived_certificate_is_not_warned_about_all_its_life(days):
     fresh = replace(CERTIFICATE, not_before=NOW - timedelta(hours=1), not_after=NOW + days * DAY)

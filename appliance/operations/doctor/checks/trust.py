@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from appliance.errors import ApplianceError, TrustError
+from appliance.gateway import calendar
 from appliance.operations.doctor.finding import Finding, critical, fine, unknown, warning
 from appliance.operations.doctor.snapshot import Snapshot
 from appliance.trust import clock as trusted_clock
@@ -88,19 +89,25 @@ def certificates(snapshot: Snapshot) -> Iterator[Finding]:
             "issuer": found.issuer,
             "ends": found.not_after,
         }
-        label = f"{found.use} certificate"
+        label, remedy = f"{found.use} certificate", calendar.renewal(found.use, found.path)
         if found.problem:
             yield critical(name, "OPERATION_CERTIFICATE_CHAIN", f"{label}: {found.problem}", **evidence)
         elif near is Nearness.ENDED:
-            yield critical(name, "OPERATION_CERTIFICATE_EXPIRED", f"{label} ended {_ago(left)}", **evidence)
+            yield critical(
+                name, "OPERATION_CERTIFICATE_EXPIRED", f"{label} ended {_ago(left)}", remedy=remedy, **evidence
+            )
         elif found.not_before > snapshot.time + timedelta(minutes=5):
             yield critical(
                 name, "OPERATION_CERTIFICATE_CHAIN", f"{label} is not valid before {found.not_before}", **evidence
             )
         elif near is Nearness.URGENT:
-            yield critical(name, "OPERATION_CERTIFICATE_EXPIRES", f"{label} ends in {_days(left)}", **evidence)
+            yield critical(
+                name, "OPERATION_CERTIFICATE_EXPIRES", f"{label} ends in {_days(left)}", remedy=remedy, **evidence
+            )
         elif near is Nearness.SOON:
-            yield warning(name, "OPERATION_CERTIFICATE_EXPIRES", f"{label} ends in {_days(left)}", **evidence)
+            yield warning(
+                name, "OPERATION_CERTIFICATE_EXPIRES", f"{label} ends in {_days(left)}", remedy=remedy, **evidence
+            )
         else:
             yield fine(name, f"{label} is good for {_days(left)}", **evidence)
     if not snapshot.certificates:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from appliance.errors import ApplianceError
 from appliance.files import read_regular
+from appliance.gateway.calendar import certificate_files
 from appliance.operations.doctor.snapshot import Certificate, Channel, Trust
 from appliance.settings import Settings
 from appliance.trust import trusted_root
@@ -42,9 +42,16 @@ def trust(directory: Path) -> Trust | ApplianceError:
 
 def certificates(settings: Settings | None) -> tuple[Certificate, ...]:
     """The certificates that the configuration names."""
+    if settings is None:
+        return ()
+    tls = settings.listen.tls
+    beside = tls.certificate.with_name("ca.pem") if tls is not None else None
     found = []
-    for use, path, key, authority in _certificate_files(settings):
-        found.append(_certificate(use, path, key, authority))
+    for file in certificate_files(settings):
+        own = tls is not None and file.path == tls.certificate
+        found.append(
+            _certificate(file.use, file.path, file.key, beside if own and beside and beside.exists() else None)
+        )
     return tuple(found)
 
 
@@ -72,17 +79,6 @@ def channels(sync_cache: Path) -> tuple[Channel, ...] | ApplianceError:
         return tuple(found)
     except ApplianceError as error:
         return error
-
-
-def _certificate_files(settings: Settings | None) -> Iterator[tuple[str, Path, Path | None, Path | None]]:
-    """Use, certificate, its key, and the CA file it must chain to."""
-    if settings is None or settings.listen.tls is None:
-        return
-    tls = settings.listen.tls
-    beside = tls.certificate.with_name("ca.pem")
-    yield "gateway", tls.certificate, tls.key, beside if beside.exists() else None
-    if tls.client_ca is not None:
-        yield "client CA", tls.client_ca, None, None
 
 
 def _certificate(use: str, path: Path, key: Path | None, authority: Path | None) -> Certificate:
