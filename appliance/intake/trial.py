@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from appliance.artifact import from_files
-from appliance.errors import IntakeError
+from appliance.errors import IntakeError, RouterError
 from appliance.routers.loading import load_router, read_tensors
 from appliance.routers.strategies import FAMILIES, Prompts, family
 
@@ -54,8 +54,8 @@ def work(asked: Mapping[str, Any], parts: list[bytes]) -> tuple[dict[str, Any], 
     )
     try:
         scores = np.concatenate([router.scores(some) for some in together])
-    except (ValueError, IndexError) as error:
-        raise IntakeError(
-            "INTAKE_DIMENSIONS", f"it cannot score vectors of {points.shape[1]} numbers: {str(error)[:200]}"
-        ) from None
+    except RouterError as error:
+        if not isinstance(error.__cause__, ValueError | IndexError):  # NumPy's, where dimensions differ
+            raise
+        raise IntakeError("INTAKE_DIMENSIONS", error.cause) from None
     return {}, {"scores": scores}
