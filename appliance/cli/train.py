@@ -275,7 +275,8 @@ def _number(text: str) -> float:
 
 def _print_figures(console: Console, report: dict[str, Any]) -> None:
     if report.get("seen_in_training"):
-        console.print("this is the data the router was fitted on; the figures below prove nothing", style="yellow")
+        told = "the router was fitted on much of this data (--fitted-on leaves that out): the figures prove nothing"
+        console.print(told, style="yellow")
     console.print(f"{report['prompts']} prompts, {report['models']} models, best single {report['best_single_model']}")
     for name, bounds in report["intervals"].items():
         value = report[name]

@@ -24,7 +24,7 @@ from appliance.training.evaluate import evaluate_scores
 from appliance.training.examples import Examples, Fitter
 from appliance.training.progress import Progress, silent
 from appliance.training.selection import figure_of, objective
-from appliance.training.splits import folds
+from appliance.training.splits import KNOWN, folds, sketch
 from appliance.training.writing import yaml_bytes
 
 OUTER_FOLDS = 5
@@ -56,12 +56,14 @@ class Fitted:
         hyperparameters: chosen ones.
         compared: family -> objective out of fold.
         evaluation: figures out of fold, with intervals; nested, so that no choice saw what it is measured on.
+        known: sketch of the prompts fitted on (`splits.sketch`).
     """
 
     strategy: Strategy
     hyperparameters: Mapping[str, Any]
     compared: Mapping[str, float]
     evaluation: Mapping[str, Any]
+    known: str = ""
 
 
 def fitter(name: str) -> Fitter:
@@ -108,9 +110,10 @@ def fit(examples: Examples, *, strategy: str = "auto", seed: int = 0, progress: 
         for name, p in candidates.items()
     }
     best = ENSEMBLE if strategy == ENSEMBLE else max(candidates, key=lambda name: compared[name])
+    known = sketch(examples.prompts.texts)
     if len(names) == 1:
         model, chosen = fitters[best].fit(examples, seed=seed)
-        return Fitted(model, chosen, compared, evaluate_scores(candidates[best], examples, seed=seed))
+        return Fitted(model, chosen, compared, evaluate_scores(candidates[best], examples, seed=seed), known)
     blend = shares(unseen, examples.actual, rows) if best == ENSEMBLE else {best: 1.0}
     members: list[tuple[float, Strategy]] = []
     hyperparameters: dict[str, Any] = {}
@@ -123,7 +126,7 @@ def fit(examples: Examples, *, strategy: str = "auto", seed: int = 0, progress: 
     hyperparameters["smallest_advantage"] = calibration.smallest_advantage
     honest = crossed_calibration(candidates[best], examples.actual, rows)
     evaluation = evaluate_scores(honest, examples, seed=seed)
-    return Fitted(Ensemble(examples.labels, members, calibration), hyperparameters, compared, evaluation)
+    return Fitted(Ensemble(examples.labels, members, calibration), hyperparameters, compared, evaluation, known)
 
 
 def _out_of_fold(
@@ -177,7 +180,12 @@ def router_artifact(
         "files": {file: sha256_hex(data) for file, data in sorted(files.items())},
         "encoder_digest": encoder_digest,
         "training_data_digest": data_digest,
-        "evaluation": {"method": "nested cross-validation", "compared": dict(fitted.compared), **fitted.evaluation},
+        "evaluation": {
+            "method": "nested cross-validation",
+            "compared": dict(fitted.compared),
+            **fitted.evaluation,
+            KNOWN: fitted.known,
+        },
         "created": created.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "minimum_appliance_version": __version__.partition("+")[0],
     }

@@ -25,9 +25,10 @@ from appliance.training.outcomes import Dataset, load_dataset
 from appliance.training.preparing import prepare
 from appliance.training.progress import Progress, silent
 from appliance.training.report import Curve, render
-from appliance.training.splits import unseen
+from appliance.training.splits import KNOWN, known_share, unseen
 
 ROBUSTNESS_PROMPTS = 200
+MOST_KNOWN = 0.05  # share of prompts that may stand in the training unnoticed: greetings repeat
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,8 @@ def measure(
     examples = prepare(dataset, encoder, cache=cache, progress=progress)
     predicted = predict(router, examples.prompts, progress=progress)
     figures = evaluate_scores(predicted, examples, seed=seed)
+    same = dataset.digest == router.metadata.training_data_digest
+    share = known_share(str(router.metadata.evaluation.get(KNOWN, "")), dataset.queries)
     curves, names = _curves(predicted, examples, _costs(dataset, prices))
     fixed, everything = best_single(examples.actual), np.arange(len(examples))
     report: dict[str, Any] = {
@@ -120,7 +123,8 @@ def measure(
         "digest": artifact.digest,
         "strategy": router.metadata.strategy,
         "data_digest": dataset.digest,
-        "seen_in_training": dataset.digest == router.metadata.training_data_digest,
+        "seen_in_training": same or share > MOST_KNOWN,
+        "seen_share": round(share, 4),
         "left_out": given - len(dataset) if known is not None else None,
         **figures,
         "chosen": _chosen(predicted, examples),

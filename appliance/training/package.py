@@ -32,7 +32,7 @@ class Verdict:
         interval: of the gain, at `confidence`.
         confidence: coverage of the interval.
         prompts: how many the figures rest on.
-        seen_in_training: whether the router was fitted on these very prompts, so that the figures prove nothing.
+        seen_in_training: whether the router was fitted on these prompts, or on many of them: the figures prove nothing.
         left_out: prompts of the data that the router had been fitted on; None where nobody has looked.
     """
 
@@ -126,7 +126,9 @@ def package(router: ArtifactFiles, verdict: Verdict, *, override: str | None = N
     if not verdict.passed and not reason:
         cause = f"the router does not beat {verdict.against} with confidence"
         if verdict.seen_in_training:
-            cause = "the router was fitted on this data, on which its figures prove nothing"
+            cause = (
+                "the router was fitted on much of this data (--fitted-on leaves that out): the figures prove nothing"
+            )
         raise TrainingError("TRAINING_GATE", cause, **_evidence(verdict))
     name = METADATA_NAMES["router"]
     metadata = yaml.safe_load(router.files[name])

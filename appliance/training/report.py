@@ -59,7 +59,7 @@ def render(
 def _warning(report: Mapping[str, Any]) -> str:
     if not report.get("seen_in_training"):
         return ""
-    return "<p class='warning'>This is the data the router was fitted on: the figures below prove nothing.</p>"
+    return "<p class='warning'>The router was fitted on much of this data: the figures below prove nothing.</p>"
 
 
 def _tasks(tasks: Sequence[Mapping[str, Any]]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -12,6 +13,9 @@ from appliance.routers.strategies import Prompts
 NEAR = (0.97, 0.99, 0.999)  # cosine above which two prompts count as one; the stricter ones where prompts lie dense
 LARGEST_SHARE = 0.1  # of all prompts; a larger group is a chain of neighbours, not a set of copies
 BLOCK = 1024
+KNOWN = "fitted_on_sketch"  # where a router's evaluation holds the sketch of its prompts
+SKETCH = 256  # prompts that a sketch names
+DIGITS = 12  # of each, hexadecimal
 
 
 def near_groups(prompts: Prompts) -> NDArray[np.intp]:
@@ -43,6 +47,30 @@ def unseen(prompts: Prompts, known: Prompts) -> NDArray[np.intp]:
     vectors = np.concatenate([prompts.embeddings, known.embeddings])
     groups = near_groups(Prompts((*prompts.texts, *known.texts), vectors))
     return np.flatnonzero(~np.isin(groups[: len(prompts)], groups[len(prompts) :]))
+
+
+def sketch(texts: Sequence[str]) -> str:
+    """What tells whether other prompts are these, small enough to travel with a router: the smallest of their digests.
+
+    A bottom-k sketch (Broder 1997): of the sketch, the same share stands elsewhere as of all these prompts.
+
+    Returns:
+        At most 256 digests of twelve digits, ascending, written without a gap.
+    """
+    return "".join(sorted(_digests(texts))[:SKETCH])
+
+
+def known_share(known: str, texts: Sequence[str]) -> float:
+    """The share of `texts` that stood among the prompts of a sketch, estimated from those the sketch can tell of."""
+    smallest = {known[start : start + DIGITS] for start in range(0, len(known), DIGITS)}
+    digests = _digests(texts)
+    if len(smallest) == SKETCH:
+        digests = {digest for digest in digests if digest <= max(smallest)}
+    return len(digests & smallest) / len(digests) if digests else 0.0
+
+
+def _digests(texts: Sequence[str]) -> set[str]:
+    return {hashlib.sha256(_plain(text).encode("utf-8", "replace")).hexdigest()[:DIGITS] for text in texts}
 
 
 def _plain(text: str) -> str:

@@ -113,6 +113,10 @@ def test_from_data_to_a_gated_router(train, encoder, tmp_path):
         "--encoder", encoder, status=1,
     )  # fmt: skip
     assert refused["error"]["code"] in ("TRAINING_GATE", "TRAINING_ENCODER")
+    # nobody has to name the training data for the gate to know it: the router carries a sketch of its prompts
+    hidden = train("package", "router", "--data", "both.jsonl.gz", "--out", "signed", "--encoder", encoder, status=1)
+    assert hidden["error"]["code"] == "TRAINING_GATE"
+    assert hidden["error"]["evidence"]["seen_in_training"] is True
     packaged = train(
         "package", "router", "--data", "both.jsonl.gz", "--out", "signed", *train_file,
         "--override", "E. Noether, first pilot",

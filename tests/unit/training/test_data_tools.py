@@ -21,7 +21,7 @@ from appliance.training.evaluate import evaluate_scores, for_router
 from appliance.training.llmrouter import read_rows, write_folder
 from appliance.training.outcomes import Outcome
 from appliance.training.report import render
-from appliance.training.splits import same_text_groups, unseen
+from appliance.training.splits import known_share, same_text_groups, sketch, unseen
 from tests.support.routing import router_files
 from tests.support.training import dataset, examples, rows, tiny_encoder, tiny_encoder_artifact
 
@@ -211,3 +211,14 @@ def test_near_copies_of_what_was_fitted_on_are_no_unseen_prompts():
     near = vectors[1] + 0.05 * vectors[5]
     given = Prompts(("ONE ", "two, nearly", "three", "four"), np.stack([vectors[4], near, vectors[2], vectors[3]]))
     assert unseen(given, known).tolist() == [2, 3]
+
+
+def test_a_sketch_tells_how_many_prompts_were_fitted_on_whatever_stands_beside_them():
+    fitted, others = ([f"{kind} {n}" for n in range(4000)] for kind in ("known", "new"))
+    known = sketch(fitted)
+    assert len(known) == 256 * 12
+    assert known_share(known, fitted) == known_share(known, [text.upper() for text in fitted]) == 1.0
+    assert 0.9 < known_share(known, [*fitted, *others[:100]]) < 1
+    assert 0.3 < known_share(known, [*fitted[:2000], *others[:2000]]) < 0.7
+    assert known_share(known, others) == known_share(known, []) == known_share("", others) == 0
+    assert known_share(sketch(fitted[:30]), fitted[:60]) == 0.5
