@@ -18,7 +18,7 @@ from appliance.files import sha256_hex
 from appliance.routers.encoder import Encoder
 from appliance.routers.prompt import clean
 from appliance.training.embedding import embed
-from appliance.training.outcomes import MINIMUM_PROMPTS, Outcome
+from appliance.training.outcomes import MINIMUM_PROMPTS, Outcome, digest_of
 from appliance.training.progress import Progress, silent
 from appliance.training.splits import near_groups
 from appliance.training.writing import write_directory
@@ -125,6 +125,7 @@ def prepare_outcomes(
     test = tuple(row for row, test, drop in zip(rows, aside, dropped, strict=True) if test and not drop)
     card = {
         "appliance": __version__,
+        "source_digest": digest_of(read),
         "rows_read": len(read),
         "prompts": len(rows),
         "rows_merged_or_empty": len(read) - len(rows),
@@ -159,6 +160,7 @@ def _facts(rows: Sequence[Outcome]) -> dict[str, Any]:
     means = {m: round(float(np.mean([row.scores[m] for row in rows if m in row.scores])), 4) for m in models}
     return {
         "prompts": len(rows),
+        "data_digest": digest_of(rows),
         "tasks": len({row.task for row in rows if row.task}),
         "mean_scores": means,
         "scored": {model: sum(model in row.scores for row in rows) for model in models},

@@ -37,7 +37,7 @@ class Row(BaseModel):
     performance: Annotated[float, Field(ge=0, le=1)]
     embedding_id: int | None = None
     task_name: str | None = None
-    cost: Annotated[float, Field(ge=0)] | None = None
+    cost: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
 
 
 def read_rows(path: Path) -> Iterator[Outcome]:

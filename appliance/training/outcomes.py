@@ -196,9 +196,6 @@ def from_outcomes(outcomes: Iterable[Outcome]) -> Dataset:
     mean: NDArray[np.float64] = np.asarray(np.nanmean(scores, axis=0, dtype=np.float64))
     order = sorted(range(len(names)), key=lambda column: (-mean[column], names[column]))
     models = tuple(names[column] for column in order)
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(documents.write_json(row.model_dump(mode="json", exclude_defaults=True)))
     return Dataset(
         models,
         tuple(clean(row.query) for row in rows),
@@ -208,8 +205,16 @@ def from_outcomes(outcomes: Iterable[Outcome]) -> Dataset:
         _matrix([row.latencies_ms for row in rows], models),
         np.array([np.nan if row.propensity is None else row.propensity for row in rows], np.float64),
         np.array([_seconds(row.timestamp) for row in rows], np.float64),
-        digest.hexdigest(),
+        digest_of(rows),
     )
+
+
+def digest_of(rows: Iterable[Outcome]) -> str:
+    """SHA-256 of outcomes in their canonical form, whatever file they stand in."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(documents.write_json(row.model_dump(mode="json", exclude_defaults=True)))
+    return digest.hexdigest()
 
 
 def _matrix(rows: list[dict[str, float]], names: Iterable[str]) -> NDArray[np.float32]:

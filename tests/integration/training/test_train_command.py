@@ -123,6 +123,7 @@ def test_from_data_to_a_gated_router(train, encoder, tmp_path):
     )  # fmt: skip
     metadata = router_metadata(read(tmp_path / "signed"))
     assert metadata.labels["gpt-4-1106-preview"] == "openai/strong"
+    assert metadata.training_data_digest == split["train"]["data_digest"]
     assert metadata.evaluation["gate"]["prompts"] == report["prompts"]
     assert metadata.evaluation["gate"]["left_out"] == split["train"]["prompts"]
     assert load_router(read(tmp_path / "signed")).digest == packaged["digest"]

@@ -19,7 +19,7 @@ from appliance.training.embedding import embed, find_encoder
 from appliance.training.encoder_export import export_encoder, source_directory, write_encoder
 from appliance.training.evaluate import evaluate_scores, for_router
 from appliance.training.llmrouter import read_rows, write_folder
-from appliance.training.outcomes import Outcome
+from appliance.training.outcomes import Outcome, load_dataset
 from appliance.training.report import render
 from appliance.training.splits import known_share, same_text_groups, sketch, unseen
 from tests.support.routing import router_files
@@ -53,6 +53,8 @@ def test_a_split_shares_no_prompt_and_its_files_are_the_same_each_time(tmp_path)
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     card = json.loads((tmp_path / "a" / "card.json").read_text())
     assert card["train"]["prompts"] + card["test"]["prompts"] == 120
+    for name in ("train", "test"):
+        assert card[name]["data_digest"] == load_dataset(tmp_path / "a" / f"{name}.jsonl.gz").digest
     assert len(gzip.decompress((tmp_path / "a" / "train.jsonl.gz").read_bytes()).splitlines()) == len(first.train)
 
 
