@@ -185,7 +185,7 @@ def _object_entries(store: JoinStore, place: str, home: Store, prefix: str) -> I
     for key, count, payload in from_store(home, prefix, known=functools.partial(store.read_before, place)):
         entry = None if payload is None else entry_of(payload, f"{name_of(key)}#{count}")
         counted = "spend_objects_read" if entry is not None else "spend_objects_not_understood"
-        yield Item(key, entry, counted, key)
+        yield Item(name_of(key), entry, counted, key)
 
 
 def _write(store: JoinStore, out: Path, rules: Rules, unfinished: Counter[str], progress: Progress) -> dict[str, Any]:

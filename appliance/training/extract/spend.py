@@ -20,6 +20,7 @@ LATE = timedelta(days=1)  # a row is written when its call ends, and in batches:
 FETCH_ROWS = 2000  # rows a round trip of the server-side cursor
 OTHER_MODEL_RANK = len(MODEL)  # the provider's name of the model, which several deployments may share
 MAX_OBJECT_BYTES = 64 * 1024**2
+OF_ONE_OBJECT = ("REGISTRY_NAME", "REGISTRY_TOO_LARGE")  # refusals that say nothing of the other objects
 COLUMNS = (
     "request_id", "spend", "startTime", "endTime", "completionStartTime", "model", "model_id", "model_group",
     "metadata", "messages", "status", "call_type",
@@ -84,10 +85,15 @@ def from_store(
     try:
         keys = sorted(entry.key for entry in store.list(prefix) if not known(entry.key))
         for key in keys:
-            blob = store.get(key, max_bytes=MAX_OBJECT_BYTES)
-            if blob is None:
-                continue
-            documents = list(_documents(blob.data))
+            documents: list[Mapping[str, Any] | None] = []
+            try:
+                blob = store.get(key, max_bytes=MAX_OBJECT_BYTES)
+                if blob is None:
+                    continue
+                documents += _documents(blob.data)
+            except RegistryError as error:
+                if error.code not in OF_ONE_OBJECT:
+                    raise
             for count, document in enumerate(documents or [None]):
                 yield key, count, document
     except RegistryError as error:

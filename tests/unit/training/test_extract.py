@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import subprocess
 import sys
 import time
@@ -516,6 +517,18 @@ def test_a_spend_object_that_comes_late_is_read_though_its_key_is_older(tmp_path
         (bucket / f"{name}.json").write_text(json.dumps({**SPEND, "id": name, "litellm_call_id": name}))
         card = extract(sources, out, redact=load_redactor(None), rules=Rules("success"))
     assert card["written"] == card["read"]["spend_objects_read"] == 2
+
+
+def test_an_object_of_a_name_that_no_registry_has_costs_itself(tmp_path):
+    bucket, out = tmp_path / "spend", tmp_path / "o.jsonl"
+    bucket.mkdir()
+    for name in (b"My Team.json", b"bad\xff.json", b"a.json"):
+        (bucket / os.fsdecode(name)).write_text(json.dumps(SPEND))
+    sources = Sources(objects=(DirectoryStore(bucket), ""))
+    for _ in range(2):
+        card = extract(sources, out, redact=load_redactor(None), rules=Rules("success"))
+        assert card["read"] == {"spend_objects_not_understood": 2, "spend_objects_read": 1}
+    assert card["written"] == 1
 
 
 def test_spend_objects_of_one_response_make_no_outcome_twice(tmp_path):
