@@ -176,7 +176,7 @@ def _bubblewrap() -> tuple[str, ...] | None:
 def _under(folder: Path) -> list[str]:
     """Where Python and this package lie, as far as they lie below `folder` (a trial in /tmp hides them else)."""
     own = {Path(sys.prefix), Path(sys.base_prefix), Path(appliance.__file__).parent}
-    return sorted(str(place) for place in own if folder in place.resolve().parents)
+    return sorted(str(place) for place in own | {place.resolve() for place in own} if folder in place.parents)
 
 
 def _check_end(code: int) -> None:

@@ -23,7 +23,7 @@ from appliance.trust.anchor import Anchor, read_anchor
 from appliance.trust.authorisation import Action, check_token
 from appliance.trust.policy import read_policy
 from appliance.trust.repository import POLICY, REVOCATIONS, TRUSTED_ROOT
-from appliance.trust.trees import copy_tree, sync_tree
+from appliance.trust.trees import copy_tree, give_to_owner_of, sync_tree
 from appliance.trust.trusted_root import parse_rfc3339, rfc3339
 from appliance.trust.tuf_client import TrustedState
 from appliance.trust.verification import TrustMaterial
@@ -207,6 +207,7 @@ class TrustStore:
                 found = tuf_client.load(draft, root=self._root, now=time)
                 self._check_lowest(found)
                 read_policy(found.contents[POLICY])
+                give_to_owner_of(self.directory, draft)  # an installation by root must not lock the service out
                 sync_tree(draft)
                 link.unlink(missing_ok=True)
                 link.symlink_to(Path("generations") / str(number))

@@ -35,3 +35,20 @@ def sync_tree(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def give_to_owner_of(reference: Path, folder: Path) -> None:
+    """Give a folder that root has made to whom `reference` belongs; for everybody else there is nothing to give.
+
+    From the bottom up and by descriptors: as soon as its new owner may write into a folder, nothing in it is touched.
+
+    Raises:
+        OSError: as the system gave it.
+    """
+    owner = reference.stat()
+    if os.geteuid() != 0 or owner.st_uid == 0:
+        return
+    for _, folders, files, descriptor in os.fwalk(folder, topdown=False, follow_symlinks=False):
+        for name in [*files, *folders]:
+            os.chown(name, owner.st_uid, owner.st_gid, dir_fd=descriptor, follow_symlinks=False)
+    os.chown(folder, owner.st_uid, owner.st_gid, follow_symlinks=False)

@@ -319,6 +319,23 @@ def test_fifty_readers_during_refreshes_always_see_a_whole_state(zone, store, tm
         assert {each.result() for each in seen} == {1}
 
 
+def test_what_root_took_over_belongs_to_the_service_as_the_state_does(zone, store, tmp_path, now):
+    if os.geteuid() != 0:
+        pytest.skip("gives files away, which only root may")
+    shutil.copytree(zone.path, tmp_path / "ca")
+    own = DevelopmentAuthority(tmp_path / "ca")
+    repository = Repository(Authority.open(own.path))
+    service = 65534
+    for path in [store.directory, *store.directory.rglob("*")]:
+        os.chown(path, service, service, follow_symlinks=False)
+
+    for _ in range(2):  # an upgrade by root
+        repository.republish(now=now)
+        store.refresh(own.repository, now=now)
+    kept = store.directory / "generations"
+    assert {path.lstat().st_uid for path in [*kept.iterdir(), *kept.rglob("*")]} == {service}
+
+
 def test_a_state_that_only_its_owner_may_write_can_be_read_by_the_gateway(store, now, monkeypatch):
     """The mark cannot be kept then; reading must work all the same."""
     from appliance.errors import FileError
