@@ -15,6 +15,7 @@ import contextlib
 import importlib.util
 import marshal
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -25,6 +26,10 @@ from pathlib import Path
 # The import itself compiles the beginning, and the helper what comes then: compiling takes about 1.4 times as long as
 # running, so that the import, which does both at first, catches up with the helper only near the end.
 LEFT_TO_THE_IMPORT = 6_000_000  # bytes of source
+# at the margin, and below it what imports, opens a block, or keeps what is in it for later
+_LINES = re.compile(rb"\n(?:[^\s)]|[ \t]+(?=(?:from|import|def|async|class|if) ))[^\n]*")
+_IMPORTS = (b"from ", b"import ")
+_BLOCKS = (b"try:", b"if ", b"elif ", b"else:", b"except", b"finally:", b"with ", b"class ")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -72,7 +77,7 @@ def compiling_ahead(
 def import_order(site: Path, modules: Sequence[str]) -> Iterator[Path]:
     """Sources below a folder in the order in which importing the modules would read them, told from their text.
 
-    Only imports that begin a line count: those within functions happen later or never, those within `try` are few.
+    Imports within functions do not count: those happen later or never.
     """
     files = {os.path.join(folder, name) for folder, _, names in os.walk(site) for name in names if name[-3:] == ".py"}  # noqa: PTH118
     seen: set[str] = set()
@@ -113,14 +118,27 @@ def _imports(source: bytes, package: str) -> Iterator[str]:
 
 
 def _statements(source: bytes) -> Iterator[str]:
-    """Import statements that begin a line, each as one line without its comments."""
-    lines = iter(source.split(b"\n"))
-    for line in lines:
-        if line.startswith((b"from ", b"import ")):
-            text = line.partition(b"#")[0]
-            while b"(" in text and b")" not in text and (more := next(lines, None)) is not None:
-                text += b" " + more.partition(b"#")[0]
-            yield text.decode("utf-8", "replace")
+    """Import statements that run with the module, each as one line without its comments."""
+    source = b"\n" + source + b"\n"
+    skipped = None  # what is indented deeper than this runs later or never
+    for match in _LINES.finditer(source):
+        line = match[0].lstrip()
+        depth = len(match[0]) - len(line)
+        if skipped is not None and depth > skipped:
+            continue
+        if line.startswith(_IMPORTS):
+            yield _whole(source, match)
+        else:
+            skipped = None if line.startswith(_BLOCKS) and b"TYPE_CHECKING" not in line else depth
+
+
+def _whole(source: bytes, match: re.Match[bytes]) -> str:
+    """A statement as one line: with parentheses it goes on to the one that closes it."""
+    text, end = match[0].partition(b"#")[0].strip(), match.end()
+    while b"(" in text and b")" not in text and end + 1 < len(source):
+        start, end = end + 1, source.index(b"\n", end + 1)
+        text += b" " + source[start:end].partition(b"#")[0]
+    return text.decode("utf-8", "replace")
 
 
 def _absolute(origin: str, package: str) -> str:

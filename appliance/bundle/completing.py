@@ -17,7 +17,7 @@ from appliance.bundle.authentication import Authenticator, FullVerdict
 from appliance.bundle.bytecode import clear_bytecode, compiling_ahead
 from appliance.bundle.health import MODULES, check_health, require_room
 from appliance.bundle.releases import is_complete, raise_state_version, write_marker
-from appliance.bundle.stage0.environment import settle_environment
+from appliance.bundle.stage0.environment import clear_cache, settle_environment
 from appliance.bundle.stage0.extract import check_tree
 from appliance.bundle.stage0.journal import Prefix, Transaction
 from appliance.bundle.stage0.media import Head
@@ -58,11 +58,13 @@ class Completion:
         if not reached(transaction, "healthy"):
             try:
                 # the disk settles, and another core compiles, while this one verifies and asks for health
-                with ThreadPoolExecutor(1) as background, self._compiling(transaction.release):
-                    settled = background.submit(settle_environment, self.prefix.release(transaction.release))
+                with ThreadPoolExecutor(2) as background, self._compiling(transaction.release):
+                    folder = self.prefix.release(transaction.release)
+                    settled = background.submit(settle_environment, folder)
                     if not reached(transaction, "verified"):
                         self._verify()
                         transaction = advance(self.prefix, transaction, "verified", self.conduct)
+                    background.submit(clear_cache, folder)
                     health = self._check_health(transaction.release)
                     settled.result()
             except InstallError as error:

@@ -12,6 +12,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+from .journal import remove_tree
 from .refusal import Refused, space_refusals
 
 REQUIREMENTS = "requirements.txt"
@@ -40,7 +41,7 @@ def make_environment(payload: Path, release: Path, *, python: str = sys.executab
     environment, cache = release / "env", release / ".cache"
     with space_refusals("making the environment"):
         for folder in (environment, cache):
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_tree(folder)
         uv = _unpack_uv(payload, release)
         try:
             _run_uv(uv, cache, "venv", "--python", python, "--no-project", "--quiet", str(environment))
@@ -55,14 +56,18 @@ def make_environment(payload: Path, release: Path, *, python: str = sys.executab
 
 
 def settle_environment(release: Path) -> None:
-    """Make an environment durable and clear away uv's cache; slow on a slow disk, so it runs beside the health check.
+    """Make an environment durable; slow on a slow disk, so it runs beside the next steps.
 
     Raises:
         Refused: INSTALL_NO_SPACE.
     """
     with space_refusals("making the environment durable"):
         _sync_file_system(release)
-        shutil.rmtree(release / ".cache", ignore_errors=True)
+
+
+def clear_cache(release: Path) -> None:
+    """Remove uv's cache, whose files the environment shares."""
+    remove_tree(release / ".cache")
 
 
 def die_with_parent() -> None:

@@ -56,6 +56,19 @@ def test_sources_come_in_the_order_in_which_imports_would_read_them(environment)
     ]  # fmt: skip
 
 
+def test_imports_within_blocks_count_and_those_within_functions_do_not(tmp_path):
+    (tmp_path / "app.py").write_text(
+        "def early():\n    import a\n\nx = (1,\n    2)\n"
+        "try:\n    import b\n    from c import (  # )\n        d,\n    )\nexcept ImportError:\n    import e\n"
+        "if x:\n    def inner():\n        import f\n    import g\n    if x:\n        import h\n"
+        "if TYPE_CHECKING:\n    import i\nelse:\n    import j\n"
+        "class K:\n    import k\n    def method(self):\n        import m\nfrom n import (o,"
+    )
+    for name in "abcdefghijkmno":
+        (tmp_path / f"{name}.py").write_text("")
+    assert "".join(path.stem for path in import_order(tmp_path, ["app"])) == "appbceghjkn"
+
+
 def test_python_takes_the_bytecode_for_its_own(environment):
     source = site_of(environment) / "app" / "fourth.py"
     compile_one(source)
