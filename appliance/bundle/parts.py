@@ -24,6 +24,7 @@ FOLDERS = {
     "docs": "docs",
 }
 LIBRARY = "lib/runbook.sh"  # what every runbook sources; scripts for developers do not
+SHELL = b"#!/bin/bash -p\n"  # what every runbook runs in, whatever the environment says of functions and BASH_ENV
 
 
 def source_tree() -> Path | None:
@@ -57,7 +58,7 @@ def _runbooks(scripts: Path) -> Iterator[Payload]:
     for path in scripts.iterdir():
         if path.is_file() and not path.suffix:
             data = read_regular(path, max_bytes=MAX_BYTES)
-            if LIBRARY.encode() in data and data.startswith(b"#!/usr/bin/env bash\n"):
+            if LIBRARY.encode() in data and data.startswith(SHELL):
                 yield Payload(f"scripts/{path.name}", data, executable=True)
 
 
