@@ -6,7 +6,6 @@ to the new release.
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -18,10 +17,9 @@ from appliance.bundle.bytecode import clear_bytecode, compiling_ahead
 from appliance.bundle.health import MODULES, check_health, require_room
 from appliance.bundle.releases import is_complete, raise_state_version, write_marker
 from appliance.bundle.stage0.environment import clear_cache, settle_environment
-from appliance.bundle.stage0.extract import check_tree
 from appliance.bundle.stage0.journal import Prefix, Transaction
 from appliance.bundle.stage0.media import Head
-from appliance.bundle.stage0.preparing import Conduct, advance, reached
+from appliance.bundle.stage0.preparing import Conduct, advance, check_payload, reached, stage_again
 from appliance.bundle.stage0.refusal import Refused
 from appliance.errors import InstallError
 
@@ -61,8 +59,8 @@ class Completion:
                 with ThreadPoolExecutor(2) as background, self._compiling(transaction.release):
                     folder = self.prefix.release(transaction.release)
                     settled = background.submit(settle_environment, folder)
+                    self._verify(transaction)  # also where an earlier run did: nothing is taken from yesterday
                     if not reached(transaction, "verified"):
-                        self._verify()
                         transaction = advance(self.prefix, transaction, "verified", self.conduct)
                     background.submit(clear_cache, folder)
                     health = self._check_health(transaction.release)
@@ -82,16 +80,14 @@ class Completion:
         self.prefix.close()
         return health
 
-    def _verify(self) -> None:
+    def _verify(self, transaction: Transaction) -> None:
         """Hash the payload once more from the disk, then take over the trust metadata it came with."""
         self.conduct.say("verifying what was staged")
-        manifest = self.verdict.release.manifest
-        payload = self.prefix.payload(manifest.release_id)
-        descriptor = os.open(payload, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            check_tree(manifest.members, descriptor)
-        finally:
-            os.close(descriptor)
+            check_payload(self.prefix, self.verdict.release.manifest)
+        except Refused:
+            stage_again(self.prefix, transaction)
+            raise
         self.conduct.checkpoint("verified: before the trust state")
         self.authenticator.commit(self.head, self.prefix.state / "trust", witness=self.verdict.verdict.signed_at)
 

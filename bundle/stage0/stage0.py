@@ -58,7 +58,7 @@ REMEDIES = {
     "INSTALL_PREFIX": "Check `--prefix`; an installation has releases/, state/, etc/ and the link current.",
     "INSTALL_PYTHON": "Run stage 0 with the Python that the release names, see `appliance bundle inspect`.",
     "INSTALL_SERVICE": "Read `journalctl -u appliance-gateway.service`, check the configuration with `appliance serve --check --config PREFIX/etc/appliance.yaml`, and install again; `--no-restart` leaves the service alone.",
-    "INSTALL_STAGED_ALTERED": "Check the disk and who may write below the prefix, then run the command again; nothing was activated.",
+    "INSTALL_STAGED_ALTERED": "Check the disk and who may write below the prefix, then run the command again. Nothing was activated; the damaged file is taken from the media anew.",
     "INSTALL_STATE_NEWER": "Install the newer release again, or restore the state of the older one from its backup.",
     "INSTALL_UNCHECKED": "See what the host is short of (`free -m`, `dmesg | tail`, `ulimit -a`), then run the same command again; it goes on where it stood.",
     "INSTALL_UNHEALTHY": "Read the finding named; `appliance doctor` says more about the host."
@@ -2497,10 +2497,18 @@ def _begin(prefix: Prefix, release: Authenticated, conduct: Conduct) -> Transact
     found = prefix.transaction()
     if found is not None and found.digest == release.manifest.digest:
         conduct.say(f"taking up the installation of {found.release} after step {found.step!r}")
-        if found.step in NOT_YET_DURABLE and found.boot != current_boot():
+        complete = find_base(prefix, found.digest) is not None  # then it was durable long ago
+        lost = found.step in NOT_YET_DURABLE and found.boot != current_boot() and not complete
+        if lost:
             conduct.say("the host was restarted meanwhile: making the environment anew")
             found = replace(found, step="staged", boot=current_boot())
             prefix.record(found)
+        if found.step == "staged":
+            try:
+                check_payload(prefix, release.manifest)
+            except Refused as refusal:
+                conduct.say(f"{refusal.cause}: taking it from the media again")
+                found = stage_again(prefix, found)
         elif reached(found, "activated") and prefix.active() != found.release:
             conduct.say("it was rolled back meanwhile: activating it again")
             found = replace(found, step="healthy", previous=prefix.active(), boot=current_boot())
@@ -2517,6 +2525,36 @@ def _begin(prefix: Prefix, release: Authenticated, conduct: Conduct) -> Transact
     transaction = Transaction(manifest.release_id, manifest.digest, step, prefix.active(), current_boot())
     prefix.record(transaction)
     conduct.checkpoint("begun: written down")
+    return transaction
+
+
+def check_payload(prefix: Prefix, manifest: Manifest) -> None:
+    """Hash what was staged again, from the disk.
+
+    Raises:
+        Refused: INSTALL_STAGED_ALTERED.
+    """
+    payload = prefix.payload(manifest.release_id)
+    try:
+        descriptor = os.open(payload, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise Refused("INSTALL_STAGED_ALTERED", f"{payload}: {error.strerror}", path=str(payload)) from None
+    try:
+        check_tree(manifest.members, descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def stage_again(prefix: Prefix, transaction: Transaction) -> Transaction:
+    """Step back to where every file that lies there is hashed, and taken from the media where it is damaged.
+
+    It stops being a release that `rollback` could return to. The one that runs is never taken apart.
+    """
+    if prefix.active() == transaction.release:
+        return transaction
+    (prefix.release(transaction.release) / "release.json").unlink(missing_ok=True)
+    transaction = replace(transaction, step="begun", boot=current_boot())
+    prefix.record(transaction)
     return transaction
 
 
@@ -2745,6 +2783,8 @@ def _anchor_bytes(options: argparse.Namespace, head: Head) -> bytes:
             )
         return copy
     try:
+        if options.trust.exists() and not options.trust.is_file():  # a pipe or a device would be waited for
+            raise Refused("BUNDLE_ANCHOR", f"{options.trust} is no file")
         with open(options.trust, "rb") as stream:
             return stream.read(MAX_ANCHOR_BYTES + 1)
     except OSError as error:

@@ -159,6 +159,8 @@ def _anchor_bytes(options: argparse.Namespace, head: Head) -> bytes:
             )
         return copy
     try:
+        if options.trust.exists() and not options.trust.is_file():  # a pipe or a device would be waited for
+            raise Refused("BUNDLE_ANCHOR", f"{options.trust} is no file")
         with open(options.trust, "rb") as stream:
             return stream.read(MAX_ANCHOR_BYTES + 1)
     except OSError as error:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .environment import make_environment
-from .extract import extract_members, link_from, verified_present
+from .extract import check_tree, extract_members, link_from, verified_present
 from .journal import NOT_YET_DURABLE, STEPS, Prefix, Transaction, current_boot, sync_folder
 from .manifest import Delta, Manifest, Member
 from .media import MANIFEST, SIGNATURE
@@ -111,10 +111,18 @@ def _begin(prefix: Prefix, release: Authenticated, conduct: Conduct) -> Transact
     found = prefix.transaction()
     if found is not None and found.digest == release.manifest.digest:
         conduct.say(f"taking up the installation of {found.release} after step {found.step!r}")
-        if found.step in NOT_YET_DURABLE and found.boot != current_boot():
+        complete = find_base(prefix, found.digest) is not None  # then it was durable long ago
+        lost = found.step in NOT_YET_DURABLE and found.boot != current_boot() and not complete
+        if lost:
             conduct.say("the host was restarted meanwhile: making the environment anew")
             found = replace(found, step="staged", boot=current_boot())
             prefix.record(found)
+        if found.step == "staged":
+            try:
+                check_payload(prefix, release.manifest)
+            except Refused as refusal:
+                conduct.say(f"{refusal.cause}: taking it from the media again")
+                found = stage_again(prefix, found)
         elif reached(found, "activated") and prefix.active() != found.release:
             conduct.say("it was rolled back meanwhile: activating it again")
             found = replace(found, step="healthy", previous=prefix.active(), boot=current_boot())
@@ -131,6 +139,36 @@ def _begin(prefix: Prefix, release: Authenticated, conduct: Conduct) -> Transact
     transaction = Transaction(manifest.release_id, manifest.digest, step, prefix.active(), current_boot())
     prefix.record(transaction)
     conduct.checkpoint("begun: written down")
+    return transaction
+
+
+def check_payload(prefix: Prefix, manifest: Manifest) -> None:
+    """Hash what was staged again, from the disk.
+
+    Raises:
+        Refused: INSTALL_STAGED_ALTERED.
+    """
+    payload = prefix.payload(manifest.release_id)
+    try:
+        descriptor = os.open(payload, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise Refused("INSTALL_STAGED_ALTERED", f"{payload}: {error.strerror}", path=str(payload)) from None
+    try:
+        check_tree(manifest.members, descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def stage_again(prefix: Prefix, transaction: Transaction) -> Transaction:
+    """Step back to where every file that lies there is hashed, and taken from the media where it is damaged.
+
+    It stops being a release that `rollback` could return to. The one that runs is never taken apart.
+    """
+    if prefix.active() == transaction.release:
+        return transaction
+    (prefix.release(transaction.release) / "release.json").unlink(missing_ok=True)
+    transaction = replace(transaction, step="begun", boot=current_boot())
+    prefix.record(transaction)
     return transaction
 
 

@@ -141,6 +141,57 @@ def test_a_file_altered_between_extraction_and_activation_is_found(prefix, relea
     assert error.code == "INSTALL_STAGED_ALTERED"
     assert error.evidence["path"] == "evidence/note.txt"
     assert Prefix(prefix).active() == name(releases[0])
+    assert bring(releases[1], prefix).outcome == "installed", "what was damaged is taken from the media again"
+    assert Prefix(prefix).active() == name(releases[1])
+
+
+@pytest.mark.parametrize("step", ["staged: written down", "verified: written down"])
+def test_a_file_altered_while_an_installation_lies_broken_off_is_not_taken_over(prefix, releases, step):
+    def stop(at: str) -> None:
+        if at == step:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bring(releases[1], prefix, checkpoint=stop)
+    wheel = next((Prefix(prefix).payload(name(releases[1])) / "wheels").glob("pyyaml-*"))
+    honest = wheel.read_bytes()
+    wheel.write_bytes(honest[:-9] + b"x" + honest[-8:])
+    for _attempt in range(2):
+        try:
+            bring(releases[1], prefix)
+        except ApplianceError as refusal:
+            assert refusal.code == "INSTALL_STAGED_ALTERED"
+            assert Prefix(prefix).active() == name(releases[0])
+    assert wheel.read_bytes() == honest
+    assert Prefix(prefix).active() == name(releases[1])
+
+
+@pytest.mark.parametrize("step", ["staged: written down", "environment: written down"])
+def test_a_release_that_was_cleared_away_while_its_installation_lay_broken_off_is_staged_anew(prefix, releases, step):
+    def stop(at: str) -> None:
+        if at == step:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bring(releases[1], prefix, checkpoint=stop)
+    shutil.rmtree(Prefix(prefix).release(name(releases[1])))
+    if step.startswith("environment"):
+        assert refused(releases[1], prefix).code == "INSTALL_STAGED_ALTERED"
+    assert bring(releases[1], prefix).outcome == "installed"
+    assert Prefix(prefix).active() == name(releases[1])
+
+
+def test_a_damaged_release_that_was_left_is_made_whole_when_it_is_installed_again(prefix, releases):
+    bring(releases[1], prefix)
+    rollback(Prefix(prefix), to=None, now=datetime.now(UTC))
+    note = Prefix(prefix).payload(name(releases[1])) / "evidence" / "note.txt"
+    note.write_text("9.9.9")
+    assert refused(releases[1], prefix).code == "INSTALL_STAGED_ALTERED"
+    with pytest.raises(ApplianceError) as caught:
+        rollback(Prefix(prefix), to=name(releases[1]), now=datetime.now(UTC))
+    assert caught.value.code == "INSTALL_NO_PREVIOUS"
+    assert bring(releases[1], prefix).outcome == "installed"
+    assert Prefix(prefix).active() == name(releases[1])
 
 
 def test_state_of_a_newer_release_is_never_silently_used(prefix, releases):
