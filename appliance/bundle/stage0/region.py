@@ -147,15 +147,16 @@ class VolumeRegion:
         rebuilt = self._rebuild(index, within, length)
         if rebuilt is None or hashlib.sha256(rebuilt).hexdigest() != self._segments[number]:
             where = str(self._slices[index].path) if index in self._slices else "missing"
+            fault = self._slices[index].fault if index in self._slices else ""
             raise Refused(
                 "BUNDLE_VOLUME_DAMAGED",
                 f"{_volume_names([index], self._total)} damaged and cannot be rebuilt"
                 + ("" if rebuilt is not None else ": parity or another volume is not there"),
                 volume=index + 1,
                 file=where,
-                fault=self._slices[index].fault if index in self._slices else "",
                 segment=number,
                 also_damaged=self._set_aside,
+                **({"fault": fault} if fault else {}),
             )
         self._tell(index, "damaged")
         return memoryview(rebuilt)
