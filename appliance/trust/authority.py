@@ -215,7 +215,12 @@ class Authority:
             if service == name:
                 instance = self.current(service, at)
         if instance is None:
-            raise TrustError("TRUST_LOG_UNKNOWN", f"the authority has no log {name!r}", logs=sorted(known))
+            raise TrustError(
+                "TRUST_LOG_UNKNOWN",
+                f"the authority has no log {name!r}",
+                logs=sorted(known),
+                remedy="Name one of the authority's logs.",
+            )
         directory = self.path / instance.service / instance.name
         return MerkleLog(directory, self._url(instance.name), self.keys.load(instance.name))
 

@@ -123,11 +123,14 @@ def test_the_import_officers_guide_from_the_desk_to_a_promotion_and_back(tmp_pat
     officer = ("--authority", authority.path)
     desk = {"STATE": here.directory, "/srv/border": border}
 
-    def admit(name: str, files: dict[str, bytes]) -> dict:
+    def examine(name: str, files: dict[str, bytes]) -> dict:
         handed_in = artifacts.write(artifacts.signed(files, producer), tmp_path / "media" / name)
         encoder = {"PREFIX/current/payload/encoder": here.directory / "encoder"}
         given = {"/media/handed-in/router": handed_in, "recorded-prompts.jsonl": recorded}
-        examined = guide.type("appliance artifact admit", {**places, **desk, **encoder, **given})
+        return guide.type("appliance artifact admit", {**places, **desk, **encoder, **given})
+
+    def admit(name: str, files: dict[str, bytes]) -> dict:
+        examined = examine(name, files)
         for number, identity in enumerate(("import-officer@", "import-officer-2@")):
             approve = f"appliance artifact approve 8264ef77280f37ba --identity {identity}"
             said = {"8264ef77280f37ba": examined["case"], "zone.internal": "appliance.internal"}
@@ -151,6 +154,8 @@ def test_the_import_officers_guide_from_the_desk_to_a_promotion_and_back(tmp_pat
     guide.type("appliance artifact revoke default 1.4.0", {}, *officer)
     guide.type("appliance artifact promote default 1.3.2", {"1.3.2": "1.4.0"}, *officer, expect=1)
 
+    unwanted = examine("1.6.0", router_files(labels=here.labels, encoder=here.encoder, version="1.6.0"))
+    guide.type("appliance artifact decline", {"8264ef77280f37ba": unwanted["case"]}, "--border", border)
     digest = artifact.read(here.directory / "encoder").digest[:12]
     admit("encoder", here.encoder)
     out = tmp_path / "encoder-of-the-zone"
@@ -163,7 +168,9 @@ def test_the_import_officers_guide_from_the_desk_to_a_promotion_and_back(tmp_pat
     assert artifact.router_metadata(artifact.read(tmp_path / "new")).version == "1.5.0"
     assert guide.type("appliance artifact journal show", desk)
     head = appliance("artifact", "journal", "verify", "--border", border, "--trust", here.directory / "trust")["head"]
-    verify = "appliance artifact journal verify"
+    checked = "appliance artifact journal verify --border /srv/border --trust STATE/trust"
+    assert guide.type(f"{checked} --registry", {**desk, "registry.yaml": registry})["head"] == head
+    verify = f"{checked} --head"
     assert guide.type(verify, {**desk, "HEAD_YOU_NOTED": head})["head"] == head
     refused = guide.type(verify, {**desk, "HEAD_YOU_NOTED": "1" * 64}, expect=1)
     assert "remedy" in guide.type("appliance explain", {"CODE": refused["error"]["code"]})

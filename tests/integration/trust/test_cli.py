@@ -112,7 +112,6 @@ def test_usage_errors_are_told_apart_from_refusals(home):
         ("rotate", "signing", "--policy", "ca/policy.yaml"),
         ("rotate", "policy"),
         ("status", "--key", "nonsense"),
-        ("log", "export", "x", "--log", "tree"),
     ):
         assert ca(*wrong, cwd=home, check=False).returncode == 2, wrong
     assert refusal("issue", "tls-server", "gw", "--out", "t", cwd=home) == "TRUST_TLS_NAMES"
@@ -120,6 +119,7 @@ def test_usage_errors_are_told_apart_from_refusals(home):
     assert refusal("rotate", "tuf-root-9", cwd=home) == "TRUST_KEY_UNKNOWN"
     assert refusal("status", "--authority", "nowhere", cwd=home) == "TRUST_AUTHORITY_MISSING"
     assert refusal("revoke", "--role", "pope", cwd=home) == "TRUST_ROLE_UNKNOWN"
+    assert refusal("log", "export", "x", "--log", "tree", cwd=home) == "TRUST_LOG_UNKNOWN"
     assert not (home / "t").exists()
 
 
