@@ -12,6 +12,8 @@ from appliance.registry.contract import Store
 from appliance.registry.directory import DirectoryStore
 from appliance.registry.homes import open_store
 from appliance.registry.settings import S3Settings
+from tests.support.postgres import PostgresServer, postgres_server
+from tests.support.redis import RedisServer, redis_server
 from tests.support.rgw import rgw_server
 from tests.support.s3 import S3Server, swift_server
 from tests.support.small_authority import SmallAuthority
@@ -33,6 +35,18 @@ def swift(tls_authority: SmallAuthority) -> Iterator[S3Server]:
 @pytest.fixture(scope="session")
 def rgw(tls_authority: SmallAuthority) -> Iterator[S3Server]:
     with rgw_server(tls_authority.issue("127.0.0.1")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def postgres(tls_authority: SmallAuthority) -> Iterator[PostgresServer]:
+    with postgres_server(tls_authority.issue("127.0.0.1")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def redis(tls_authority: SmallAuthority) -> Iterator[RedisServer]:
+    with redis_server(tls_authority.issue("127.0.0.1")) as server:
         yield server
 
 

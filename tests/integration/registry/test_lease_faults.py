@@ -24,23 +24,11 @@ from appliance.registry.leases_postgres import LOCK_CLASS, PostgresSlots
 from appliance.registry.leases_redis import RedisSettings, RedisSlots
 from appliance.registry.postgres import parameters
 from appliance.registry.settings import FetchSlots
-from tests.support.postgres import PostgresServer, postgres_server
-from tests.support.redis import RedisServer, redis_server
+from tests.support.postgres import PostgresServer
+from tests.support.redis import RedisServer
 from tests.support.small_authority import SmallAuthority
 
 SOON = Patience(jitter_s=0.0, answer_s=1.0)
-
-
-@pytest.fixture(scope="module")
-def postgres(tls_authority: SmallAuthority) -> Iterator[PostgresServer]:
-    with postgres_server(tls_authority.issue("127.0.0.1")) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def redis(tls_authority: SmallAuthority) -> Iterator[RedisServer]:
-    with redis_server(tls_authority.issue("127.0.0.1")) as server:
-        yield server
 
 
 @contextmanager

@@ -16,8 +16,8 @@ from appliance.registry.leases_redis import RedisSlots
 from appliance.registry.settings import FetchSlots
 from tests.support.faulty_tls import FaultyServer
 from tests.support.ports import free_port
-from tests.support.postgres import PostgresServer, postgres_server
-from tests.support.redis import RedisServer, redis_server
+from tests.support.postgres import PostgresServer
+from tests.support.redis import RedisServer
 from tests.support.small_authority import SmallAuthority
 from tests.support.stampede import PacedServer, paced_server, stampede
 
@@ -32,18 +32,6 @@ MEGABYTES = 12  # the long form, with 500, is `python -m benchmarks.stampede`
 def paced(tls_authority: SmallAuthority) -> Iterator[tuple[FaultyServer, PacedServer]]:
     with paced_server(tls_authority, megabytes=MEGABYTES, rate_mb_s=20) as both:
         yield both
-
-
-@pytest.fixture(scope="module")
-def postgres(tls_authority: SmallAuthority) -> Iterator[PostgresServer]:
-    with postgres_server(tls_authority.issue("127.0.0.1")) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def redis(tls_authority: SmallAuthority) -> Iterator[RedisServer]:
-    with redis_server(tls_authority.issue("127.0.0.1")) as server:
-        yield server
 
 
 @pytest.mark.parametrize("service", ["postgres", "redis"])
