@@ -14,6 +14,7 @@ from typing import Any
 
 from appliance.bundle.authentication import Authenticator, FullVerdict
 from appliance.bundle.bytecode import clear_bytecode, compiling_ahead
+from appliance.bundle.comparison import compare_environment
 from appliance.bundle.health import MODULES, check_health, require_room
 from appliance.bundle.releases import is_complete, raise_state_version, write_marker
 from appliance.bundle.stage0.environment import clear_cache, settle_environment
@@ -85,11 +86,20 @@ class Completion:
         self.conduct.say("verifying what was staged")
         try:
             check_payload(self.prefix, self.verdict.release.manifest)
+            if is_complete(self.prefix, transaction.release):  # made long ago, and perhaps changed since
+                self._require_environment(transaction.release)
         except Refused:
             stage_again(self.prefix, transaction)
             raise
         self.conduct.checkpoint("verified: before the trust state")
         self.authenticator.commit(self.head, self.prefix.state / "trust", witness=self.verdict.verdict.signed_at)
+
+    def _require_environment(self, release_id: str) -> None:
+        """Refuse an environment that is not what its wheels brought."""
+        found = compare_environment(self.prefix.release(release_id), (), deep=True)
+        if found.differing:
+            text = f"{len(found.differing)} files of the environment are no longer what was signed"
+            raise Refused("INSTALL_STAGED_ALTERED", text, files=list(found.differing[:5]))
 
     def _compiling(self, release_id: str) -> AbstractContextManager[object]:
         """Compile what the health check will import; a release that was complete before has it all."""

@@ -18,12 +18,13 @@ from appliance.bundle.completing import Completion
 from appliance.bundle.downgrade import authorise, is_authorised, is_older, refused_downgrade, settle
 from appliance.bundle.refusals import appliance_errors
 from appliance.bundle.releases import check_state, collect_garbage
+from appliance.bundle.repair import UNFINISHED, Repair, Repairing
 from appliance.bundle.stage0.extract import check_members
 from appliance.bundle.stage0.journal import Prefix
 from appliance.bundle.stage0.main import release_region
 from appliance.bundle.stage0.media import Head, choose, open_sources
 from appliance.bundle.stage0.preflight import Finding, preflight_findings, read_host, refuse_unfit
-from appliance.bundle.stage0.preparing import Conduct, is_settled, prepare, require_base
+from appliance.bundle.stage0.preparing import Conduct, begin_anew, is_settled, prepare, require_base
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,12 @@ class Report:
     Attributes:
         verdict: the release and its signer.
         findings: of the preflight.
-        outcome: `installed`, `already installed`, `checked` (dry run).
+        outcome: `installed`, `already installed`, `repaired`, `checked` (dry run).
         previous: release that ran before.
         health: findings of the health check.
         removed: old releases cleared away.
         repaired: volumes that were missing or damaged and rebuilt from parity.
+        mended: files of the running release that were not as signed, and are now.
     """
 
     verdict: FullVerdict
@@ -47,6 +49,7 @@ class Report:
     health: tuple[dict[str, Any], ...] = ()
     removed: tuple[str, ...] = ()
     repaired: tuple[str, ...] = ()
+    mended: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ def install(
     downgrade: bytes | None = None,
     inherited_lock: int | None = None,
 ) -> Report:
-    """Install a release below a prefix.
+    """Install a release below a prefix, or put it right where it runs already and its files are not what was signed.
 
     Args:
         media: the archive, its volumes, or folders that hold them.
@@ -138,7 +141,8 @@ def install(
         require_base(prefix, release)
         findings = _preflight(prefix, verdict, conduct, now, ports)
         check_state(prefix, manifest)
-        unauthorised = is_older(prefix, manifest) and not is_authorised(prefix, manifest)
+        older = not is_settled(prefix, release) and is_older(prefix, manifest)
+        unauthorised = older and not is_authorised(prefix, manifest)
         if unauthorised and downgrade is None:
             raise refused_downgrade(prefix, manifest)
         region = release_region(chosen, release, set_aside + unreadable, report_repair)
@@ -151,16 +155,29 @@ def install(
             )
             return Report(verdict, findings, "checked", prefix.active(), repaired=tuple(repaired))
         with prefix.locked(inherited_lock):
+            repair = Repair()
             if is_settled(prefix, release):
-                return Report(verdict, findings, "already installed", prefix.active())
+                repair = Repairing(prefix, verdict, region, conduct, now).run()
+                if not repair.anew:
+                    outcome = "repaired" if repair.changed else "already installed"
+                    return Report(
+                        verdict, findings, outcome, prefix.active(), repair.health,
+                        repaired=tuple(repaired), mended=repair.files,
+                    )  # fmt: skip
+                conduct.say("its environment does not work: making it anew")
+                begin_anew(prefix, release)
             if unauthorised and downgrade is not None:
                 authorise(prefix, manifest, downgrade, now)
             transaction = prepare(prefix, release, region, conduct)
             completion = Completion(prefix, verdict, authenticator, heads[manifest.digest], conduct, now)
             health = completion.run(transaction)
             settle(prefix)
+            (prefix.release(manifest.release_id) / UNFINISHED).unlink(missing_ok=True)
             removed = collect_garbage(prefix)
-    return Report(verdict, findings, "installed", transaction.previous, tuple(health), tuple(removed), tuple(repaired))
+    outcome = "repaired" if repair.anew else "installed"
+    return Report(
+        verdict, findings, outcome, transaction.previous, tuple(health), tuple(removed), tuple(repaired), repair.files
+    )
 
 
 def _preflight(

@@ -11,6 +11,7 @@ from typing import Any
 from appliance.bundle.stage0.journal import Prefix
 from appliance.bundle.stage0.manifest import Manifest, read_manifest
 from appliance.bundle.stage0.media import MANIFEST
+from appliance.bundle.stage0.refusal import Refused
 from appliance.errors import InstallError
 
 MARKER = "release.json"  # written when a release is complete and healthy; a folder without it is no release
@@ -52,17 +53,29 @@ class Release:
 
 
 def installed_releases(prefix: Prefix) -> list[Release]:
-    """All complete releases, by time of installation."""
+    """All complete releases, by time of installation; one whose documents are unreadable is none.
+
+    Raises:
+        InstallError: INSTALL_RELEASE_DAMAGED where it is the one that runs.
+    """
     found = []
     active = prefix.active()
     if prefix.releases.is_dir():
         for folder in sorted(prefix.releases.iterdir()):
             if (folder / MARKER).is_file():
-                marker = json.loads((folder / MARKER).read_text("utf-8"))
-                manifest = read_manifest((folder / MANIFEST).read_bytes())
-                found.append(
-                    Release(folder.name, manifest, marker["installed"], marker["signer"], folder.name == active)
-                )
+                try:
+                    marker = json.loads((folder / MARKER).read_text("utf-8"))
+                    manifest = read_manifest((folder / MANIFEST).read_bytes())
+                    release = Release(
+                        folder.name, manifest, str(marker["installed"]), str(marker["signer"]), folder.name == active
+                    )
+                except (OSError, ValueError, KeyError, TypeError, Refused) as error:
+                    if folder.name != active:
+                        continue
+                    said = error.cause if isinstance(error, Refused) else f"{type(error).__name__}: {error}"
+                    text = f"the documents of release {active}, which runs, are unreadable"
+                    raise InstallError("INSTALL_RELEASE_DAMAGED", text, said=said, path=str(folder)) from None
+                found.append(release)
     return sorted(found, key=lambda release: (release.installed, release.id))
 
 
@@ -77,16 +90,6 @@ def is_complete(prefix: Prefix, release_id: str) -> bool:
     return (prefix.release(release_id) / MARKER).is_file()
 
 
-def previous_release(prefix: Prefix) -> str | None:
-    """The complete release that ran before the current one, by the history."""
-    active = prefix.active()
-    for entry in reversed(prefix.activations()):
-        before = entry.get("from")
-        if entry.get("to") == active and before and before != active:
-            return before if is_complete(prefix, before) else None
-    return None
-
-
 def rollback(prefix: Prefix, *, to: str | None, now: datetime, inherited_lock: int | None = None) -> Release:
     """Point back to the previous release, or to a named one.
 
@@ -96,7 +99,7 @@ def rollback(prefix: Prefix, *, to: str | None, now: datetime, inherited_lock: i
     """
     with prefix.locked(inherited_lock):
         releases = {release.id: release for release in installed_releases(prefix)}
-        target = to or previous_release(prefix)
+        target = to or prefix.previous()
         if target is None or target not in releases or target == prefix.active():
             raise InstallError(
                 "INSTALL_NO_PREVIOUS",
@@ -154,7 +157,7 @@ def collect_garbage(prefix: Prefix, *, keep: int = KEEP) -> list[str]:
     Returns:
         Names of what was removed.
     """
-    active, previous = prefix.active(), previous_release(prefix)
+    active, previous = prefix.active(), prefix.previous()
     transaction = prefix.transaction()
     complete = [release.id for release in installed_releases(prefix)]
     protected = {active, previous, transaction.release if transaction else None, *complete[-keep:]}

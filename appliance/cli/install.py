@@ -22,6 +22,8 @@ from appliance.files import read_regular
 
 MAX_ANCHOR_BYTES = 1024 * 1024
 MAX_TOKEN_BYTES = 64 * 1024
+SHOWN = 10  # files that were put right
+SET_ASIDE = "set-aside"
 Prefix = Annotated[Path, typer.Option("--prefix", help="Where the appliance lives.", show_default=True)]
 Restart = Annotated[
     bool, typer.Option("--restart/--no-restart", help="Restart the gateway's service, where it runs from this prefix.")
@@ -50,7 +52,10 @@ def install(
     restart: Restart = True,
     as_json: Json = False,
 ) -> None:
-    """Install a release from media, atomically: the old release or the new one runs, never neither."""
+    """Install a release from media, atomically: the old release or the new one runs, never neither.
+
+    Where it runs already, every installed file is compared with what was signed, and put right.
+    """
     from appliance.bundle import install as installing
     from appliance.bundle.services import restart_or_return
 
@@ -73,7 +78,8 @@ def install(
             inherited_lock=lock,
         )
         restarted = False
-        if restart and report.outcome == "installed":
+        changed = report.outcome in ("installed", "repaired")
+        if restart and changed:
             before, home = report.previous, installed.require_prefix(prefix)
 
             def go_back() -> object:
@@ -94,6 +100,7 @@ def install(
             "health": list(report.health),
             "removed": list(report.removed),
             "repaired": list(report.repaired),
+            "mended": list(report.mended),
             "restarted": restarted,
         }
 
@@ -103,11 +110,13 @@ def install(
             for entry in report.health:
                 out.print(f"  {entry['check']:13} healthy  {entry['text']}", markup=False)
             out.print(f"{report.outcome}: {manifest.release_id} at {prefix}", markup=False)
+            if report.mended:
+                _print_mended(out, report.mended, prefix)
             if report.outcome == "installed" and report.previous:
                 out.print(
                     f"before it ran {report.previous}; return with: appliance rollback --prefix {prefix}", markup=False
                 )
-            if report.outcome == "installed":
+            if changed:
                 _print_next(out, prefix, restarted)
 
         show(value, as_json, text)
@@ -197,6 +206,17 @@ def inventory(
                 console.print(f"wrote {out} and {out}{SIGNATURE_SUFFIX}", markup=False)
 
         show(statement, as_json, text)
+
+
+def _print_mended(out: Console, mended: tuple[str, ...], prefix: Path) -> None:
+    """What was not as signed, and where that is kept."""
+    for name in mended[:SHOWN]:
+        out.print(f"  was not as signed: {name}", markup=False)
+    if len(mended) > SHOWN:
+        out.print(f"  and {len(mended) - SHOWN} more; --json names all", markup=False)
+    aside = prefix / "current" / SET_ASIDE
+    if aside.is_dir():
+        out.print(f"what was found there is kept in {aside}", markup=False)
 
 
 def _print_next(out: Console, prefix: Path, restarted: bool) -> None:

@@ -57,6 +57,7 @@ REMEDIES = {
     "INSTALL_PERMISSION": "Run as the owner of the prefix; see `ls -ld PREFIX`.",
     "INSTALL_PREFIX": "Check `--prefix`; an installation has releases/, state/, etc/ and the link current.",
     "INSTALL_PYTHON": "Run stage 0 with the Python that the release names, see `appliance bundle inspect`.",
+    "INSTALL_RELEASE_DAMAGED": "Install the same release again from its media; it is put right where it runs. Then check the disk and who may write below the prefix.",
     "INSTALL_SERVICE": "Read `journalctl -u appliance-gateway.service`, check the configuration with `appliance serve --check --config PREFIX/etc/appliance.yaml`, and install again; `--no-restart` leaves the service alone.",
     "INSTALL_STAGED_ALTERED": "Check the disk and who may write below the prefix, then run the command again. Nothing was activated; the damaged file is taken from the media anew.",
     "INSTALL_STATE_NEWER": "Install the newer release again, or restore the state of the older one from its backup.",
@@ -1857,6 +1858,15 @@ class Prefix:
                     entries.append(json.loads(line))
         return entries
 
+    def previous(self) -> str | None:
+        """The whole release that ran before the active one, by the history."""
+        active = self.active()
+        for entry in reversed(self.activations()):
+            before = entry.get("from")
+            if entry.get("to") == active and before and before != active:
+                return before if (self.release(before) / "release.json").is_file() else None
+        return None
+
     def write(self, path: Path, text: str) -> None:
         """Replace a small file whole."""
         temporary = path.with_name(f".{path.name}.new")
@@ -2261,6 +2271,7 @@ def _busy(port: int) -> bool:
 
 
 import ctypes
+import errno
 import os
 import shutil
 import signal
@@ -2273,6 +2284,7 @@ from pathlib import Path
 
 REQUIREMENTS = "requirements.txt"
 MAX_UV_BYTES = 256 * 1024 * 1024
+START_S = 120.0
 FULL_BYTES = 64 * 1024  # with less than this left a disk is full
 _LIBRARY = ctypes.CDLL(None, use_errno=True)
 _PRCTL = _LIBRARY.prctl  # looked up here: between fork and exec the loader's lock may be held by a thread that is gone
@@ -2309,6 +2321,21 @@ def make_environment(payload: Path, release: Path, *, python: str = sys.executab
             (environment / ".lock").unlink(missing_ok=True)  # uv's own, which everybody may write
         finally:
             uv.unlink(missing_ok=True)
+
+
+def starts(program: Path) -> bool:
+    """Whether a program of an environment starts; True also where the host alone kept it from starting."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    try:
+        done = subprocess.run(
+            [str(program), "--version"], env=environment | {"PYTHONDONTWRITEBYTECODE": "1"}, timeout=START_S,
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return True
+    except OSError as error:
+        return error.errno not in (errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.ENOTDIR, errno.ELOOP)
+    return done.returncode <= 0 or b"MemoryError" in done.stderr  # ended by a signal: by the host's hand, too
 
 
 def settle_environment(release: Path) -> None:
@@ -2477,6 +2504,12 @@ def prepare(prefix: Prefix, release: Authenticated, region: Region, conduct: Con
 def is_settled(prefix: Prefix, release: Authenticated) -> bool:
     """Whether this very release runs already and nothing is left to do."""
     return prefix.active() == release.manifest.release_id and prefix.transaction() is None
+
+
+def begin_anew(prefix: Prefix, release: Authenticated) -> None:
+    """Have the release that runs made anew where it lies: its program no longer starts, there is nothing to spare."""
+    manifest = release.manifest
+    prefix.record(Transaction(manifest.release_id, manifest.digest, "begun", prefix.previous(), current_boot()))
 
 
 def reached(transaction: Transaction, step: str) -> bool:
@@ -2758,14 +2791,18 @@ def _stage0(options: argparse.Namespace) -> int:
             _say("everything on the media is what the manifest signs; nothing was written")
             return 0
         with prefix.locked() as lock:
+            program = prefix.environment(manifest.release_id) / "bin" / "appliance"
+            if is_settled(prefix, release) and not starts(program):
+                _say("it is installed, and its program does not start: making it anew")
+                begin_anew(prefix, release)
             if not is_settled(prefix, release):
                 prepare(prefix, release, region, conduct)
             anchor_file = prefix.journal / "anchor.json"
             prefix.write(anchor_file, anchors[manifest.digest].decode("utf-8"))
             _say("handing over to the appliance's own verifier")
             command = [
-                str(prefix.environment(manifest.release_id) / "bin" / "appliance"), "install",
-                *map(os.path.abspath, options.media), "--prefix", str(prefix.root), "--trust", str(anchor_file),
+                str(program), "install", *map(os.path.abspath, options.media),
+                "--prefix", str(prefix.root), "--trust", str(anchor_file),
             ]  # fmt: skip
             environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
             environment |= {LOCK_VARIABLE: str(lock), "PYTHONDONTWRITEBYTECODE": "1"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import shutil
 import signal
@@ -17,6 +18,7 @@ from .refusal import Refused, space_refusals
 
 REQUIREMENTS = "requirements.txt"
 MAX_UV_BYTES = 256 * 1024 * 1024
+START_S = 120.0
 FULL_BYTES = 64 * 1024  # with less than this left a disk is full
 _LIBRARY = ctypes.CDLL(None, use_errno=True)
 _PRCTL = _LIBRARY.prctl  # looked up here: between fork and exec the loader's lock may be held by a thread that is gone
@@ -53,6 +55,21 @@ def make_environment(payload: Path, release: Path, *, python: str = sys.executab
             (environment / ".lock").unlink(missing_ok=True)  # uv's own, which everybody may write
         finally:
             uv.unlink(missing_ok=True)
+
+
+def starts(program: Path) -> bool:
+    """Whether a program of an environment starts; True also where the host alone kept it from starting."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    try:
+        done = subprocess.run(
+            [str(program), "--version"], env=environment | {"PYTHONDONTWRITEBYTECODE": "1"}, timeout=START_S,
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return True
+    except OSError as error:
+        return error.errno not in (errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.ENOTDIR, errno.ELOOP)
+    return done.returncode <= 0 or b"MemoryError" in done.stderr  # ended by a signal: by the host's hand, too
 
 
 def settle_environment(release: Path) -> None:

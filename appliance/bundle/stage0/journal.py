@@ -185,6 +185,15 @@ class Prefix:
                     entries.append(json.loads(line))
         return entries
 
+    def previous(self) -> str | None:
+        """The whole release that ran before the active one, by the history."""
+        active = self.active()
+        for entry in reversed(self.activations()):
+            before = entry.get("from")
+            if entry.get("to") == active and before and before != active:
+                return before if (self.release(before) / "release.json").is_file() else None
+        return None
+
     def write(self, path: Path, text: str) -> None:
         """Replace a small file whole."""
         temporary = path.with_name(f".{path.name}.new")

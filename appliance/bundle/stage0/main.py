@@ -12,13 +12,14 @@ import sys
 import time
 from pathlib import Path
 
+from .environment import starts
 from .extract import check_members
 from .journal import Prefix
 from .manifest import read_delta, read_manifest, region_bytes
 from .media import DELTA, DELTA_SIGNATURE, MANIFEST, SIGNATURE, Head, choose, open_sources
 from .openssl import MAX_ANCHOR_BYTES, Anchor, FirstVerdict, check_openssl, read_anchor, verify_with_openssl
 from .preflight import preflight_findings, read_host, refuse_unfit
-from .preparing import Authenticated, Conduct, is_settled, prepare
+from .preparing import Authenticated, Conduct, begin_anew, is_settled, prepare
 from .refusal import Refused
 from .region import Region, open_region
 
@@ -133,14 +134,18 @@ def _stage0(options: argparse.Namespace) -> int:
             _say("everything on the media is what the manifest signs; nothing was written")
             return 0
         with prefix.locked() as lock:
+            program = prefix.environment(manifest.release_id) / "bin" / "appliance"
+            if is_settled(prefix, release) and not starts(program):
+                _say("it is installed, and its program does not start: making it anew")
+                begin_anew(prefix, release)
             if not is_settled(prefix, release):
                 prepare(prefix, release, region, conduct)
             anchor_file = prefix.journal / "anchor.json"
             prefix.write(anchor_file, anchors[manifest.digest].decode("utf-8"))
             _say("handing over to the appliance's own verifier")
             command = [
-                str(prefix.environment(manifest.release_id) / "bin" / "appliance"), "install",
-                *map(os.path.abspath, options.media), "--prefix", str(prefix.root), "--trust", str(anchor_file),
+                str(program), "install", *map(os.path.abspath, options.media),
+                "--prefix", str(prefix.root), "--trust", str(anchor_file),
             ]  # fmt: skip
             environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
             environment |= {LOCK_VARIABLE: str(lock), "PYTHONDONTWRITEBYTECODE": "1"}

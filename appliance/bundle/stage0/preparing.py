@@ -92,6 +92,12 @@ def is_settled(prefix: Prefix, release: Authenticated) -> bool:
     return prefix.active() == release.manifest.release_id and prefix.transaction() is None
 
 
+def begin_anew(prefix: Prefix, release: Authenticated) -> None:
+    """Have the release that runs made anew where it lies: its program no longer starts, there is nothing to spare."""
+    manifest = release.manifest
+    prefix.record(Transaction(manifest.release_id, manifest.digest, "begun", prefix.previous(), current_boot()))
+
+
 def reached(transaction: Transaction, step: str) -> bool:
     """Whether a transaction has finished a step."""
     return STEPS.index(transaction.step) >= STEPS.index(step)

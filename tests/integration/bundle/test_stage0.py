@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from appliance.bundle.stage0.assemble import assemble
+from appliance.bundle.stage0.environment import starts
 from appliance.bundle.stage0.journal import Prefix
 from appliance.bundle.stage0.main import authenticate_with_openssl
 from appliance.bundle.stage0.media import MANIFEST, SIGNATURE, Head, open_sources
@@ -216,3 +217,40 @@ def test_trust_metadata_exchanged_on_the_media_are_refused(release, authority):
     with pytest.raises(Refused) as caught:
         authenticate_with_openssl(exchanged, authority.anchor)
     assert caught.value.code == "BUNDLE_HEAD"
+
+
+def test_where_the_installed_program_no_longer_starts_stage_0_makes_it_anew(stage0, release, anchor, tmp_path):
+    prefix = tmp_path / "p"
+    command = (stage0, release.media, "--prefix", prefix, "--trust", anchor)
+    assert run(*command).returncode == 0
+    home = Prefix(prefix)
+    next(home.current.resolve().glob("env/lib/python*/site-packages/typer/__init__.py")).write_text("1 +\n")
+    (home.current / "payload" / "evidence" / "note.txt").write_text("9.9.9")
+    done = run(*command)
+    assert done.returncode == 0, done.stderr
+    assert "making it anew" in done.stderr
+    assert "installed: " in done.stdout
+    assert home.transaction() is None
+    done = run(*command)
+    assert "already installed" in done.stdout, done.stderr
+    assert "making it anew" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("#!/bin/sh\nexit 0\n", True),
+        ("#!/bin/sh\nexit 1\n", False),
+        ("#!/nowhere/python\n", False),
+        ("#!/bin/sh\nkill -9 $$\n", True),
+        ("#!/bin/sh\necho MemoryError >&2; exit 1\n", True),
+        (None, False),
+    ],
+    ids=["it does", "it fails", "no interpreter", "killed by the host", "no memory", "not there"],
+)
+def test_a_program_is_not_made_anew_for_what_the_host_lacks(tmp_path, text, expected):
+    program = tmp_path / "appliance"
+    if text is not None:
+        program.write_text(text)
+        program.chmod(0o755)
+    assert starts(program) is expected

@@ -97,6 +97,23 @@ def test_media_that_are_not_there_are_refused_with_the_next_step(desk):
     assert "next: mount the media" in run.stderr
 
 
+def test_what_the_doctor_calls_drift_the_same_media_put_right(desk, releases, tmp_path):
+    def drift() -> list[str]:
+        command = [COMMAND, "doctor", "--deep", "--json", "--prefix", desk.prefix]
+        report = json.loads(subprocess.run(command, capture_output=True, text=True, check=False).stdout)
+        found = next(finding for finding in report["findings"] if finding["check"] == "drift")
+        return [path for paths in found["evidence"].values() if isinstance(paths, list) for path in paths]
+
+    site = next((desk.prefix / "current").resolve().glob("env/lib/python*/site-packages"))
+    (site / "litellm_init.pth").write_text("import os")
+    (site / "yaml" / "loader.py").unlink()
+    assert sorted(drift()) == ["env/litellm_init.pth", "env/yaml/loader.py"]
+    said = desk.done("install-from-media", releases[0].media, "--apply")
+    assert "was not as signed: env/litellm_init.pth" in said
+    assert drift() == []
+    assert "already installed" in desk.done("install-from-media", releases[0].media, "--apply")
+
+
 def test_without_apply_a_runbook_says_what_it_would_do_and_changes_nothing(desk, zone, releases, tmp_path):
     desk.done("back-up", tmp_path / "backup.tar", "--apply")
     (tmp_path / "registry" / "routers").mkdir(parents=True)
