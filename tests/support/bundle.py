@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import io
@@ -97,6 +98,7 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+@functools.cache
 def repacked_wheel(name: str) -> tuple[str, bytes]:
     """A wheel of a distribution as it is installed here: tests need real wheels and no index."""
     distribution = importlib.metadata.distribution(name)
@@ -135,7 +137,7 @@ class SmallRelease:
         return self.built.path
 
 
-_WHEELS: dict[str, tuple[str, bytes]] = {}
+_own_wheel = functools.cache(own_wheel)  # once: a source edited meanwhile must not make two releases differ by it
 _INSTALLER_NEEDS = (
     "typer",
     "rich",
@@ -173,12 +175,8 @@ def small_payload(*, note: str = "", extra: Sequence[Payload] = (), whole: bool 
         extra: further files.
         whole: with everything that the `install` command itself needs, for stage 0's hand-over.
     """
-    wheels = []
-    for name in sorted(closure("pyyaml", *(_INSTALLER_NEEDS if whole else ())) | {"uv"}):
-        if name not in _WHEELS:
-            _WHEELS[name] = repacked_wheel(name)
-        wheels.append(_WHEELS[name])
-    wheels.append(own_wheel())
+    names = closure("pyyaml", *(_INSTALLER_NEEDS if whole else ())) | {"uv"}
+    wheels = [*map(repacked_wheel, sorted(names)), _own_wheel()]
     lines = []
     for filename, data in wheels:
         name, version = filename.split("-")[:2]

@@ -7,6 +7,7 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -117,6 +118,7 @@ class Changes:
         self._inside = os.fspath(below).lstrip("/")
         self._act: Callable[[int], None] | None = None
         self._number = 0
+        self._one_at_a_time = threading.RLock()  # a tree is removed by several threads
         sys.addaudithook(self._hook)
 
     @contextlib.contextmanager
@@ -139,8 +141,9 @@ class Changes:
         else:
             place = self._inside  # `open` does not tell its folder: of relative names only the installer's are written
         if place.lstrip("/").startswith(self._inside):
-            self._act(self._number)
-            self._number += 1
+            with self._one_at_a_time:
+                self._act(self._number)
+                self._number += 1
 
 
 def _changes(event: str, arguments: tuple[object, ...]) -> bool:

@@ -31,7 +31,8 @@ read -r note < "$1/evidence/note.txt"
 echo "[{{\\"check\\": \\"one release\\", \\"healthy\\": $healthy, \\"text\\": \\"$note in {version}\\"}}]"
 """
 
-# the part of uv's command line that the installer uses: `uv venv ... DIR`, `uv pip install --python P ...`
+# the part of uv's command line that the installer uses: `uv venv ... DIR`, `uv pip install --python P ...`; like uv it
+# leaves its lock in the environment, and a cache whose files the environment shares
 _MAKER = """\
 #!/bin/sh -eu
 for last; do :; done
@@ -39,12 +40,17 @@ case $1 in
 venv)
     mkdir -p "$last/bin"
     echo "version = {version}" > "$last/pyvenv.cfg"
+    echo > "$last/.lock"
     ;;
 pip)
     while [ "$1" != --python ]; do shift; done
-    cat > "$2" <<'END'
+    unpacked=$UV_CACHE_DIR/archive-v0/tiny
+    mkdir -p "$unpacked"
+    echo "Signature: 8a477f597d28d172789f06886806bc55" > "$UV_CACHE_DIR/CACHEDIR.TAG"
+    cat > "$unpacked/python" <<'END'
 {python}END
-    chmod 755 "$2"
+    chmod 755 "$unpacked/python"
+    ln "$unpacked/python" "$2"
     ;;
 esac
 """

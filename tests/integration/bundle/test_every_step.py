@@ -88,6 +88,12 @@ _TIME = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?")
 _DRAWN = re.compile(r"(?<=/tmp)\w{8}$")
 
 
+def has_half_a_cache(prefix: Path) -> bool:
+    """Whether a copy was made while the environment maker's cache was being removed."""
+    caches = [*prefix.glob("releases/*/.cache")]
+    return any(not [*cache.rglob("python")] for cache in caches)
+
+
 @pytest.mark.parametrize("upgrade", [False, True], ids=["first", "upgrade"])
 def test_killed_before_any_change_of_a_file_it_is_old_or_new_and_is_taken_up_again(work, host, old, new, upgrade):
     """One installation is copied before every change: a kill there leaves that copy, as real kills show."""
@@ -107,8 +113,10 @@ def test_killed_before_any_change_of_a_file_it_is_old_or_new_and_is_taken_up_aga
     shutil.rmtree(prefix)
     numbers = range(1 + max(int(entry.name) for entry in copies.iterdir()))
     assert len(numbers) > 60
+    half_cleared = [number for number in numbers if has_half_a_cache(copies / str(number))]
+    assert half_cleared, "the removal of the environment maker's cache is among the changes"
 
-    for number in numbers[:: len(numbers) // 8]:
+    for number in [*numbers[:: len(numbers) // 8], *half_cleared[:1]]:
         start(prefix, host if upgrade else None)
         assert children.kill_before_change(prefix, number, lambda: bring(new, prefix)) == "killed"
         assert tree(prefix) == tree(copies / str(number)), number
@@ -129,7 +137,7 @@ def test_killed_before_any_change_of_a_file_it_is_old_or_new_and_is_taken_up_aga
         assert Prefix(prefix).active() == ids[1], number
         assert Prefix(prefix).transaction() is None
         assert {release.id for release in installed_releases(Prefix(prefix))} == {*ids} - {None}
-        assert not [*prefix.rglob(".*.new"), *prefix.rglob(".*.tmp")], number
+        assert not [*prefix.rglob(".*.new"), *prefix.rglob(".*.tmp"), *prefix.rglob(".cache")], number
         shutil.rmtree(prefix)
     assert len(tried) > 40
     assert seen == set(ids), "the changes reach from the old state to the new one"
