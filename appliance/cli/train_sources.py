@@ -38,7 +38,7 @@ def extract(
     """Join traces and spend logs into outcomes; run again, it goes on where it stopped."""
     with refusals(as_json):
         from appliance.errors import TrainingError
-        from appliance.registry.homes import open_store
+        from appliance.registry.homes import open_objects
         from appliance.registry.settings import read_postgres
         from appliance.training.extract.jaeger import read_jaeger
         from appliance.training.extract.redaction import load_redactor
@@ -55,7 +55,7 @@ def extract(
             traces=tuple(traces or ()),
             jaeger=None if jaeger is None else (read_jaeger(jaeger), datetime.now(UTC)),
             postgres=None if postgres is None else read_postgres(postgres),
-            objects=None if objects is None else (open_store(objects), prefix),
+            objects=None if objects is None else (open_objects(objects), prefix),
         )
         check_sources(sources)
         card = run(sources, out, redact=load_redactor(redact), rules=rules, progress=Steps(quiet=as_json))

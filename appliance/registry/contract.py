@@ -8,6 +8,7 @@ replays bytes is refused, not believed.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import BinaryIO, Protocol
@@ -88,6 +89,26 @@ class Store(Protocol):
         """Remove an object; an absent one is no error."""
 
 
+class Objects(Protocol):
+    """What somebody else keeps in a bucket or folder: read and never written, under whatever keys it has.
+
+    Refusals are those of `Store`; REGISTRY_NAME is left for the few keys that no request can ask for.
+    """
+
+    @property
+    def location(self) -> str:
+        """Where it is, for messages; never a secret."""
+
+    def get(self, key: str, *, max_bytes: int, unless: str | None = None) -> Blob | None:
+        """Read an object whole; see `Store.get`."""
+
+    def pages(self, prefix: str) -> Iterator[Sequence[Entry]]:
+        """Every object whose key begins with `prefix`, in the order of the keys, however many there are."""
+
+
+KeyRule = Callable[[str], str]  # gives an accepted key back, or raises REGISTRY_NAME
+
+
 def checked_key(key: str) -> str:
     """Accept an object's key.
 
@@ -98,6 +119,19 @@ def checked_key(key: str) -> str:
         return safe_relative(key)
     except FileError as error:
         raise RegistryError("REGISTRY_NAME", error.cause, key=key[:200]) from None
+
+
+def foreign_key(key: str) -> str:
+    """Accept a key that somebody else chose: a blank, a letter of any language, a name of no system is none of ours.
+
+    A part `.` or `..` leads elsewhere in a folder and is folded away in an address, so that it cannot be asked for.
+
+    Raises:
+        RegistryError: REGISTRY_NAME.
+    """
+    if not key.strip() or "\0" in key or {".", ".."} & set(key.split("/")):
+        raise RegistryError("REGISTRY_NAME", f"no request can ask for {key[:120]!r}", key=key[:200])
+    return key
 
 
 def is_name(name: str) -> bool:

@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 from appliance.errors import FileError, RegistryError
 from appliance.files import locked, translated, write_atomic
-from appliance.registry.contract import Blob, Entry, checked_key
+from appliance.registry.contract import Blob, Entry, KeyRule, checked_key, foreign_key
 
 LOCK_NAME = ".registry.lock"
 _CHUNK = 1024 * 1024  # bytes
@@ -28,10 +28,12 @@ class DirectoryStore:
 
     Args:
         root: the directory; `put` makes what is missing below it, never the root itself.
+        keys: which keys may be read: a registry's own, or those of whoever fills it (`foreign_key`).
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, keys: KeyRule = checked_key) -> None:
         self._root = root
+        self._checked = keys
 
     @property
     def location(self) -> str:
@@ -92,6 +94,10 @@ class DirectoryStore:
                 raise
         return sorted(found, key=lambda entry: entry.key)
 
+    def pages(self, prefix: str) -> Iterator[Sequence[Entry]]:
+        """Every object below a prefix, in one page; see `Objects.pages`."""
+        yield self.list(prefix and foreign_key(prefix))
+
     def delete(self, key: str) -> None:
         """Remove an object and the folders it leaves empty; see `Store.delete`."""
         *folders, name = checked_key(key).split("/")
@@ -133,7 +139,7 @@ class DirectoryStore:
     @contextlib.contextmanager
     def _open(self, key: str) -> Iterator[BinaryIO]:
         """Open an object for reading."""
-        *folders, name = checked_key(key).split("/")
+        *folders, name = self._checked(key).split("/")
         with _as_registry_errors(key), self._opened(folders) as [*_, folder], translated(self._root / key):
             descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=folder)
             with open(descriptor, "rb") as stream:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from appliance.errors import RegistryError
 from appliance.registry.cache import Cache, FetchSlot, no_slot
-from appliance.registry.contract import Store
+from appliance.registry.contract import Objects, Store, foreign_key
 from appliance.registry.directory import DirectoryStore
 from appliance.registry.leases import Patience, Slots, fetch_slot
 from appliance.registry.settings import DirectorySettings, FetchSlots, S3Settings, read_credentials, read_settings
@@ -57,6 +57,25 @@ def open_store(
     if not mounted_later and not settings.path.is_dir():
         raise RegistryError("REGISTRY_LOCATION", f"{settings.path} is no directory", path=str(settings.path))
     return DirectoryStore(settings.path)
+
+
+def open_objects(location: Location) -> Objects:
+    """Open a bucket or folder that somebody else fills, to read it under whatever keys it has.
+
+    Args:
+        location: as `settings_of`.
+
+    Raises:
+        RegistryError: as `open_store`.
+    """
+    settings = settings_of(location)
+    if isinstance(settings, S3Settings):
+        from appliance.registry.s3 import S3Store
+
+        return S3Store(settings, read_credentials(settings.credentials_file), keys=foreign_key)
+    if not settings.path.is_dir():
+        raise RegistryError("REGISTRY_LOCATION", f"{settings.path} is no directory", path=str(settings.path))
+    return DirectoryStore(settings.path, keys=foreign_key)
 
 
 def open_cache(

@@ -6,8 +6,9 @@ One retry layer (tenacity, here and nowhere below), one breaker, and an absolute
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any, BinaryIO, TypeVar
 
 import tenacity
@@ -17,13 +18,14 @@ from minio.error import S3Error
 from appliance.breaker import Breaker
 from appliance.errors import RegistryError
 from appliance.files import translated
-from appliance.registry.contract import Blob, Entry, checked_key
+from appliance.registry.contract import Blob, Entry, KeyRule, checked_key
 from appliance.registry.faults import PASSING, UNAVAILABLE, translate
 from appliance.registry.settings import Credentials, S3Settings
 from appliance.registry.tls import RevocationLists, client_context, no_revocations
 from appliance.registry.transport import Deadline, HttpsPool
 
 MAX_ENTRIES = 100_000  # of one listing
+PAGE_ENTRIES = 1000  # S3's own
 _CHUNK = 256 * 1024  # bytes
 _SINGLE_PUT_BYTES = 5 * 1024**3  # S3's limit for an object in one request
 
@@ -37,12 +39,19 @@ class S3Store:
         settings: where it is and how it is reached.
         credentials: the key pair.
         revocations: TLS certificates that the registry must not show.
+        keys: which keys it has: a registry's own, or those of whoever fills the bucket (`foreign_key`).
     """
 
     def __init__(
-        self, settings: S3Settings, credentials: Credentials, *, revocations: RevocationLists = no_revocations
+        self,
+        settings: S3Settings,
+        credentials: Credentials,
+        *,
+        revocations: RevocationLists = no_revocations,
+        keys: KeyRule = checked_key,
     ) -> None:
         self._settings = settings
+        self._checked = keys
         context = client_context(
             settings.ca_file, client_certificate=settings.client_certificate, client_key=settings.client_key
         )
@@ -130,19 +139,45 @@ class S3Store:
         """Every object below a prefix; see `Store.list`."""
 
         def attempt(_deadline: Deadline) -> list[Entry]:
-            found: list[Entry] = []
-            start, asked = len(self._settings.prefix), self._name(prefix)
-            for item in self._client.list_objects(self._settings.bucket, prefix=asked, recursive=True):
-                if item.object_name is None or item.last_modified is None or item.is_dir:
-                    continue
-                if not item.object_name.startswith(asked) or (item.size or 0) < 0:
-                    raise RegistryError("REGISTRY_ANSWER", "the listing names what was not asked for", prefix=prefix)
-                if len(found) >= MAX_ENTRIES:
-                    raise RegistryError("REGISTRY_ANSWER", "the listing does not end", entries=len(found))
-                found.append(Entry(item.object_name[start:], item.size or 0, item.last_modified))
-            return sorted(found, key=lambda entry: entry.key)
+            asked = self._name(prefix)
+            listed = self._client.list_objects(self._settings.bucket, prefix=asked, recursive=True)
+            found = self._entries(islice(listed, MAX_ENTRIES + 1), asked)
+            if len(found) > MAX_ENTRIES:
+                raise RegistryError("REGISTRY_ANSWER", "the listing does not end", entries=len(found))
+            return sorted((entry for entry in found if not entry.key.endswith("/")), key=lambda entry: entry.key)
 
         return self._run(prefix, attempt)
+
+    def pages(self, prefix: str) -> Iterator[Sequence[Entry]]:
+        """Every object below a prefix, a request a page, each under a deadline of its own; see `Objects.pages`."""
+        after = ""
+
+        def attempt(_deadline: Deadline) -> Sequence[Entry]:
+            asked = self._name(prefix)
+            listed = self._client.list_objects(
+                self._settings.bucket, prefix=asked, recursive=True, start_after=after or None
+            )
+            return self._entries(islice(listed, PAGE_ENTRIES), asked)
+
+        while True:
+            page = self._run(prefix, attempt)
+            for entry in page:  # S3 lists by the bytes of the keys; a page that goes back would never end
+                key = self._settings.prefix + entry.key
+                if key.encode() <= after.encode():
+                    raise RegistryError("REGISTRY_ANSWER", "the listing is in no order", prefix=prefix)
+                after = key
+            yield page
+            if len(page) < PAGE_ENTRIES:
+                return
+
+    def _entries(self, listed: Iterable[Any], asked: str) -> Sequence[Entry]:
+        found = []
+        for item in listed:
+            named = item.object_name is not None and item.object_name.startswith(asked)
+            if not named or item.last_modified is None or (item.size or 0) < 0:
+                raise RegistryError("REGISTRY_ANSWER", "the listing names what was not asked for", prefix=asked)
+            found.append(Entry(item.object_name[len(self._settings.prefix) :], item.size or 0, item.last_modified))
+        return found
 
     def delete(self, key: str) -> None:
         """Remove an object; see `Store.delete`."""
@@ -175,7 +210,7 @@ class S3Store:
         self.breaker.success()
 
     def _name(self, key: str) -> str:
-        return self._settings.prefix + (checked_key(key) if key and not key.endswith("/") else key)
+        return self._settings.prefix + (self._checked(key) if key and not key.endswith("/") else key)
 
     @contextmanager
     def _response(

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from appliance.errors import TrainingError
 from appliance.files import sync_directory, translated, write_atomic
-from appliance.registry.contract import Store
+from appliance.registry.contract import Objects
 from appliance.registry.postgres import PostgresSettings
 from appliance.training.extract.calls import RESPONSE_ID, Call, Span, call_of, first, name_of
 from appliance.training.extract.jaeger import JaegerSettings, from_jaeger
@@ -54,7 +54,7 @@ class Sources:
 
     traces: Sequence[Path] = ()
     postgres: PostgresSettings | None = None
-    objects: tuple[Store, str] | None = None
+    objects: tuple[Objects, str] | None = None
     jaeger: tuple[JaegerSettings, datetime] | None = None
 
 
@@ -181,7 +181,7 @@ def _postgres_entries(store: JoinStore, place: str, settings: PostgresSettings) 
         yield Item(position, entry_of(row, f"LiteLLM_SpendLogs:{name}"), "spend_rows_read", name)
 
 
-def _object_entries(store: JoinStore, place: str, home: Store, prefix: str) -> Iterator[Item]:
+def _object_entries(store: JoinStore, place: str, home: Objects, prefix: str) -> Iterator[Item]:
     for key, count, payload in from_store(home, prefix, known=functools.partial(store.read_before, place)):
         entry = None if payload is None else entry_of(payload, f"{name_of(key)}#{count}")
         counted = "spend_objects_read" if entry is not None else "spend_objects_not_understood"

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from appliance.errors import RegistryError, TrainingError
-from appliance.registry.contract import Store
+from appliance.registry.contract import Objects
 from appliance.registry.postgres import PostgresSettings
 from appliance.training.extract.calls import MODEL, UNNAMED, Call, counted, name_of, number, prompt_of
 from appliance.training.extract.store import Entry
@@ -72,7 +73,7 @@ def from_postgres(
 
 
 def from_store(
-    store: Store, prefix: str, *, known: Callable[[str], bool]
+    store: Objects, prefix: str, *, known: Callable[[str], bool]
 ) -> Iterator[tuple[str, int, Mapping[str, Any] | None]]:
     """Objects of a bucket or folder in the order of their keys: (key, number in it, payload); None for what is none.
 
@@ -83,23 +84,30 @@ def from_store(
         TrainingError: TRAINING_SOURCE.
     """
     try:
-        keys = sorted(entry.key for entry in store.list(prefix) if not known(entry.key))
-        for key in keys:
-            documents: list[Mapping[str, Any] | None] = []
-            try:
-                blob = store.get(key, max_bytes=MAX_OBJECT_BYTES)
-                if blob is None:
+        for page in store.pages(prefix):
+            for entry in page:
+                folder = entry.key.endswith("/") and not entry.size_bytes  # consoles make them
+                if folder or known(entry.key):
                     continue
-                documents += _documents(blob.data)
-            except RegistryError as error:
-                if error.code not in OF_ONE_OBJECT:
-                    raise
-            for count, document in enumerate(documents or [None]):
-                yield key, count, document
+                for count, payload in enumerate(_payloads(store, entry.key)):
+                    yield entry.key, count, payload
     except RegistryError as error:
         raise TrainingError(
             "TRAINING_SOURCE", f"the spend objects cannot be read: {error}", place=store.location
         ) from None
+
+
+def _payloads(store: Objects, key: str) -> Sequence[Mapping[str, Any] | None]:
+    """What one object holds, [None] where that is nothing we know; nothing of one that went since it was listed."""
+    try:
+        blob = store.get(key, max_bytes=MAX_OBJECT_BYTES)
+    except RegistryError as error:
+        if error.code == "REGISTRY_NOT_FOUND":
+            return []
+        if error.code not in OF_ONE_OBJECT:
+            raise
+        return [None]
+    return (list(_documents(blob.data)) if blob is not None else []) or [None]
 
 
 def _documents(data: bytes) -> Iterator[Mapping[str, Any] | None]:
@@ -116,8 +124,9 @@ def _documents(data: bytes) -> Iterator[Mapping[str, Any] | None]:
 
 
 def _inflated(data: bytes) -> bytes:
-    inflated = zlib.decompressobj(wbits=31).decompress(data, MAX_OBJECT_BYTES)
-    if len(inflated) >= MAX_OBJECT_BYTES:
+    with gzip.GzipFile(fileobj=io.BytesIO(data)) as stream:
+        inflated = stream.read(MAX_OBJECT_BYTES + 1)
+    if len(inflated) > MAX_OBJECT_BYTES:
         raise gzip.BadGzipFile("larger than allowed")
     return inflated
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from appliance.errors import RegistryError
+from appliance.registry import s3
 from appliance.registry.s3 import S3Store
 from appliance.registry.settings import Credentials, S3Settings
 from tests.support.faulty_tls import answer, faulty_server
@@ -33,7 +34,7 @@ def authority() -> SmallAuthority:
 
 @pytest.fixture
 def listing(tmp_path: Path, authority: SmallAuthority) -> Callable[..., list[str]]:
-    def ask(body: bytes, **more: object) -> list[str]:
+    def ask(body: bytes, *, pages: bool = False, **more: object) -> list[str]:
         (tmp_path / "ca.pem").write_bytes(authority.pem)
         with faulty_server(authority.issue("127.0.0.1"), answer(body)) as server:
             settings = {
@@ -42,6 +43,8 @@ def listing(tmp_path: Path, authority: SmallAuthority) -> Callable[..., list[str
                 "connect_timeout_s": 40, "read_timeout_s": 40, "deadline_s": 100, **more,
             }  # fmt: skip
             store = S3Store(S3Settings.model_validate(settings), Credentials(access_key="a", secret_key="s"))
+            if pages:
+                return [entry.key for page in store.pages("routers/") for entry in page]
             return [entry.key for entry in store.list("routers/")]
 
     return ask
@@ -66,13 +69,25 @@ def test_an_honest_listing_is_read(listing: Callable[..., list[str]]) -> None:
     ids=["another folder", "another zone", "one among honest ones", "negative size", "no number", "half", "no XML"],
 )
 def test_a_listing_of_what_was_not_asked_for_is_refused(listing: Callable[..., list[str]], body: bytes) -> None:
-    with pytest.raises(RegistryError) as info:
-        listing(body)
-    assert info.value.code == "REGISTRY_ANSWER"
+    for pages in (False, True):
+        with pytest.raises(RegistryError) as info:
+            listing(body, pages=pages)
+        assert info.value.code == "REGISTRY_ANSWER"
 
 
 @pytest.mark.parametrize("entries", [(), (("zone/routers/a/1/x", 1),)], ids=["empty pages", "the same page"])
 def test_pages_without_end_meet_the_deadline(listing: Callable[..., list[str]], entries: tuple) -> None:
-    with pytest.raises(RegistryError) as info:
-        listing(page(*entries, more="again"), deadline_s=1.0)
-    assert info.value.code in {"REGISTRY_DEADLINE", "REGISTRY_ANSWER"}
+    for pages in (False, True):
+        with pytest.raises(RegistryError) as info:
+            listing(page(*entries, more="again"), pages=pages, deadline_s=1.0)
+        assert info.value.code in {"REGISTRY_DEADLINE", "REGISTRY_ANSWER"}
+
+
+def test_a_page_that_goes_back_or_comes_again_is_refused(
+    listing: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "PAGE_ENTRIES", 2)
+    for names in (("a", "b"), ("b", "a"), ("a", "a")):
+        with pytest.raises(RegistryError) as info:
+            listing(page(*((f"zone/routers/{name}", 1) for name in names)), pages=True)
+        assert info.value.code == "REGISTRY_ANSWER"

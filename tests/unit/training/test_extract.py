@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from appliance.errors import FileError, TrainingError
+from appliance.errors import FileError, RegistryError, TrainingError
 from appliance.registry.directory import DirectoryStore
+from appliance.registry.homes import open_objects
 from appliance.training.cleaning import merge_copies
 from appliance.training.extract.calls import Call, call_of, prompt_of
 from appliance.training.extract.redaction import load_redactor
@@ -519,16 +520,46 @@ def test_a_spend_object_that_comes_late_is_read_though_its_key_is_older(tmp_path
     assert card["written"] == card["read"]["spend_objects_read"] == 2
 
 
-def test_an_object_of_a_name_that_no_registry_has_costs_itself(tmp_path):
+def test_spend_objects_of_any_name_are_read(tmp_path):
     bucket, out = tmp_path / "spend", tmp_path / "o.jsonl"
-    bucket.mkdir()
-    for name in (b"My Team.json", b"bad\xff.json", b"a.json"):
-        (bucket / os.fsdecode(name)).write_text(json.dumps(SPEND))
-    sources = Sources(objects=(DirectoryStore(bucket), ""))
+    (bucket / "My Team").mkdir(parents=True)
+    for name in (b"My Team/x y.json", b"bad\xff.json", b"a\nb.json", b"a.json"):
+        (bucket / os.fsdecode(name)).write_text(json.dumps({**SPEND, "litellm_call_id": name.hex()}))
+    sources = Sources(objects=(open_objects(bucket), ""))
     for _ in range(2):
         card = extract(sources, out, redact=load_redactor(None), rules=Rules("success"))
-        assert card["read"] == {"spend_objects_not_understood": 2, "spend_objects_read": 1}
-    assert card["written"] == 1
+        assert card["read"] == {"spend_objects_read": 4}
+    assert card["written"] == 4
+
+
+class Going(DirectoryStore):
+    """A bucket whose objects run out of time, or are too large, once they have been listed."""
+
+    def get(self, key, *, max_bytes, unless=None):
+        if key == "gone.json":
+            raise RegistryError("REGISTRY_NOT_FOUND", "it is not there", key=key)
+        return super().get(key, max_bytes=10 if key == "large.json" else max_bytes, unless=unless)
+
+
+def test_an_object_that_went_or_is_too_large_costs_itself(tmp_path):
+    bucket = tmp_path / "spend"
+    bucket.mkdir()
+    for name in ("gone", "large", "one"):
+        (bucket / f"{name}.json").write_text(json.dumps(SPEND))
+    sources = Sources(objects=(Going(bucket), ""))
+    card = extract(sources, tmp_path / "o.jsonl", redact=load_redactor(None), rules=Rules("success"))
+    assert card["read"] == {"spend_objects_not_understood": 1, "spend_objects_read": 1}
+
+
+def test_an_object_of_several_gzip_members_is_read_whole_and_half_of_one_is_not_understood(tmp_path):
+    bucket = tmp_path / "spend"
+    bucket.mkdir()
+    rows = [json.dumps({**SPEND, "id": f"c{n}", "litellm_call_id": f"c{n}"}).encode() + b"\n" for n in range(3)]
+    (bucket / "a.gz").write_bytes(b"".join(map(gzip.compress, rows)))
+    (bucket / "b.gz").write_bytes(gzip.compress(rows[0])[:-9])
+    sources = Sources(objects=(open_objects(bucket), ""))
+    card = extract(sources, tmp_path / "o.jsonl", redact=load_redactor(None), rules=Rules("success"))
+    assert card["read"] == {"spend_objects_not_understood": 1, "spend_objects_read": 3}
 
 
 def test_spend_objects_of_one_response_make_no_outcome_twice(tmp_path):
