@@ -15,12 +15,11 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from appliance.bundle.refusals import appliance_errors
-from appliance.bundle.stage0.manifest import read_delta, read_manifest
-from appliance.bundle.stage0.media import DELTA, MANIFEST, MAX_VOLUMES, Head, read_head
-from appliance.bundle.stage0.region import xor_of
+from appliance.bundle.stage0.manifest import read_delta, read_manifest, region_bytes
+from appliance.bundle.stage0.media import DELTA, MANIFEST, MAX_VOLUMES, Source, open_sources
+from appliance.bundle.stage0.region import WholeRegion, xor_of
 from appliance.bundle.stage0.ustar import BLOCK, END_BLOCKS, MAX_MEMBER_BYTES, padded, tar_header
 from appliance.errors import BundleError
 from appliance.files import sync_directory, translated, write_atomic
@@ -38,6 +37,9 @@ def split(
 ) -> tuple[Path, ...]:
     """Write the volumes of an archive; the archive stays as it is. An older set of the same archive is replaced.
 
+    Its length and its segments are compared with its own manifest: a bad copy is not cut. Whose manifest it is, is not
+    asked here; a volume says nothing that its head does not sign.
+
     Args:
         archive: a release or delta, whole.
         out: folder for the volumes.
@@ -51,43 +53,74 @@ def split(
     Raises:
         BundleError: BUNDLE_VOLUME_SIZE, and whatever is wrong with the archive. FileError: FILE_NO_SPACE.
     """
-    with appliance_errors(), archive.open("rb") as stream:
-        head = read_head(stream.fileno())
-        region = archive.stat().st_size - head.size_bytes
-        slice_bytes = _slice_bytes(head, volume_bytes)
-        sizes = [min(slice_bytes, region - start) for start in range(0, region, slice_bytes)]
+    with appliance_errors(), open_sources([archive]) as (sources, _):
+        source = _whole(sources, archive)
+        segments = _segments(source)
+        slice_bytes = _slice_bytes(source, segments.size_bytes, volume_bytes)
+        sizes = [min(slice_bytes, source.size_bytes - start) for start in range(0, source.size_bytes, slice_bytes)]
         if len(sizes) > MAX_VOLUMES:
             raise BundleError(
                 "BUNDLE_VOLUME_SIZE",
                 f"{len(sizes)} volumes would be needed, {MAX_VOLUMES} are the most",
                 volume_bytes=volume_bytes,
             )
-        count = len(sizes)
+        count, name = len(sizes), source.path.name
         volumes = [
-            _Volume(out / f"{archive.name}.v{number:03d}", f"volume/{number:03d}-of-{count:03d}", size)
+            _Volume(out / f"{name}.v{number:03d}", f"volume/{number:03d}-of-{count:03d}", size)
             for number, size in enumerate(sizes, 1)
         ]
         if parity:
-            volumes.append(_Volume(out / f"{archive.name}.parity", f"volume/parity-of-{count:03d}", sizes[0]))
+            volumes.append(_Volume(out / f"{name}.parity", f"volume/parity-of-{count:03d}", sizes[0]))
         out.mkdir(parents=True, exist_ok=True)
         with translated(out):
-            lines = _write(stream, head, volumes, count=count, progress=progress)
-            _remove_others(out, archive.name, {volume.path.name for volume in volumes})
+            lines = _write(source, segments, volumes, count=count, progress=progress)
+            _remove_others(out, name, {volume.path.name for volume in volumes})
             sync_directory(out)
-    write_atomic(out / f"{archive.name}.volumes.sha256", "".join(lines).encode())
+    write_atomic(out / f"{name}.volumes.sha256", "".join(lines).encode())
     return tuple(volume.path for volume in volumes)
 
 
-def _slice_bytes(head: Head, volume_bytes: int) -> int:
-    manifest = read_manifest(head.files[MANIFEST])
-    segment = read_delta(head.files[DELTA], manifest).segment_bytes if DELTA in head.files else manifest.segment_bytes
-    around = head.size_bytes + BLOCK + len(END_BLOCKS)
-    slice_bytes = min(volume_bytes - around, MAX_MEMBER_BYTES) // segment * segment
+@dataclass(frozen=True)
+class _Segments:
+    """The signed pieces of the payload region: their length, and each one's SHA-256."""
+
+    size_bytes: int
+    digests: tuple[str, ...]
+
+
+def _whole(sources: Sequence[Source], given: Path) -> Source:
+    """The one archive among the files given."""
+    whole = [source for source in sources if source.index is None]
+    if len(whole) != 1:
+        raise BundleError(
+            "BUNDLE_NO_MEDIA",
+            f"{given} holds {len(whole)} whole archives, and one is to be cut",
+            remedy="Name the archive itself; volumes are not cut again.",
+            files=[str(source.path) for source in sources],
+        )
+    return whole[0]
+
+
+def _segments(source: Source) -> _Segments:
+    """What the archive's manifest says of its payload, once its length agrees with that."""
+    manifest = read_manifest(source.head.files[MANIFEST])
+    if DELTA not in source.head.files:
+        WholeRegion(source, region_bytes(manifest.members))  # refuses another length
+        return _Segments(manifest.segment_bytes, manifest.segments)
+    delta = read_delta(source.head.files[DELTA], manifest)
+    carried = set(delta.carried)
+    WholeRegion(source, region_bytes(tuple(member for member in manifest.members if member.path in carried)))
+    return _Segments(delta.segment_bytes, delta.segments)
+
+
+def _slice_bytes(source: Source, segment_bytes: int, volume_bytes: int) -> int:
+    around = source.head.size_bytes + BLOCK + len(END_BLOCKS)
+    slice_bytes = min(volume_bytes - around, MAX_MEMBER_BYTES) // segment_bytes * segment_bytes
     if slice_bytes <= 0:
         raise BundleError(
             "BUNDLE_VOLUME_SIZE",
             f"a volume of {volume_bytes} bytes has no room for one piece of the release",
-            smallest=around + segment,
+            smallest=around + segment_bytes,
         )
     return slice_bytes
 
@@ -101,10 +134,12 @@ class _Volume:
     size_bytes: int
 
 
-def _write(stream: BinaryIO, head: Head, volumes: Sequence[_Volume], *, count: int, progress: Progress) -> list[str]:
+def _write(
+    source: Source, segments: _Segments, volumes: Sequence[_Volume], *, count: int, progress: Progress
+) -> list[str]:
     """Write all volumes side by side, stripe by stripe, so that parity needs no second reading."""
-    step = 4 * 1024 * 1024
-    start = os.pread(stream.fileno(), head.size_bytes, 0)
+    step = segments.size_bytes
+    start = os.pread(source.descriptor, source.head.size_bytes, 0)
     temporaries = [volume.path.with_name(f".{volume.path.name}.{os.getpid()}.tmp") for volume in volumes]
     digests = [hashlib.sha256() for _ in volumes]
     slice_bytes = volumes[0].size_bytes
@@ -112,7 +147,7 @@ def _write(stream: BinaryIO, head: Head, volumes: Sequence[_Volume], *, count: i
         with contextlib.ExitStack() as stack:
             files = [stack.enter_context(path.open("xb")) for path in temporaries]
 
-            def put(number: int, data: bytes) -> None:
+            def put(number: int, data: bytes | bytearray) -> None:
                 files[number].write(data)
                 digests[number].update(data)
 
@@ -122,7 +157,7 @@ def _write(stream: BinaryIO, head: Head, volumes: Sequence[_Volume], *, count: i
                 stripe = []
                 for number in range(count):
                     length = max(0, min(step, volumes[number].size_bytes - within))
-                    stripe.append(os.pread(stream.fileno(), length, head.size_bytes + number * slice_bytes + within))
+                    stripe.append(_segment(source, segments, number * slice_bytes + within, length))
                     put(number, stripe[-1])
                 if len(volumes) > count:
                     put(count, xor_of(stripe, min(step, slice_bytes - within)))
@@ -137,6 +172,24 @@ def _write(stream: BinaryIO, head: Head, volumes: Sequence[_Volume], *, count: i
         for temporary in temporaries:
             temporary.unlink(missing_ok=True)
     return [f"{digest.hexdigest()}  {volume.path.name}\n" for digest, volume in zip(digests, volumes, strict=True)]
+
+
+def _segment(source: Source, segments: _Segments, offset: int, length: int) -> bytearray:
+    """One piece of the payload region, as the manifest has it; nothing behind the end of the last slice."""
+    data = bytearray(length)
+    if length == 0:
+        return data
+    read = source.read_into(offset, memoryview(data))
+    if source.fault:
+        raise BundleError("BUNDLE_UNREADABLE", f"{source.path} cannot be read: {source.fault}", file=str(source.path))
+    if read < length or hashlib.sha256(data).hexdigest() != segments.digests[offset // segments.size_bytes]:
+        raise BundleError(
+            "BUNDLE_MEMBER_DIGEST",
+            f"{source.path.name} is damaged, and is not cut",
+            file=str(source.path),
+            offset=source.offset + offset,
+        )
+    return data
 
 
 def _remove_others(out: Path, archive: str, names: set[str]) -> None:

@@ -155,6 +155,27 @@ def reproduce(
 
 
 @app.command()
+def split(
+    archive: Annotated[Path, typer.Argument(help="The archive of a release or of a delta, whole.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the volumes.")],
+    volume_size: Annotated[str, typer.Option("--volume-size", help="No volume becomes larger, e.g. 3900M.")],
+    as_json: Json = False,
+) -> None:
+    """Cut a release that is there already into volumes with parity; needs no key, and the archive stays."""
+    from appliance.bundle import volumes
+
+    with refusals(as_json):
+        written = volumes.split(archive, out, volume_bytes=parse_size(volume_size), progress=Steps(quiet=as_json))
+        sizes = {str(path): path.stat().st_size for path in written}
+
+        def text(console: Console) -> None:
+            for path, size in sizes.items():
+                console.print(f"{path}  {size / 1e6:.1f} MB", markup=False)
+
+        show({"volumes": [{"path": path, "bytes": size} for path, size in sizes.items()]}, as_json, text)
+
+
+@app.command()
 def inspect(
     media: Media,
     members: Annotated[bool, typer.Option("--members", help="List every file.")] = False,

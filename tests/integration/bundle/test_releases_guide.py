@@ -221,6 +221,13 @@ def test_the_page_from_building_to_a_zone_that_is_upgraded_by_a_delta_and_return
     assert (prefix / "state" / "trust" / "current").is_symlink()
     assert "already installed" in in_a_shell(line, host, prefix)
 
+    # media that turn out to be too small
+    archive = published[0] / "dist" / NAME
+    cut = guide.type("appliance bundle split", {NAME: archive, "--out volumes": f"--out {tmp_path}", "3900M": "5M"})
+    assert len(cut["volumes"]) > 2
+    for volume in (Path(each["path"]) for each in cut["volumes"]):
+        assert volume.read_bytes() == (archive.parent / volume.name).read_bytes(), volume.name
+
     # only what is missing travels
     here = ("--prefix", prefix)
     monkeypatch.chdir(tmp_path / "desk")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import random
 import shutil
@@ -10,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from appliance.bundle.inputs import Payload
 from appliance.bundle.stage0.extract import check_members
@@ -17,6 +19,7 @@ from appliance.bundle.stage0.main import release_region
 from appliance.bundle.stage0.media import choose, open_sources
 from appliance.bundle.stage0.refusal import Refused
 from appliance.bundle.volumes import split
+from appliance.cli.main import app
 from appliance.errors import BundleError
 from tests.support import bundle as support
 
@@ -240,6 +243,55 @@ def test_a_release_that_fits_into_one_volume_is_one(built, honest, tmp_path):
     assert len(paths) == 1
     support.unpack(paths, tmp_path / "target")
     assert support.tree(tmp_path / "target") == honest
+
+
+def split_by_command(archive: Path, out: Path, size: str = str(VOLUME_BYTES)):
+    words = ["bundle", "split", str(archive), "--out", str(out), "--volume-size", size, "--json"]
+    return CliRunner().invoke(app, words)
+
+
+def test_a_release_that_is_there_already_is_cut_without_a_key(built, volumes, tmp_path):
+    before = built.path.read_bytes()
+    done = split_by_command(built.path, tmp_path / "again")
+    assert done.exit_code == 0, done.output
+    names = [Path(volume["path"]).name for volume in json.loads(done.stdout)["volumes"]]
+    assert names == [path.name for path in volumes]
+    for path in volumes:  # cut at any time, it is the same cut
+        assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes(), path.name
+    assert built.path.read_bytes() == before
+
+
+def test_the_folder_of_an_archive_and_its_volumes_stands_for_the_archive(built, volumes, tmp_path):
+    for path in volumes[:2]:
+        shutil.copy(path, built.path.parent)
+    assert split_by_command(built.path.parent, tmp_path / "again").exit_code == 0
+    assert (tmp_path / "again" / volumes[-1].name).read_bytes() == volumes[-1].read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("damage", "code"),
+    [
+        (lambda data: data[:-1], "BUNDLE_TRUNCATED"),
+        (lambda data: data[: len(data) // 2], "BUNDLE_TRUNCATED"),
+        (lambda data: data + b"x", "BUNDLE_TRAILING"),
+        (lambda data: data[:-20_000] + bytes([data[-20_000] ^ 1]) + data[-19_999:], "BUNDLE_MEMBER_DIGEST"),
+        (lambda _: b"no release at all", "BUNDLE_TRUNCATED"),
+    ],
+    ids=["a byte short", "half a copy", "a byte too many", "a flipped byte", "something else"],
+)
+def test_a_bad_copy_is_not_cut(built, tmp_path, damage, code):
+    bad = tmp_path / built.path.name
+    bad.write_bytes(damage(built.path.read_bytes()))
+    done = split_by_command(bad, tmp_path / "out")
+    assert done.exit_code == 1
+    assert json.loads(done.stdout)["error"]["code"] == code
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_a_volume_is_not_cut_again(volumes, tmp_path):
+    done = split_by_command(volumes[0], tmp_path / "out")
+    assert json.loads(done.stdout)["error"]["code"] == "BUNDLE_NO_MEDIA"
+    assert "volumes are not cut again" in json.loads(done.stdout)["error"]["remedy"]
 
 
 def unreadable(source):
