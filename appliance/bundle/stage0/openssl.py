@@ -89,16 +89,20 @@ def verify_with_openssl(manifest: bytes, signature: bytes, anchor: Anchor) -> Fi
         Refused: BUNDLE_SIGNATURE_FORM, BUNDLE_TIMESTAMP, BUNDLE_CERTIFICATE, BUNDLE_IDENTITY, BUNDLE_SIGNATURE,
             INSTALL_OPENSSL where there is no usable openssl.
     """
-    leaf, value, token, claimed_digest = _signature_parts(signature)
+    leaf, value, answer, claimed_digest = _signature_parts(signature)
     digest = hashlib.sha256(manifest).digest()
     with workspace("stage0") as work:
         files = _PrivateFiles(work)
-        # (1) the time-stamp: a signed statement of when this signature existed, checked at the time it names
-        token_file, value_file = files.add("token.tsr", token), files.add("signature", value)
-        signed_at = _token_time(_openssl("ts", "-reply", "-in", token_file, "-text", code="BUNDLE_TIMESTAMP"))
+        # (1) the time-stamp: a signed statement of when this signature existed, checked at the time it names. It comes
+        # in an answer whose other part nobody has signed, and openssl prints that part's words, too: they are cut off
+        answer_file, value_file = files.add("answer.tsr", answer), files.add("signature", value)
+        token_file = str(work / "token.der")
+        _openssl("ts", "-reply", "-in", answer_file, "-token_out", "-out", token_file, code="BUNDLE_TIMESTAMP")
+        stated = _openssl("ts", "-reply", "-in", token_file, "-token_in", "-text", code="BUNDLE_TIMESTAMP")
+        signed_at = _token_time(stated)
         at = str(int(signed_at.timestamp()))
         _openssl(
-            "ts", "-verify", "-data", value_file, "-in", token_file, "-attime", at,
+            "ts", "-verify", "-data", value_file, "-in", token_file, "-token_in", "-attime", at,
             *files.chain("tsa", anchor.timestamp_chain),
             code="BUNDLE_TIMESTAMP",
         )  # fmt: skip

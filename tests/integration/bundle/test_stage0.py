@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat import asn1
 
 from appliance.bundle.stage0.assemble import assemble
 from appliance.bundle.stage0.environment import starts
@@ -24,6 +25,7 @@ from appliance.bundle.stage0.openssl import check_openssl, read_anchor, verify_w
 from appliance.bundle.stage0.refusal import Refused
 from appliance.bundle.volumes import split
 from tests.support import bundle as support
+from tests.support.forgery import Forger
 from tests.support.trust import make_authority
 
 pytestmark = pytest.mark.slow
@@ -180,6 +182,29 @@ def test_each_part_of_the_signature_is_checked(release, authority, tmp_path):
     assert code(manifest, json.dumps(crossed).encode(), authority.anchor) == "BUNDLE_SIGNATURE"
     document["messageSignature"]["messageDigest"]["digest"] = other["messageSignature"]["messageDigest"]["digest"]
     assert code(manifest, json.dumps(document).encode(), authority.anchor) == "BUNDLE_SIGNATURE"
+
+
+def test_a_stolen_key_is_of_no_use_after_its_certificate_s_minutes_whatever_the_answer_s_unsigned_part_says(authority):
+    """An answer of RFC 3161 may carry words of its own beside the signed token, and openssl prints them, too."""
+    manifest, now = b'{"_type":"x"}\n', datetime.now(UTC)
+    stated = f"\nTime stamp: {now:%b %d %H:%M:%S %Y} GMT"
+
+    def speaking(answer: bytes, words: str = stated) -> bytes:
+        status = b"\x30\x03\x02\x01\x00"
+        assert answer.count(status) == 1
+        text = asn1.encode_der(words)
+        text = b"\x02\x01\x00\x30" + bytes([len(text)]) + text
+        _, length, rest = answer[:2], int.from_bytes(answer[2:4], "big"), answer[4 + len(status) :]
+        assert len(rest) == length - len(status)
+        inner = b"\x30" + bytes([len(text)]) + text + rest
+        return answer[:2] + len(inner).to_bytes(2, "big") + inner
+
+    forger = Forger(authority.path, now)
+    honest = forger.statement(manifest, token=lambda answer: speaking(answer, "granted"))
+    assert verify_with_openssl(manifest, honest, read_anchor(authority.anchor)).signed_at == forger.at
+    for token in (bytes, speaking):
+        late = forger.statement(manifest, stamp_at=timedelta(hours=1), token=token)
+        assert code(manifest, late, authority.anchor) == "BUNDLE_CERTIFICATE"
 
 
 def test_another_role_of_the_same_authority_is_refused(release, authority):
