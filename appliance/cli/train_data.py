@@ -104,7 +104,6 @@ def value(
         )
 
         def text(console: Console) -> None:
-            console.print(f"logged policy  {report['logged_mean']}", markup=False)
             for name, (low, high) in report["intervals"].items():
                 console.print(f"{name:14} {report[name]}  95 % [{low}, {high}]", markup=False)
             for name, number in report["diagnostics"].items():

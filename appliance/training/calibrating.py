@@ -58,7 +58,10 @@ def crossed_calibration(predicted: Scores, actual: Scores, rows: Sequence[NDArra
 
 
 def calibration_error(predicted: NDArray[np.floating], actual: NDArray[np.floating]) -> float:
-    """Expected calibration error over all models (Naeini et al. 2015): ten equally filled bins of the score."""
+    """Expected calibration error over all models (Naeini et al. 2015): ten equally filled bins of the score.
+
+    It cannot be below zero, so that chance in small bins adds to it, and to its bootstrap interval.
+    """
     known = ~np.isnan(actual)
     score, right = predicted[known], actual[known]
     order = np.argsort(score, kind="stable")

@@ -92,7 +92,7 @@ def by_task(
     *,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """One row a task, the most frequent first: the score of the router (95 % interval), the fixed choice, the oracle.
+    """One row a task, the most frequent first: scores of the router, the fixed choice and the oracle, with intervals.
 
     Args:
         predicted: shape (n, m).
@@ -113,14 +113,25 @@ def by_task(
     for order in np.argsort(-counts, kind="stable"):
         rows = np.flatnonzero(names == found[order])
         row: dict[str, Any] = {"task": str(found[order]), "prompts": int(counts[order])}
-        row |= {name: round(float(np.nanmean(values[rows])), 4) for name, values in figures.items()}
-        bounds = intervals(partial(_mean, figures["accuracy"][rows]), groups[rows], seed=seed)
-        table.append(row | {"interval": [round(edge, 4) for edge in bounds["mean"]]})
+        means = partial(_means, {name: values[rows] for name, values in figures.items()})
+        bounds = intervals(means, groups[rows], seed=seed)
+        row |= {name: _figure(value) for name, value in means(np.arange(len(rows))).items()}
+        table.append(row | {"intervals": {name: [_figure(edge) for edge in edges] for name, edges in bounds.items()}})
     return table
 
 
-def _mean(values: NDArray[np.floating], rows: NDArray[np.intp]) -> dict[str, float]:
-    return {"mean": float(np.mean(values[rows]))}
+def _means(figures: Mapping[str, NDArray[np.floating]], rows: NDArray[np.intp]) -> dict[str, float]:
+    """Means of what is known; NaN where nothing is."""
+    return {name: _mean(values[rows]) for name, values in figures.items()}
+
+
+def _mean(values: NDArray[np.floating]) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean(dtype=np.float64)) if len(known) else float("nan")
+
+
+def _figure(value: float) -> float | None:
+    return round(value, 4) if np.isfinite(value) else None
 
 
 def flip_shares(
@@ -128,7 +139,7 @@ def flip_shares(
 ) -> tuple[float, tuple[float, float]]:
     """Share of prompts whose favourite changes, and its 95 % interval."""
     flipped = (np.argmax(before, axis=1) != np.argmax(after, axis=1)).astype(np.float64)
-    return float(flipped.mean()), intervals(partial(_mean, flipped), groups, seed=seed)["mean"]
+    return float(flipped.mean()), intervals(partial(_means, {"share": flipped}), groups, seed=seed)["share"]
 
 
 def disturbed(text: str, generator: np.random.Generator) -> str:

@@ -1,4 +1,7 @@
-"""What a router's choices cost in time: the chosen models' answers, and the decision itself."""
+"""What a router's choices cost in time: the chosen models' answers, and the decision itself.
+
+Percentiles, as measures of some rows, so that each gets an interval over the prompts it was measured on.
+"""
 
 from __future__ import annotations
 
@@ -43,14 +46,22 @@ def answer_latency(predicted: NDArray[np.floating], latencies_ms: NDArray[np.flo
     return measured
 
 
-def decision_latency(
+def decision_times(
     router: LoadedRouter, encoder: Encoder, prompts: Prompts, clock: Callable[[], float] = time.perf_counter
-) -> dict[str, float]:
-    """Time to embed and to score one prompt after another, in this process; milliseconds."""
+) -> NDArray[np.float64]:
+    """Time to embed and to score one prompt after another, in this process.
+
+    Returns:
+        Milliseconds of each of some prompts, those that warmed up left out.
+    """
     taken = []
     for text in prompts.texts[: DECISIONS + WARM_UP]:
         started = clock()
         router.scores(Prompts((text,), encoder.encode([text])))
         taken.append((clock() - started) * 1e3)
-    measured = taken[WARM_UP:] or taken
-    return {f"decision_p{q}_ms": round(float(np.percentile(measured, q)), 2) for q in (50, 99)}
+    return np.array(taken[WARM_UP:] or taken, np.float64)
+
+
+def decision_latency(times_ms: NDArray[np.float64]) -> Measure:
+    """Percentiles of the decision itself, to be bootstrapped over the prompts that were timed."""
+    return lambda rows: {f"decision_p{q}_ms": float(np.percentile(times_ms[rows], q)) for q in (50, 99)}

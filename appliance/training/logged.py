@@ -68,7 +68,6 @@ def value_of(
     found, diagnostics = estimate(logged, greedy(router.scores(prompts)), expected, seed=seed)
     return {
         "router": f"{router.metadata.name} {router.metadata.version}",
-        "logged_mean": round(float(logged.reward.mean()), 4),
         **{name: round(each.value, 4) for name, each in found.items()},
         "intervals": {name: [round(edge, 4) for edge in each.interval] for name, each in found.items()},
         "diagnostics": {name: round(value, 4) for name, value in diagnostics.items()},

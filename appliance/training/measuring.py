@@ -19,7 +19,7 @@ from appliance.training.curves import aiq, by_task, cost_quality, disturbed, fli
 from appliance.training.embedding import embed, find_encoder, open_encoder
 from appliance.training.evaluate import evaluate_scores, for_router, predict
 from appliance.training.examples import Examples
-from appliance.training.latency import answer_latency, decision_latency
+from appliance.training.latency import answer_latency, decision_latency, decision_times
 from appliance.training.metrics import best_single, strong_curve
 from appliance.training.outcomes import Dataset, load_dataset
 from appliance.training.preparing import prepare
@@ -130,13 +130,16 @@ def measure(
         "chosen": _chosen(predicted, examples),
         "tasks": by_task(predicted, examples.actual, examples.tasks, examples.groups, fixed, seed=seed),
     }
-    report |= decision_latency(router, encoder, examples.prompts)
-    further = [answer_latency(predicted, dataset.latencies_ms, fixed)]
+    timed = decision_times(router, encoder, examples.prompts)
+    further = [
+        (decision_latency(timed), np.arange(len(timed))),
+        (answer_latency(predicted, dataset.latencies_ms, fixed), examples.groups),
+    ]
     if curves is not None:
-        further.append(lambda rows: {"aiq": aiq(curves(rows))})
-    for measured in further:
-        report |= {name: round(value, 4) for name, value in measured(everything).items()}
-        bounds = intervals(measured, examples.groups, seed=seed)
+        further.append((lambda rows: {"aiq": aiq(curves(rows))}, examples.groups))
+    for measured, groups in further:
+        report |= {name: round(value, 4) for name, value in measured(np.arange(len(groups))).items()}
+        bounds = intervals(measured, groups, seed=seed)
         report["intervals"] |= {name: [round(edge, 4) for edge in edges] for name, edges in bounds.items()}
     if robustness:
         flips, edges_of_flips = _robustness(router, encoder, examples, seed, progress)

@@ -56,7 +56,8 @@ def estimate(
         seed: of the bootstrap.
 
     Returns:
-        `ips`, `snips`, `dr`, and the diagnostics `effective_decisions` (Kish), `clipped`, `agreement`.
+        `logged_mean` (what the decisions earned), `ips`, `snips`, `dr`; and the diagnostics
+        `effective_decisions` (Kish), `clipped`, `agreement`.
 
     Raises:
         TrainingError: TRAINING_DATA_EMPTY for too few decisions or none that the policy would repeat.
@@ -77,6 +78,7 @@ def estimate(
         total = weight[sample].sum()
         earned = (weight[sample] * logged.reward[sample]).sum()
         return {
+            "logged_mean": float(logged.reward[sample].mean()),
             "ips": float(earned / len(sample)),
             "snips": float(earned / total) if total > 0 else float("nan"),
             "dr": float((direct[sample] + residual[sample]).mean()),

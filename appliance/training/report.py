@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 Curve = Sequence[tuple[float, float]]
 
 WIDTH, HEIGHT, MARGIN = 560, 320, 48
+TASK_FIGURES = {"accuracy": "router", "best_single": "best single", "oracle": "oracle"}
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1b2430}
 table{border-collapse:collapse;margin:1rem 0}td,th{padding:.25rem .8rem;border-bottom:1px solid #d8dee6}
@@ -35,8 +36,7 @@ def render(
         names: what the curve's axis shows.
     """
     figures = "".join(
-        f"<tr><td>{_text(name)}</td><td>{_number(report.get(name))}</td>"
-        f"<td>{_number(bounds[0])} – {_number(bounds[1])}</td></tr>"
+        f"<tr><td>{_text(name)}</td><td>{_number(report.get(name))}</td><td>{_range(bounds)}</td></tr>"
         for name, bounds in report["intervals"].items()
     )
     facts = "".join(
@@ -66,12 +66,13 @@ def _tasks(tasks: Sequence[Mapping[str, Any]]) -> str:
     if not tasks:
         return "<p class='note'>The data names no tasks.</p>"
     rows = "".join(
-        f"<tr><td>{_text(row['task'])}</td><td>{row['prompts']}</td><td>{_number(row['accuracy'])}</td>"
-        f"<td>{_number(row['interval'][0])} – {_number(row['interval'][1])}</td>"
-        f"<td>{_number(row['best_single'])}</td><td>{_number(row['oracle'])}</td></tr>"
+        f"<tr><td>{_text(row['task'])}</td><td>{row['prompts']}</td>"
+        + "".join(f"<td>{_number(row[name])}</td><td>{_range(row['intervals'][name])}</td>" for name in TASK_FIGURES)
+        + "</tr>"
         for row in tasks
     )
-    head = "<tr><th>task</th><th>prompts</th><th>router</th><th>95 %</th><th>best single</th><th>oracle</th></tr>"
+    named = "".join(f"<th>{_text(name)}</th><th>95 %</th>" for name in TASK_FIGURES.values())
+    head = f"<tr><th>task</th><th>prompts</th>{named}</tr>"
     return f"<table>{head}{rows}</table>"
 
 
@@ -108,6 +109,10 @@ def _plot(curve: Curve, names: str) -> str:
 
 def _number(value: Any) -> str:
     return "–" if value is None else f"{value:.4g}"
+
+
+def _range(bounds: Sequence[float | None]) -> str:
+    return f"{_number(bounds[0])} – {_number(bounds[1])}"
 
 
 def _text(value: Any) -> str:

@@ -93,8 +93,8 @@ def test_the_report_is_one_page_that_asks_nobody_and_runs_nothing():
     shown = examples()
     predicted = shown.scores + np.random.default_rng(0).random(shown.scores.shape).astype(np.float32)
     figures = evaluate_scores(predicted, shown)
-    tasks = [{"task": "<script>alert(1)</script>", "prompts": 3, "accuracy": 0.5, "interval": [0.4, 0.6],
-              "best_single": None, "oracle": 1.0}]  # fmt: skip
+    tasks = [{"task": "<script>alert(1)</script>", "prompts": 3, "accuracy": 0.5, "best_single": None, "oracle": 1.0,
+              "intervals": {"accuracy": [0.4, 0.6], "best_single": [None, None], "oracle": [1, 1]}}]  # fmt: skip
     page = render(figures, title="a < b", tasks=tasks, curve=[(0, 0.2), (1, 0.9)], names="cost & score")
     assert "<script" not in page
     assert not re.search(r"(?:src|href)=|https?://|@import|url\(", page)
@@ -121,9 +121,15 @@ def test_the_cost_curve_rises_from_the_cheapest_to_the_best():
 def test_figures_by_task_and_flips():
     shown = examples()
     table = by_task(shown.scores, shown.scores, shown.tasks, shown.groups, 0)
-    assert all(row["interval"][0] <= row["accuracy"] <= row["interval"][1] for row in table)
+    for row in table:
+        assert set(row["intervals"]) == {"accuracy", "best_single", "oracle"}
+        assert all(low <= row[name] <= high for name, (low, high) in row["intervals"].items())
     assert {row["task"] for row in table} == {"easy", "hard"}
     assert sum(row["prompts"] for row in table) == 120
+    unscored = shown.scores.copy()
+    unscored[np.array(shown.tasks) == "hard", 0] = np.nan
+    (hard,) = (row for row in by_task(shown.scores, unscored, shown.tasks, shown.groups, 0) if row["task"] == "hard")
+    assert (hard["best_single"], hard["intervals"]["best_single"]) == (None, [None, None])
     apart = np.arange(2)
     assert flip_shares(np.eye(2), np.eye(2), apart) == (0, (0, 0))
     assert flip_shares(np.eye(2), np.eye(2)[::-1], apart) == (1, (1, 1))

@@ -9,10 +9,11 @@ from appliance.errors import TrainingError
 from appliance.routers.families.ensemble import Calibration, Ensemble
 from appliance.routers.families.linear import Ridge
 from appliance.routers.strategies import Prompts
+from appliance.training.bootstrap import intervals
 from appliance.training.calibrating import calibrated, calibration_error, crossed_calibration
 from appliance.training.evaluate import evaluate_scores
 from appliance.training.fit import fit
-from appliance.training.latency import answer_latency
+from appliance.training.latency import answer_latency, decision_latency
 from appliance.training.outcomes import Outcome, from_outcomes
 from appliance.training.package import judge
 from appliance.training.preparing import prepare
@@ -137,6 +138,14 @@ def test_the_latency_of_the_chosen_models_is_told_where_it_is_known():
     assert found["latency_p50_ms"] == 30
     assert found["best_single_latency_p50_ms"] == 200
     assert answer_latency(predicted, latencies * [1, np.nan], fixed=0)(np.arange(len(predicted))) == {}
+
+
+def test_the_time_of_a_decision_has_its_interval():
+    times = np.arange(1.0, 101.0)
+    bounds = intervals(decision_latency(times), np.arange(len(times)))
+    assert set(bounds) == {"decision_p50_ms", "decision_p99_ms"}
+    assert bounds["decision_p50_ms"][0] < 50 < bounds["decision_p50_ms"][1]
+    assert bounds["decision_p99_ms"][0] < 99 < bounds["decision_p99_ms"][1] <= 100
 
 
 def test_copies_of_one_prompt_teach_nothing():

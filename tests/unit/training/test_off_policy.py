@@ -88,6 +88,7 @@ def test_logged_traffic_is_valued_for_a_router(tmp_path):
     report = value_of(artifact, write(tmp_path / "l.jsonl", lines), encoder_directory=encoder, cache=tmp_path / "c")
     assert report["left_out"] == 1
     assert report["logged_mean"] < 0.65
+    assert set(report["intervals"]) == {"logged_mean", "ips", "snips", "dr"}
     for name in ("ips", "snips", "dr"):
         assert report[name] == pytest.approx(1.0, abs=0.25)
     assert report["snips"] == 1.0
