@@ -99,9 +99,14 @@ from litellm.types.router import GenericLiteLLMParams
 from litellm.types.utils import all_litellm_params
 found["owned"] = sorted({*all_litellm_params, *GenericLiteLLMParams.model_fields})
 
-import httpx
+import httpx, inspect
+from litellm.llms.custom_httpx.aiohttp_transport import LiteLLMAiohttpTransport as Transport
+seams = (Transport._make_aiohttp_request, Transport.handle_async_request, Router._time_to_sleep_before_retry)
+found["takes"] = [list(inspect.signature(method).parameters) for method in seams]
 from appliance.gateway import proxy
 app = proxy.application()
+found["ours"] = [method.__qualname__ for kind in (Transport, Router) for method in vars(kind).values()
+                 if getattr(method, "__module__", "").startswith("appliance.")]
 async def fails():
     raise ZeroDivisionError("true cause")
 app.add_api_route("/fails", fails)
@@ -180,6 +185,15 @@ def test_no_field_that_a_client_may_send_is_one_of_litellms_own(found):
 
 def test_what_litellm_does_not_handle_leaves_it_as_it_is(found):
     assert found["unhandled"] == "ZeroDivisionError"
+
+
+def test_three_methods_are_wrapped_and_take_what_the_wrappers_name(found):
+    """docs/decisions/0052-litellm-is-wrapped-in-three-places.md; a fourth belongs there before it belongs here."""
+    assert len(found["ours"]) == 3
+    send, handle, wait = map(set, found["takes"])
+    assert {"client_session", "request"} <= send
+    assert "request" in handle
+    assert {"e", "remaining_retries"} <= wait
 
 
 def test_the_proxy_still_has_what_we_hold_on_to():
