@@ -1,5 +1,6 @@
 """What the manifests do before the gateway starts, done as a pod does it: the same script, the same kind of mounts."""
 
+import os
 import shutil
 import subprocess
 from datetime import UTC, datetime
@@ -15,6 +16,7 @@ from appliance.trust.store import TrustStore
 from tests.support.gateway import certificate
 
 RENDERED = Path(__file__).parents[3] / "bundle" / "kubernetes" / "rendered"
+USER = 10001  # the image's
 KEY = "sk-0123456789abcdefghijklmnopqrstuv\n"
 
 
@@ -44,7 +46,19 @@ def pod(tmp_path, authority):
     for folder in ("opt/appliance/etc", "opt/appliance/state/trust", "opt/appliance/seed"):
         (tmp_path / folder).mkdir(parents=True)
     authority.store(tmp_path / "opt/appliance/seed/trust")
+    subprocess.run(["chmod", "-R", "go=rX", tmp_path / "opt/appliance/seed"], check=True)
+    if os.geteuid() == 0:
+        as_the_kubelet_gives_them(tmp_path)
     return tmp_path
+
+
+def as_the_kubelet_gives_them(pod: Path) -> None:
+    """Volumes belong to root, and to the pod's group (`fsGroup`)."""
+    for path in (pod / "given").rglob("*"):
+        os.chown(path, 0, USER, follow_symlinks=False)
+    for folder in ("opt/appliance/etc", "opt/appliance/state/trust"):
+        os.chown(pod / folder, 0, USER)
+        (pod / folder).chmod(0o2770)
 
 
 def place(pod: Path, overlay: str = "postgres-minio", workload: str = "gateway") -> None:
@@ -53,11 +67,16 @@ def place(pod: Path, overlay: str = "postgres-minio", workload: str = "gateway")
     spec = next(d["spec"] for d in documents if d["kind"] == "Deployment" and d["metadata"]["name"] == workload)
     init = next(each for each in spec["template"]["spec"]["initContainers"] if each["name"] == "place")
     writable = ("opt/appliance/etc", "opt/appliance/state/trust")
+    rights = ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"] if os.geteuid() == 0 else []
+    user = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups"] if rights else []
+    above = ("/opt", "/opt/appliance", "/opt/appliance/state")
+    folders = [word for folder in above for word in ("--perms", "0755", "--dir", folder)]
     mounts = [word for folder in writable for word in ("--bind", str(pod / folder), f"/{folder}")]
     done = subprocess.run(
-        ["bwrap", "--ro-bind", "/usr", "/usr", "--symlink", "usr/bin", "/bin", "--symlink", "usr/lib", "/lib",
+        ["bwrap", *rights, *folders, "--ro-bind", "/usr", "/usr", "--symlink", "usr/bin", "/bin", "--symlink", "usr/lib", "/lib",
          "--symlink", "usr/lib64", "/lib64", "--dev", "/dev", *mounts, "--ro-bind", str(pod / "given"), "/given",
-         "--ro-bind", str(pod / "opt/appliance/seed"), "/opt/appliance/seed", "--", *init["command"], *init["args"]],
+         "--ro-bind", str(pod / "opt/appliance/seed"), "/opt/appliance/seed", "--", *user, *init["command"],
+         *init["args"]],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -88,8 +107,23 @@ def test_the_first_pod_takes_the_images_trust_over_and_no_later_one(pod, authori
     marked = (trust / "anchor.json").stat().st_ino
     shutil.rmtree(pod / "opt/appliance/etc")
     (pod / "opt/appliance/etc").mkdir()
+    if os.geteuid() == 0:
+        as_the_kubelet_gives_them(pod)
     place(pod)
     assert (trust / "anchor.json").stat().st_ino == marked
+
+
+def test_a_trust_state_that_was_copied_in_part_is_copied_again(pod, authority):
+    place(pod)
+    trust = pod / "opt/appliance/state/trust"
+    (trust / "current").unlink()
+    next(path for path in (trust / "generations").rglob("*.json")).unlink()
+    shutil.rmtree(pod / "opt/appliance/etc")
+    (pod / "opt/appliance/etc").mkdir()
+    if os.geteuid() == 0:
+        as_the_kubelet_gives_them(pod)
+    place(pod)
+    assert TrustStore.open(trust).material(now=datetime.now(UTC)).trusted_root == authority.material.trusted_root
 
 
 def test_the_follower_begins_alike(pod):
