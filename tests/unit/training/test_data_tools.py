@@ -77,15 +77,39 @@ def test_too_few_prompts_are_no_data():
 def test_llmrouters_layout_goes_out_and_comes_back(tmp_path):
     import torch
 
-    made = outcomes(30, costs={"m0": 0.01})
+    made = outcomes(30, costs={"m0": 0.01}, latencies_ms={"m1": 1786.4494324})
     assert write_folder(made, tiny_encoder(), tmp_path / "llmrouter") == 60
     back = list(read_rows(tmp_path / "llmrouter"))
-    assert [(o.query, o.scores, o.task, o.costs) for o in back] == [(o.query, o.scores, o.task, o.costs) for o in made]
+    kept = ("query", "scores", "task", "costs", "latencies_ms")
+    assert [o.model_dump(include=set(kept)) for o in back] == [o.model_dump(include=set(kept)) for o in made]
     vectors = torch.load(tmp_path / "llmrouter" / "query_embeddings.pt", weights_only=True)
     assert np.allclose(vectors.numpy(), tiny_encoder().encode([o.query for o in made]))
     (tmp_path / "bad.jsonl").write_text('{"query": "x"}\n')
     with pytest.raises(TrainingError) as refused:
         list(read_rows(tmp_path / "bad.jsonl"))
+    assert refused.value.code == "TRAINING_DATA"
+
+
+def test_llmrouters_own_rows_tell_time_tokens_and_prices(tmp_path):
+    """Fields as its data generation writes them (llmrouter/data/README.md)."""
+    row = {"task_name": "gsm8k", "query": "How many?", "ground_truth": "2", "metric": "GSM8K", "choices": None,
+           "task_id": None, "model_name": "m", "response": "2", "token_num": 453, "input_tokens": 449, "output_tokens": 4,
+           "response_time": 1.5, "api_key_used": "", "performance": 1.0, "embedding_id": 42, "user_id": None}  # fmt: skip
+    again, unpriced = (
+        {**row, "performance": 0.0, "response_time": 2.5},
+        {**row, "model_name": "n", "input_tokens": None},
+    )
+    rows = [row, again, unpriced]
+    (tmp_path / "routing_data.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+    prices = {name: {"size": "7B", "input_price": 0.2, "output_price": 0.3} for name in ("m", "n")}
+    (tmp_path / "llm_data.json").write_text(json.dumps(prices))
+    (made,) = read_rows(tmp_path)
+    assert made.scores == {"m": 0.5, "n": 1.0}
+    assert made.latencies_ms == {"m": 2000.0, "n": 1500.0}
+    assert made.costs == {"m": pytest.approx((449 * 0.2 + 4 * 0.3) / 1e6)}
+    (tmp_path / "llm_data.json").write_text('{"m": {"input_price": -1}}')
+    with pytest.raises(TrainingError) as refused:
+        list(read_rows(tmp_path))
     assert refused.value.code == "TRAINING_DATA"
 
 
