@@ -7,6 +7,7 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import typer
@@ -14,6 +15,7 @@ import typer.main
 
 from appliance.cli.main import app
 from appliance.errors import catalogue
+from appliance.gateway import decision, telemetry
 from tests.support.guides import commands_in
 
 ROOT = Path(__file__).parents[3]
@@ -211,6 +213,20 @@ def test_a_control_that_names_a_check_nobody_reports_would_be_seen():
     assert "permissions" in reported_checks()["doctor"]
     assert "degraded mode" in reported_checks()["validate"]
     assert "phases of the moon" not in reported_checks()["doctor"] | reported_checks()["validate"]
+
+
+def test_the_operators_guide_names_every_attribute_of_a_decision_and_every_word_for_it():
+    page = text("operator")
+    table = page[page.index("## What a trace tells") : page.index("## What the doctor checks")]
+    decided = decision.Decision(
+        "r", "c", "t", "chat", "a", "ml:knn", "success", "best_score", score=1, router_digest="d"
+    )
+    names, values = zip(*re.findall(r"(?m)^\| (`.*?) \| (.*) \|$", table), strict=True)
+    assert set(re.findall(r"`([\w.]+)`", " ".join(names))) == set(telemetry.attributes(decided))
+    told = dict(zip(names, values, strict=True))
+    reasons = {value for name, value in vars(decision).items() if name.isupper() and isinstance(value, str)}
+    assert set(re.findall(r"`(\w+)`", told["`router.decision_reason`"])) == reasons
+    assert set(re.findall(r"`(\w+)`", told["`router.decision_outcome`"])) == set(get_args(decision.Outcome))
 
 
 def test_every_runbook_of_the_table_runs():
