@@ -7,7 +7,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 PYTEST := $(RUN) -m pytest
 
-.PHONY: demo env test test-fast check lint types bench docs clean help
+.PHONY: demo env test test-fast check lint types bench clean help
 .DEFAULT_GOAL := help
 
 help:
