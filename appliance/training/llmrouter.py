@@ -94,7 +94,7 @@ def read_rows(path: Path) -> Iterator[Outcome]:
             scores=_means((row.model_name, row.performance) for row in rows),
             costs=_means((row.model_name, cost) for row, cost in costs if cost is not None),
             latencies_ms=_means(
-                (row.model_name, round(row.response_time * 1e3, 6)) for row in rows if row.response_time is not None
+                (row.model_name, round(row.response_time * 1e3, 9)) for row in rows if row.response_time is not None
             ),
         )
 

@@ -93,13 +93,11 @@ def test_llmrouters_layout_goes_out_and_comes_back(tmp_path):
 def test_llmrouters_own_rows_tell_time_tokens_and_prices(tmp_path):
     """Fields as its data generation writes them (llmrouter/data/README.md)."""
     row = {"task_name": "gsm8k", "query": "How many?", "ground_truth": "2", "metric": "GSM8K", "choices": None,
-           "task_id": None, "model_name": "m", "response": "2", "token_num": 453, "input_tokens": 449, "output_tokens": 4,
-           "response_time": 1.5, "api_key_used": "", "performance": 1.0, "embedding_id": 42, "user_id": None}  # fmt: skip
-    again, unpriced = (
-        {**row, "performance": 0.0, "response_time": 2.5},
-        {**row, "model_name": "n", "input_tokens": None},
-    )
-    rows = [row, again, unpriced]
+           "task_id": None, "model_name": "m", "response": "2", "token_num": 453, "input_tokens": 449,
+           "output_tokens": 4, "response_time": 1.5, "api_key_used": "", "performance": 1.0, "embedding_id": 42,
+           "user_id": None}  # fmt: skip
+    again = {**row, "performance": 0.0, "response_time": 2.5}
+    rows = [row, again, {**row, "model_name": "n", "input_tokens": None}]
     (tmp_path / "routing_data.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
     prices = {name: {"size": "7B", "input_price": 0.2, "output_price": 0.3} for name in ("m", "n")}
     (tmp_path / "llm_data.json").write_text(json.dumps(prices))
