@@ -74,9 +74,9 @@ def place(pod: Path, overlay: str = "postgres-minio", workload: str = "gateway")
     mounts = [word for folder in writable for word in ("--bind", str(pod / folder), f"/{folder}")]
     done = subprocess.run(
         ["bwrap", *rights, *folders, "--ro-bind", "/usr", "/usr", "--symlink", "usr/bin", "/bin",
-         "--symlink", "usr/lib", "/lib", "--symlink", "usr/lib64", "/lib64", "--dev", "/dev", *mounts, "--ro-bind", str(pod / "given"), "/given",
-         "--ro-bind", str(pod / "opt/appliance/seed"), "/opt/appliance/seed", "--", *user, *init["command"],
-         *init["args"]],
+         "--symlink", "usr/lib", "/lib", "--symlink", "usr/lib64", "/lib64", "--dev", "/dev", *mounts,
+         "--ro-bind", str(pod / "given"), "/given", "--ro-bind", str(pod / "opt/appliance/seed"), "/opt/appliance/seed",
+         "--", *user, *init["command"], *init["args"]],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
