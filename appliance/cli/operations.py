@@ -9,6 +9,7 @@ from rich.console import Console
 
 from appliance.cli.output import Json, hang, refusals, show
 from appliance.cli.serve import Config, default_config
+from appliance.registry.sidecar import NOTHING_TOLD
 
 FEW = 4  # workers with a line of their own
 
@@ -61,12 +62,25 @@ def _print_router(out: Console, name: str, router: dict[str, Any]) -> None:
         signed = f"signed by {kept['signed_by']} {_ago(kept['signed_at'])}"
         hang(out, "  last known good: ", f"{kept['artifact']} {kept['digest'][:12]}, {signed}")
     if channel := router["channel"]:
-        age = channel.get("contact_age_s")
-        heard = "never reached" if age is None else f"answered {_span(age)} ago"
-        hang(out, "  ", f"channel {channel['name']}: epoch {channel.get('epoch', 0)}; the registry {heard}")
+        hang(out, "  ", f"channel {channel['name']}: epoch {channel.get('epoch', 0)}; {_heard(channel)}")
+    for channel in router["unfollowed"]:
+        hang(out, "  ", f"comes from a folder, not from the sidecar's channel {channel['name']}; {_heard(channel)}")
     if problem := router["problem"]:
         hang(out, "  refused ", f"{problem['code']}: {problem['cause']}")
         hang(out, "  next: ", problem["remedy"])
+
+
+def _heard(channel: dict[str, Any]) -> str:
+    """When the registry last answered, whoever asked it, and why not since."""
+    age, problem = channel.get("contact_age_s"), channel.get("problem")
+    if age is not None:
+        by = " the sidecar" if channel.get("heard_by") == "sidecar" else ""
+        said = f"the registry answered{by} {_span(age)} ago"
+    elif problem == NOTHING_TOLD:
+        said = "whether the registry answers is not known"
+    else:
+        said = "the registry was never reached"
+    return said + (f"; now {problem}" if problem else "")
 
 
 def _print_workers(out: Console, workers: list[dict[str, Any]]) -> None:

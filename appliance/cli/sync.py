@@ -6,6 +6,7 @@ import random
 import signal
 import threading
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -45,7 +46,8 @@ def sync(
         say = Steps(as_json)
         follow = _Channels(registry, trust, cache, channel, lambda error: say(f"fetching without a slot; {error}"))
         if once:
-            reports = [*(_pass(follower, volume) for follower in follow()), *follow.configs(volume)]
+            passes = _one_pass(follow, volume, say)
+            reports = [*passes, *follow.configs(volume)]
             _report(reports, as_json)
             if any(report["problem"] for report in reports):
                 raise typer.Exit(1)
@@ -61,9 +63,23 @@ def sync(
             if report["written"] or said.get(report["channel"]) != news:
                 said[report["channel"]] = news
                 say(_line(report))
+        _leave_note(volume, passes, said.get(""), say, said)
         notify("READY=1\nWATCHDOG=1")  # also while the registry is away: what is on the volume is served
         stop.wait(interval * (1 + random.uniform(-JITTER, JITTER)))  # noqa: S311 (spreads load)
     notify("STOPPING=1")
+
+
+def _one_pass(follow: _Channels, volume: Any, say: Steps) -> list[dict[str, Any]]:
+    """One report a channel; a registry that has never been reached is a refusal, told in the volume too."""
+    from appliance.errors import RegistryError
+
+    try:
+        passes = [_pass(follower, volume) for follower in follow()]
+    except RegistryError as error:
+        _leave_note(volume, [], error.code, say, {})
+        raise
+    _leave_note(volume, passes, None, say, {})
+    return passes
 
 
 def _patiently(follow: _Channels, say: Steps, said: dict[str, Any]) -> list[Follower]:
@@ -71,12 +87,37 @@ def _patiently(follow: _Channels, say: Steps, said: dict[str, Any]) -> list[Foll
     from appliance.errors import RegistryError
 
     try:
-        return follow()
+        followers = follow()
     except RegistryError as error:
         if said.get("") != error.code:
             said[""] = error.code
             say(f"waiting for the registry; {error}")
         return []
+    said[""] = None
+    return followers
+
+
+def _leave_note(
+    volume: Store, passes: list[dict[str, Any]], problem: str | None, say: Steps, said: dict[str, Any]
+) -> None:
+    """Tell those who see the volume alone how the registry fares; where that fails, on a full disk, say so once."""
+    from appliance.errors import ApplianceError
+    from appliance.registry.sidecar import KEY, heard, leave
+
+    channels = {
+        each["channel"]: heard(
+            datetime.fromisoformat(each["contact"]) if each["contact"] else None, (each["problem"] or {}).get("code")
+        )
+        for each in passes
+    }
+    refused = None
+    try:
+        leave(volume, channels, problem)
+    except ApplianceError as error:
+        refused = error.code
+        if said.get(KEY) != refused:
+            say(f"{KEY} could not be written; {error}")
+    said[KEY] = refused
 
 
 class _Channels:

@@ -11,7 +11,8 @@ def condense(workers: list[dict[str, Any]]) -> dict[str, Any]:
     Returns:
         `ready`, `converged` (whether all workers serve the same digests), `egress_refused` (attempts to connect
         elsewhere than configured, over all workers), `routers` (name -> mode, digests over all workers, problem, the
-        last known good one, the channel's worst view), `groups` (with the worst view of every deployment).
+        last known good one, the channel's worst view, the sidecar's channels that it does not follow), `groups` (with
+        the worst view of every deployment).
     """
     routers = {name: _router(name, workers) for name in workers[0]["routers"]}
     return {
@@ -35,6 +36,7 @@ def _router(name: str, workers: list[dict[str, Any]]) -> dict[str, Any]:
         "serving": next((view["serving"] for view in views if view["serving"]), None),
         "last_known_good": next((kept for view in views if (kept := view.get("last_known_good"))), None),
         "channel": max(channels, key=_staleness, default=None),
+        "unfollowed": next((view["unfollowed"] for view in views if view.get("unfollowed")), []),
         "problem": next((view["problem"] for view in views if view["problem"]), None),
     }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,12 @@ from appliance.errors import ApplianceError, GatewayError
 from appliance.gateway.active import Slot
 from appliance.gateway.loading import LastGood, Loader
 from appliance.gateway.watch import Watch, generation
+from appliance.registry.directory import DirectoryStore
 from appliance.registry.follower import Follower, Served
 from appliance.registry.homes import open_cache, open_store
 from appliance.registry.registry import Registry
+from appliance.registry.settings import DirectorySettings
+from appliance.registry.sidecar import Sidecar
 from appliance.registry.trust_source import TrustSource
 from appliance.settings import Router
 
@@ -45,6 +49,9 @@ class ChannelWatch(Watch):
         self._judged = ""
         self._out_of_reach = False
         self._begun = False
+        self._sidecar: Sidecar | None = None
+        if isinstance(settings.registry, DirectorySettings):
+            self._sidecar = Sidecar(DirectoryStore(settings.registry.path))
 
     def first(self) -> None:
         """Serve what this host served last, then ask the registry."""
@@ -53,6 +60,7 @@ class ChannelWatch(Watch):
     def look(self) -> bool:
         """Ask the registry once; judge what is news, and what is served where the zone's trust has changed."""
         now = generation(self._trust)
+        self._hear()
         try:
             follower = self._open()
         except ApplianceError as error:  # a file of its settings; once that is mended, everything goes on from here
@@ -82,20 +90,28 @@ class ChannelWatch(Watch):
             self._fall_back(follower.may_serve)
         return news is not None
 
+    def _hear(self) -> None:
+        """Of the registry behind the sidecar, where the folder that is followed is the volume of one."""
+        if self._sidecar is not None:
+            self._sidecar.look()
+
     def describe(self) -> dict[str, Any]:
-        """How well the channel is followed."""
+        """How well the channel is followed; behind a sidecar it is the registry that counts, and not its copy here."""
         if self._follower is None:
             return {**super().describe(), "channel": {"name": self._settings.channel}}
         health = self._follower.health()
+        told = self._sidecar.of(health.channel, datetime.now(UTC)) if self._sidecar is not None else None
+        problem = health.problem.code if health.problem is not None else None
         return {
             **super().describe(),
             "channel": {
                 "name": health.channel,
                 "epoch": health.epoch,
                 "version": health.version,
-                "contact_age_s": health.contact_age_s,
+                "heard_by": "gateway" if told is None else "sidecar",
+                "contact_age_s": health.contact_age_s if told is None else told.age_s,
                 "expired": health.expired,
-                "problem": health.problem.code if health.problem is not None else None,
+                "problem": problem if told is None else problem or told.problem,
                 "breaker": asdict(self._breaker.view()) if self._breaker is not None else None,
             },
         }

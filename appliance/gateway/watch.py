@@ -13,6 +13,7 @@ import random
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from appliance.artifact import ArtifactFiles
 from appliance.errors import ApplianceError, FileError, GatewayError
 from appliance.gateway.active import Serving, Slot
 from appliance.gateway.loading import LastGood, Loader
+from appliance.registry.sidecar import Sidecar
 from appliance.settings import Router
 
 log = logging.getLogger("appliance.routers")
@@ -182,23 +184,27 @@ class DirectoryWatch(Watch):
         slot, settings, loader, last_good: as `Watch`.
         directory: of the artifact.
         trust: the trust store; a new generation of it judges the folder anew.
+        sidecar: of this host, which may run although this router comes from a folder.
     """
 
     def __init__(
-        self, slot: Slot, settings: Router, loader: Loader, *, directory: Path, trust: Path, last_good: LastGood
-    ) -> None:
+        self, slot: Slot, settings: Router, loader: Loader, *, directory: Path, trust: Path, last_good: LastGood,
+        sidecar: Sidecar,
+    ) -> None:  # fmt: skip
         super().__init__(slot, settings, loader, last_good=last_good)
-        self._directory, self._trust = directory, trust
+        self._directory, self._trust, self._sidecar = directory, trust, sidecar
         self._judged: Fingerprint | None = None  # what the present state was decided on
         self._seen: Fingerprint | None = None
 
     def first(self) -> None:
         """Load from the folder, else the last known good."""
+        self._sidecar.look()
         self._judge(self._state())
         self._fall_back()
 
     def look(self) -> bool:
         """Judge the folder where it has changed and holds still."""
+        self._sidecar.look()
         now = self._state()
         steady, self._seen = now == self._seen, now
         if self._again:
@@ -208,6 +214,12 @@ class DirectoryWatch(Watch):
         self._again = False
         self._judge(now)
         return True
+
+    def describe(self) -> dict[str, Any]:
+        """What status shows; `unfollowed` are the channels that the sidecar brings and this router does not follow."""
+        told = self._sidecar.every(datetime.now(UTC)).items()
+        unfollowed = [{"name": name, "contact_age_s": each.age_s, "problem": each.problem} for name, each in told]
+        return {**super().describe(), "unfollowed": unfollowed}
 
     def _state(self) -> Fingerprint:
         return (*fingerprint(self._directory), (generation(self._trust), 0, 0, 0))

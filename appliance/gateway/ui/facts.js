@@ -1,6 +1,7 @@
 // Pure: the gateway's reports in, what the page says out.
 
 const DAY_MS = 86400000;
+const QUIET_S = 900;  // without a word from the registry, and somebody should look
 
 export const REASONS = {
   best_score: "best score", only_candidate: "only candidate", configured_round_robin: "by weight, as configured",
@@ -42,7 +43,7 @@ function notesOf(status, overview, now) {
     const { serving, problem, channel } = view;
     const refused = problem ? `${problem.code}: ${problem.cause}. ${problem.remedy}` : "";
     if (view.mode !== "ml") say(`Router ${name} serves nothing; its groups are routed by weight.`, refused || "See `appliance explain OPERATION_ROUTER_STATIC`.", { bad: true });
-    else if (channel?.problem) say(`The registry of router ${name} does not answer soundly; it goes on with ${serving.artifact}.`, `${channel.problem}. News and revocations do not arrive; \`scripts/sync-now\` says why.`);
+    else if (channel && registryOf(channel) !== "answers") say(`${AWAY[registryOf(channel)](name)}; it goes on with ${serving.artifact}.`, `${channel.problem ? `${channel.problem}. ` : ""}News and revocations do not arrive; \`scripts/sync-now\` says why.`);
     else if (problem) say(`Router ${name} refused a newer version and goes on with ${serving.artifact}.`, refused);
     if (channel?.expired) say(`The signed pointer of channel ${channel.name} has ended.`, "See `appliance explain REGISTRY_CHANNEL_EXPIRED`.");
     if (!view.converged && view.mode === "ml") say(`The workers serve different versions of router ${name}.`, "Bring them together with `systemctl reload appliance-gateway`.");
@@ -73,19 +74,37 @@ function span(seconds) {
   return `${Math.round(seconds)} s`;
 }
 
-// The registry as far as this gateway follows it itself: the channel heard of the longest ago.
+// How a channel's registry does: by this gateway's own word, or by its sidecar's, who alone asks it.
+function registryOf(channel) {
+  if (channel.problem && channel.problem !== "REGISTRY_SIDECAR") return "no answer";
+  if (channel.problem || channel.contact_age_s == null) return "not known";
+  return channel.contact_age_s > QUIET_S ? "silent" : "answers";
+}
+
+const AWAY = {
+  "no answer": (name) => `The registry of router ${name} does not answer soundly`,
+  "not known": (name) => `It is not known whether the registry of router ${name} answers`,
+  silent: (name) => `Nothing is heard of the registry of router ${name}`,
+};
+
+// The channel heard of the longest ago; of those that the sidecar brings for nobody, where no router follows one.
 function registryTile(status) {
-  const channels = Object.values(status.routers).map((view) => view.channel).filter(Boolean);
+  const routers = Object.values(status.routers);
+  const followed = routers.map((view) => view.channel).filter(Boolean);
+  const channels = followed.length ? followed : routers.flatMap((view) => view.unfollowed ?? []);
   const label = "Registry";
-  if (!channels.length) return { label, value: "not followed", text: "routers come from folders; of a sidecar tells the doctor" };
+  if (!channels.length) return { label, value: "not followed", text: "routers come from folders; no sidecar runs here" };
   const age = (channel) => channel.contact_age_s ?? Infinity;
   const worst = channels.sort((a, b) => Boolean(b.problem) - Boolean(a.problem) || age(b) - age(a))[0];
-  const heard = worst.contact_age_s == null ? "it never answered" : `channel ${worst.name} heard of ${span(worst.contact_age_s)} ago`;
-  return { label, value: worst.problem ? "no answer" : "answers", text: heard, state: worst.problem ? "warn" : "good" };
+  const value = registryOf(worst);
+  const text = `channel ${worst.name}: ${heard(worst)}${followed.length ? "" : "; no router follows it"}`;
+  return { label, value, text, state: value === "answers" ? "good" : "warn" };
 }
 
 export function heard(channel) {
-  return channel.contact_age_s == null ? "never reached" : `answered ${span(channel.contact_age_s)} ago`;
+  const by = channel.heard_by === "sidecar" ? "the sidecar " : "";
+  if (channel.contact_age_s != null) return `answered ${by}${span(channel.contact_age_s)} ago`;
+  return channel.problem === "REGISTRY_SIDECAR" ? "when it answered is not known" : "never reached";
 }
 
 export function summary({ status, decisions, overview, at }) {

@@ -47,7 +47,10 @@ _WORKER = {
         "cache_misses": number,
     },
 }  # fmt: skip
-_CHANNEL = {"name": name, "epoch": number, "version": name, "contact_age_s": number, "expired": number, "problem": code}
+_CHANNEL = {
+    "name": name, "epoch": number, "version": name, "heard_by": name, "contact_age_s": number, "expired": number,
+    "problem": code,
+}  # fmt: skip
 _ROUTERS = Every(
     {
         "mode": name,
@@ -57,6 +60,7 @@ _ROUTERS = Every(
         "problem": _PROBLEM,
         "last_known_good": _SERVING,
         "channel": _CHANNEL,
+        "unfollowed": [_CHANNEL],
     }
 )
 STATUS = {"ready": number, "converged": number, "workers": [_WORKER], "routers": _ROUTERS, "groups": _GROUPS}

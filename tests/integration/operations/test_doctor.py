@@ -20,6 +20,9 @@ from appliance.errors import ApplianceError
 from appliance.operations.doctor.checks import examine
 from appliance.operations.doctor.facts import host, release, trust
 from appliance.operations.doctor.gather import Places, gather
+from appliance.registry import sidecar
+from appliance.registry.cache import Cache
+from appliance.registry.directory import DirectoryStore
 from appliance.settings import load
 from tests.support.bundle import small_release
 from tests.support.gateway import certificate, deployment, write_config
@@ -188,6 +191,18 @@ def test_every_certificate_that_the_configuration_names_is_judged_and_its_key_is
         if each.kind == "secret" and each.mode & 0o077
     ]
     assert open_key.path == tmp_path / "s3" / "tls.key"
+
+
+def test_a_sidecar_that_has_reached_no_registry_yet_is_heard_all_the_same(tmp_path):
+    cache, volume = tmp_path / "sync", tmp_path / "volume"
+    assert trust.channels(cache, volume, now()) == (), "no sidecar"
+    volume.mkdir()
+    Cache(cache)
+    sidecar.leave(DirectoryStore(volume), {})
+    assert trust.channels(cache, volume, now()) == (), "a registry without channels"
+    sidecar.leave(DirectoryStore(volume), {}, "REGISTRY_UNREACHABLE")
+    (found,) = trust.channels(cache, volume, now())
+    assert (found.name, found.contact) == ("all channels", None)
 
 
 def test_a_listening_socket_is_seen_with_address_port_and_command():

@@ -1,16 +1,22 @@
 """The status page in a real browser, over a real gateway."""
 
+import contextlib
+import json
+import shutil
 import subprocess
-from datetime import UTC, datetime
+import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from appliance.registry import sidecar
 from appliance.registry.directory import DirectoryStore
 from appliance.registry.registry import Registry
 from tests.support.chromium import chromium
 from tests.support.gateway import deployment, gateway
 from tests.support.routing import prompts, zone
+from tests.support.servers import stop
 from tests.support.upstream import upstream
 
 pytestmark = [pytest.mark.slow, pytest.mark.server]
@@ -255,17 +261,114 @@ CONTRAST = r"""(() => {
 })()"""
 
 
-def test_a_dead_registry_is_told_and_costs_no_request(browser, tmp_path_factory, authority, request):
-    home = tmp_path_factory.mktemp("dead")
-    here = zone(home / "zone", authority, labels={"small": "small", "large": "large"})
-    folder = home / "registry"
+def registry_in(folder: Path, here, authority) -> Path:
+    """A registry with one router in it."""
     folder.mkdir()
-    registry = Registry(DirectoryStore(folder), material=lambda: authority.material, clock=lambda: datetime.now(UTC))
-    registry.publish(here.artifact(), name="default", version="1.0.0")
-    registry.promote("default", "1.0.0", authority.signer("import-officer"))
+    home = Registry(DirectoryStore(folder), material=lambda: authority.material, clock=lambda: datetime.now(UTC))
+    home.publish(here.artifact(), name="default", version="1.0.0")
+    home.promote("default", "1.0.0", authority.signer("import-officer"))
+    return folder
+
+
+def following(here, folder: Path) -> dict:
+    """The zone's sections, with the router from a channel."""
     sections = here.sections()
     followed = {"registry": {"home": "directory", "path": str(folder)}, "channel": "default", "poll_interval_s": 0.2}
     sections["routing"]["routers"]["default"] = followed
+    return sections
+
+
+@contextlib.contextmanager
+def syncing(registry: Path, here, home: Path):
+    """`appliance sync`, between a registry and the volume beside a gateway's state."""
+    command = [sys.executable, "-m", "appliance.cli.main", "sync", "--registry", registry, "--interval", "0.2"]
+    command += ["--trust", here.directory / "trust", "--to", home / "volume", "--cache", home / "sync"]
+    with open(home / "sync.log", "wb") as log:
+        process = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log, start_new_session=True)
+    try:
+        yield process
+    finally:
+        stop(process)
+
+
+def test_a_gateway_behind_a_sidecar_tells_of_the_registry_and_not_of_its_copy(
+    browser, tmp_path_factory, authority, request
+):
+    home = tmp_path_factory.mktemp("behind")
+    (home / "volume").mkdir()
+    here = zone(home / "zone", authority, labels={"small": "small", "large": "large"})
+    registry = registry_in(home / "registry", here, authority)
+    note = home / "volume" / sidecar.KEY
+    with (
+        upstream("small") as small,
+        upstream("large") as large,
+        syncing(registry, here, home) as process,
+        gateway(
+            home, [deployment("chat", small), deployment("chat", large)], tls=False, **following(here, home / "volume")
+        ) as running,
+    ):
+
+        def tile(text: str) -> None:
+            browser.until(f"document.getElementById('numbers').textContent.includes({json.dumps(text)})")
+
+        def channel() -> dict:
+            assert running.chat("hard prove the theorem").headers["x-appliance-deployment"] == "large"
+            return running.status()["routers"]["default"]["channel"]
+
+        running.wait_until(lambda: channel().get("heard_by") == "sidecar", what="the sidecar's word")
+        unlock(browser, running)
+        tile("answers" + "channel default: answered the sidecar")
+        browser.until("document.getElementById('state').textContent === 'all is well'")
+
+        registry.rename(home / "gone")
+        browser.until("document.getElementById('notes').textContent.includes('does not answer soundly')")
+        tile("no answer")
+        assert channel()["problem"] == "REGISTRY_NOT_FOUND"
+        keep(browser, request)
+        (home / "gone").rename(registry)
+        browser.until("document.getElementById('state').textContent === 'all is well'")
+
+        stop(process)
+        told = json.loads(note.read_text())
+        long_ago = datetime.now(UTC) - timedelta(hours=3)
+        told["channels"]["default"] = sidecar.heard(long_ago, None).model_dump()
+        DirectoryStore(home / "volume").put(sidecar.KEY, json.dumps(told).encode())
+        browser.until("document.getElementById('notes').textContent.includes('Nothing is heard of the registry')")
+        tile("silent" + "channel default: answered the sidecar 3 hours ago")
+        assert 3 * 3600 <= channel()["contact_age_s"] < 4 * 3600
+        metrics = running.client.get("/appliance/metrics").text
+        (age,) = [line for line in metrics.splitlines() if line.startswith("appliance_registry_contact_age_seconds{")]
+        assert float(age.split()[-1]) >= 3 * 3600, "what the alert rule looks at"
+        said = running.command("status", "--config", str(running.config)).stdout
+        assert "channel default: epoch 1; the registry answered the sidecar 3 hours ago" in said
+
+        note.write_bytes(b'{"channels": "' + b"<script>window.broken = 1</script>" * 1000)
+        tile("not known")
+        assert channel()["problem"] == "REGISTRY_SIDECAR"
+        assert running.status()["routers"]["default"]["mode"] == "ml"
+        assert browser.evaluate("window.broken") is None
+
+
+def test_a_sidecar_whose_channels_no_router_follows_is_told_as_that(browser, served):
+    running, _ = served
+    unlock(browser, running)
+    browser.until("document.getElementById('numbers').textContent.includes('no sidecar runs here')")
+    volume = running.directory / "volume"
+    volume.mkdir()
+    sidecar.leave(DirectoryStore(volume), {"default": sidecar.heard(datetime.now(UTC), None)})
+    browser.until("document.getElementById('numbers').textContent.includes('no router follows it')")
+    assert "answers" in browser.text()
+    said = running.command("status", "--config", str(running.config)).stdout
+    assert "comes from a folder, not from the sidecar's channel default; the registry answered" in said
+    sidecar.leave(DirectoryStore(volume), {"default": sidecar.heard(datetime.now(UTC), "REGISTRY_UNREACHABLE")})
+    browser.until("document.getElementById('numbers').textContent.includes('no answer')")
+    shutil.rmtree(volume)
+
+
+def test_a_dead_registry_is_told_and_costs_no_request(browser, tmp_path_factory, authority, request):
+    home = tmp_path_factory.mktemp("dead")
+    here = zone(home / "zone", authority, labels={"small": "small", "large": "large"})
+    folder = registry_in(home / "registry", here, authority)
     with (
         upstream("small") as small,
         upstream("large") as large,
@@ -273,7 +376,7 @@ def test_a_dead_registry_is_told_and_costs_no_request(browser, tmp_path_factory,
             home / "gateway",
             [deployment("chat", small), deployment("chat", large), deployment("spare", small, id_="there"), GONE],
             tls=False,
-            **sections,
+            **following(here, folder),
         ) as running,
     ):
         assert running.chat("hard prove the theorem").headers["x-appliance-deployment"] == "large"

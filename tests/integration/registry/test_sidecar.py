@@ -118,6 +118,18 @@ def test_one_pass_repairs_the_volume_and_a_dead_registry_leaves_it_alone(site: S
     assert report["problem"]["code"] == "REGISTRY_UNREACHABLE"
     assert report["version"] == "1.0.0", "repaired from the sidecar's own cache"
     assert target.read_bytes() == b"1.0.0" * 1000
+    told = json.loads((site.root / "volume" / "sync.json").read_text())["channels"]["default"]
+    assert told["problem"] == "REGISTRY_UNREACHABLE"
+    assert told["contact"], "when it last answered"
+
+
+def test_a_sidecar_whose_registry_never_answered_says_so_in_the_volume_too(site: Site) -> None:
+    settings = yaml.safe_load(site.registry.read_text())
+    settings["registry"]["endpoint"] = "127.0.0.1:1"
+    site.registry.write_text(yaml.safe_dump(settings))
+    assert site.run(*site.sync_arguments, "--once", code=1)["error"]["code"] == "REGISTRY_UNREACHABLE"
+    told = json.loads((site.root / "volume" / "sync.json").read_text())
+    assert (told["problem"], told["channels"]) == ("REGISTRY_UNREACHABLE", {})
 
 
 def test_a_volume_that_is_not_there_is_said(site: Site) -> None:
@@ -169,6 +181,6 @@ def test_a_sidecar_that_is_killed_leaves_whole_files(site: Site) -> None:
             os.killpg(process.pid, 9)
     site.run(*site.sync_arguments, "--once")
     names = [path.name for path in (site.root / "volume").rglob("*") if path.is_file() and ".tmp" not in path.name]
-    assert sorted(names) == sorted(
-        [".registry.lock", "default.json", "artifact.sigstore.json", "index.safetensors", "model.json", "router.yaml"]
-    )
+    pointers_and_notes = {".registry.lock", "default.json", "sync.json"}
+    router = {"artifact.sigstore.json", "index.safetensors", "model.json", "router.yaml"}
+    assert sorted(names) == sorted(pointers_and_notes | router)

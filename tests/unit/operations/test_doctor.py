@@ -124,6 +124,26 @@ def following(age_s):
     return status
 
 
+def behind_a_sidecar(age_s, problem=None):
+    status = following(age_s)
+    status["workers"][0]["routers"]["default"]["channel"] |= {"heard_by": "sidecar", "problem": problem}
+    return status
+
+
+def test_a_registry_behind_a_sidecar_is_told_once_by_whoever_knows_more():
+    stale = replace(CHANNEL, contact=NOW - timedelta(hours=1))
+    here = findings(gateway=behind_a_sidecar(3600), channels=(stale,))
+    assert [f.code for f in here if f.check == "registry"] == ["OPERATION_REGISTRY_AGE"]
+    elsewhere = findings(gateway=behind_a_sidecar(3600), channels=())  # the sidecar of another host fills the volume
+    assert [f.code for f in elsewhere if f.check == "registry"] == ["OPERATION_REGISTRY_AGE"]
+
+
+def test_a_sidecar_that_tells_nothing_is_not_called_a_registry_that_was_never_reached():
+    found = [f for f in findings(gateway=behind_a_sidecar(None, "REGISTRY_SIDECAR"), channels=()) if f.code]
+    assert [f.code for f in found] == ["OPERATION_REGISTRY_AGE"]
+    assert "is not known" in found[0].text
+
+
 def test_a_registry_that_nobody_reaches_is_told_as_that_and_not_as_a_router_that_was_refused():
     assert faults.UNAVAILABLE | {"REGISTRY_BREAKER_OPEN"} == service.OUT_OF_REACH
     status = {

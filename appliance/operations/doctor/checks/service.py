@@ -9,8 +9,9 @@ from typing import Any
 from appliance.errors import ApplianceError
 from appliance.operations.doctor.finding import Finding, critical, fine, unknown, warning
 from appliance.operations.doctor.snapshot import Snapshot
+from appliance.registry.sidecar import NOTHING_TOLD, QUIET_AFTER
 
-REGISTRY_WARNING = timedelta(minutes=15)
+REGISTRY_WARNING = QUIET_AFTER
 REGISTRY_CRITICAL = timedelta(days=1)
 # nothing newer was refused: nobody answered, which `followed` judges by its age
 OUT_OF_REACH = frozenset(
@@ -128,19 +129,22 @@ def registry(snapshot: Snapshot) -> Iterator[Finding]:
 
 
 def followed(snapshot: Snapshot) -> Iterator[Finding]:
-    """When did the registry last answer a gateway that follows a channel itself?"""
+    """When did the registry last answer a gateway that follows a channel, itself or through a sidecar elsewhere?"""
     name = "registry"
     if isinstance(snapshot.gateway, ApplianceError):
         return
+    here = () if isinstance(snapshot.channels, ApplianceError) else [channel.name for channel in snapshot.channels]
     for worker in snapshot.gateway["workers"]:
         for router, view in worker.get("routers", {}).items():
             channel = view.get("channel")
-            if not channel:
+            if not channel or (channel.get("heard_by") == "sidecar" and channel["name"] in here):  # `registry` told it
                 continue
             seconds = channel.get("contact_age_s")
             age = None if seconds is None else timedelta(seconds=float(seconds))
             evidence: dict[str, Any] = {"worker": worker["worker"], "router": router, "problem": channel.get("problem")}
             since = "was never reached" if age is None else f"last answered {_hours(age)} ago"
+            if age is None and channel.get("problem") == NOTHING_TOLD:
+                since = "answers its sidecar, or does not: that is not known"
             text = f"the registry of router {router} {since}"
             if age is None or age > REGISTRY_CRITICAL:
                 yield critical(name, "OPERATION_REGISTRY_AGE", text, **evidence)

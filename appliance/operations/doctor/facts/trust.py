@@ -55,11 +55,16 @@ def certificates(settings: Settings | None) -> tuple[Certificate, ...]:
     return tuple(found)
 
 
-def channels(sync_cache: Path) -> tuple[Channel, ...] | ApplianceError:
-    """What the sidecar knows of its channels, from its own cache; none where there is no sidecar."""
+def channels(sync_cache: Path, volume: Path, now: datetime) -> tuple[Channel, ...] | ApplianceError:
+    """What the sidecar knows of its channels, from its own cache; none where there is no sidecar.
+
+    One that has reached no registry yet has no channel in its cache, and says so in the volume alone.
+    """
     from appliance import documents
     from appliance.registry.cache import Cache
     from appliance.registry.channel import Pointer, split
+    from appliance.registry.directory import DirectoryStore
+    from appliance.registry.sidecar import Sidecar
 
     if not sync_cache.is_dir():
         return ()
@@ -76,6 +81,10 @@ def channels(sync_cache: Path) -> tuple[Channel, ...] | ApplianceError:
             version = pointer.target.version if pointer.target else None
             expires = datetime.fromisoformat(pointer.expires)
             found.append(Channel(name, version, pointer.epoch, cache.contact(name), _utc(expires)))
+        sidecar = Sidecar(DirectoryStore(volume))
+        sidecar.look()
+        if not found and sidecar.every(now):
+            found.append(Channel("all channels", None, 0, None, None))
         return tuple(found)
     except ApplianceError as error:
         return error
