@@ -234,6 +234,7 @@ def _split(name: str) -> tuple[bytes, bytes]:
 """The release manifest: what a release is, to the byte, in the order in which it travels."""
 
 
+import datetime as dt
 import hashlib
 import json
 import re
@@ -253,6 +254,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 _VERSION = re.compile(r"[0-9]+(\.[0-9]+){1,3}([a-z0-9.+-]{0,40})\Z")
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z\Z")
 _WORD = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}\Z")
+_PAIR = re.compile(r"[0-9]{1,3}\.[0-9]{1,3}\Z")
 
 
 @dataclass(frozen=True)
@@ -357,7 +359,7 @@ def read_manifest(data: bytes) -> Manifest:
     fields = _Fields(_document(data, "manifest.json"), "manifest.json")
     fields.constant("_type", RELEASE_TYPE)
     fields.constant("schema_version", 1)
-    target = fields.mapping("target", {"python", "architecture", "glibc"})
+    target = fields.mapping("target", {"python": _PAIR, "architecture": _WORD, "glibc": _PAIR})
     segment_bytes, segments = _segments(fields)
     manifest = Manifest(
         name=fields.text("name", _WORD),
@@ -365,7 +367,7 @@ def read_manifest(data: bytes) -> Manifest:
         epoch=fields.number("epoch"),
         profile=fields.text("profile", _WORD),
         target=target,
-        created=fields.text("created", _TIME),
+        created=fields.time("created"),
         state_version=fields.number("state_version"),
         installed_bytes=fields.number("installed_bytes"),
         installed_files=fields.number("installed_files"),
@@ -497,11 +499,20 @@ class _Fields:
             raise Refused("BUNDLE_MANIFEST", f"{self.what}: {key} holds something else than text")
         return value
 
-    def mapping(self, key: str, keys: set[str]) -> dict[str, str]:
-        value: dict[str, str] = self._take(key, dict)
-        if set(value) != keys or not all(type(item) is str for item in value.values()):
-            raise Refused("BUNDLE_MANIFEST", f"{self.what}: {key} must have exactly {', '.join(sorted(keys))}")
+    def time(self, key: str) -> str:
+        value = self.text(key, _TIME)
+        try:
+            dt.datetime.fromisoformat(value)  # a day that a calendar has
+        except ValueError:
+            raise Refused("BUNDLE_MANIFEST", f"{self.what}: {key} has an impossible value", value=value) from None
         return value
+
+    def mapping(self, key: str, patterns: dict[str, re.Pattern[str]]) -> dict[str, str]:
+        value: dict[str, str] = self._take(key, dict)
+        if set(value) != set(patterns):
+            raise Refused("BUNDLE_MANIFEST", f"{self.what}: {key} must have exactly {', '.join(sorted(patterns))}")
+        entries = _Fields(value, f"{self.what}: {key}")
+        return {name: entries.text(name, pattern) for name, pattern in patterns.items()}
 
     def constant(self, key: str, expected: Any) -> None:
         if self._take(key, type(expected)) != expected:
@@ -581,7 +592,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -591,6 +602,7 @@ SIGNATURE = "manifest.sigstore.json"
 DELTA = "delta.json"
 DELTA_SIGNATURE = "delta.sigstore.json"
 MAX_HEAD_FILES = 64
+MAX_HEADS_BYTES = 64 * 1024 * 1024  # all different heads of a medium together: each is held before anything is verified
 MAX_VOLUMES = 999
 _VOLUME = re.compile(r"volume/([0-9]{3}|parity)-of-([0-9]{3})\Z")
 _FILE_NAME = re.compile(r".+\.tar(\.v[0-9]{3}|\.parity)?\Z")
@@ -666,12 +678,14 @@ def open_sources(paths: Sequence[str | Path]) -> Iterator[tuple[list[Source], li
     """
     with contextlib.ExitStack() as stack:
         sources: list[Source] = []
+        heads: dict[tuple[tuple[str, bytes], ...], Head] = {}
         problems: dict[Path, Refused] = {}
         for path, named in _candidates(paths).items():
             try:
                 descriptor = _open_regular(path)
                 stack.callback(os.close, descriptor)
-                sources.append(_open_source(path, descriptor))
+                source = _open_source(path, descriptor)
+                sources.append(replace(source, head=_only_once(source.head, heads)))
             except OSError as error:
                 cause = f"{path.name} cannot be read: {error.strerror}"
                 problems[path] = Refused("BUNDLE_UNREADABLE", cause, file=str(path))
@@ -755,6 +769,19 @@ def _open_regular(path: Path) -> int:
     return descriptor
 
 
+def _only_once(head: Head, heads: dict[tuple[tuple[str, bytes], ...], Head]) -> Head:
+    """The head itself, or the equal one of an earlier file: volumes by the hundred share one.
+
+    Raises:
+        Refused: BUNDLE_LIMIT where the different ones together are more than any medium needs.
+    """
+    known = heads.setdefault(tuple(head.files.items()), head)
+    if sum(each.size_bytes for each in heads.values()) > MAX_HEADS_BYTES:
+        heads.pop(tuple(head.files.items()))
+        raise Refused("BUNDLE_LIMIT", "the heads of the files are larger than any release's", bytes=head.size_bytes)
+    return known
+
+
 def _open_source(path: Path, descriptor: int) -> Source:
     head = read_head(descriptor)
     size = os.fstat(descriptor).st_size
@@ -766,10 +793,10 @@ def _open_source(path: Path, descriptor: int) -> Source:
         if not match or not 1 <= int(match[2]) <= MAX_VOLUMES:
             raise Refused("BUNDLE_HEADER", "a volume's name is impossible", name=name[:100])
         total = int(match[2])
-        index = -1 if match[1] == "parity" else int(match[1]) - 1
-        if not -1 <= index < total:
+        number = 0 if match[1] == "parity" else int(match[1])
+        if number > total or (number == 0 and match[1] != "parity"):
             raise Refused("BUNDLE_HEADER", "a volume's number is impossible", name=name)
-        return Source(path, descriptor, head, index, total, head.size_bytes + BLOCK, slice_bytes)
+        return Source(path, descriptor, head, number - 1, total, head.size_bytes + BLOCK, slice_bytes)
     return Source(path, descriptor, head, None, 1, head.size_bytes, rest)
 
 
@@ -777,7 +804,8 @@ def read_head(descriptor: int) -> Head:
     """Read trust metadata, manifest and signature from the start of a file; sizes are bounded before memory is taken.
 
     Raises:
-        Refused: BUNDLE_TRUNCATED, BUNDLE_HEADER, BUNDLE_MEMBER_KIND, BUNDLE_ORDER, BUNDLE_LIMIT, BUNDLE_PADDING.
+        Refused: BUNDLE_TRUNCATED, BUNDLE_HEADER, BUNDLE_MEMBER_KIND, BUNDLE_ORDER, BUNDLE_LIMIT, BUNDLE_PADDING,
+            BUNDLE_NAME.
     """
     files: dict[str, bytes] = {}
     offset = 0
@@ -786,6 +814,7 @@ def read_head(descriptor: int) -> Head:
         block = os.pread(descriptor, BLOCK, offset)
         complete = DELTA_SIGNATURE if DELTA in files else SIGNATURE
         if complete in files and (DELTA in files or not block.startswith(DELTA.encode() + b"\0")):
+            check_names(list(files))
             return Head(files, offset)
         name, size, executable = parse_tar_header(block)
         if name not in _next_names(files) and not (
@@ -2862,15 +2891,17 @@ def rate_text(done: int, total: int, seconds: float) -> str:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    """One line of ours: names from the medium bring no line, and nothing that a terminal acts upon, of their own."""
+    shown = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    print(shown, file=sys.stderr, flush=True)
 
 
 def _print_refused(refused: Refused) -> None:
     remedies: dict[str, str] = globals().get("REMEDIES", {})
-    print(f"refused {refused.code} {refused.cause}", file=sys.stderr)
+    _say(f"refused {refused.code} {refused.cause}")
     for name, value in refused.evidence.items():
-        print(f"  {name}: {value if isinstance(value, str) else json.dumps(value, default=str)}", file=sys.stderr)
-    print(f"next: {remedies.get(refused.code, f'appliance explain {refused.code}')}", file=sys.stderr)
+        _say(f"  {name}: {value if isinstance(value, str) else json.dumps(value, default=str)}")
+    _say(f"next: {remedies.get(refused.code, f'appliance explain {refused.code}')}")
 
 
 if __name__ == "__main__":

@@ -201,12 +201,14 @@ def rate_text(done: int, total: int, seconds: float) -> str:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    """One line of ours: names from the medium bring no line, and nothing that a terminal acts upon, of their own."""
+    shown = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    print(shown, file=sys.stderr, flush=True)
 
 
 def _print_refused(refused: Refused) -> None:
     remedies: dict[str, str] = globals().get("REMEDIES", {})
-    print(f"refused {refused.code} {refused.cause}", file=sys.stderr)
+    _say(f"refused {refused.code} {refused.cause}")
     for name, value in refused.evidence.items():
-        print(f"  {name}: {value if isinstance(value, str) else json.dumps(value, default=str)}", file=sys.stderr)
-    print(f"next: {remedies.get(refused.code, f'appliance explain {refused.code}')}", file=sys.stderr)
+        _say(f"  {name}: {value if isinstance(value, str) else json.dumps(value, default=str)}")
+    _say(f"next: {remedies.get(refused.code, f'appliance explain {refused.code}')}")

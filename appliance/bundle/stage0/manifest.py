@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 import json
 import re
@@ -23,6 +24,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 _VERSION = re.compile(r"[0-9]+(\.[0-9]+){1,3}([a-z0-9.+-]{0,40})\Z")
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z\Z")
 _WORD = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}\Z")
+_PAIR = re.compile(r"[0-9]{1,3}\.[0-9]{1,3}\Z")
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ def read_manifest(data: bytes) -> Manifest:
     fields = _Fields(_document(data, "manifest.json"), "manifest.json")
     fields.constant("_type", RELEASE_TYPE)
     fields.constant("schema_version", 1)
-    target = fields.mapping("target", {"python", "architecture", "glibc"})
+    target = fields.mapping("target", {"python": _PAIR, "architecture": _WORD, "glibc": _PAIR})
     segment_bytes, segments = _segments(fields)
     manifest = Manifest(
         name=fields.text("name", _WORD),
@@ -135,7 +137,7 @@ def read_manifest(data: bytes) -> Manifest:
         epoch=fields.number("epoch"),
         profile=fields.text("profile", _WORD),
         target=target,
-        created=fields.text("created", _TIME),
+        created=fields.time("created"),
         state_version=fields.number("state_version"),
         installed_bytes=fields.number("installed_bytes"),
         installed_files=fields.number("installed_files"),
@@ -267,11 +269,20 @@ class _Fields:
             raise Refused("BUNDLE_MANIFEST", f"{self.what}: {key} holds something else than text")
         return value
 
-    def mapping(self, key: str, keys: set[str]) -> dict[str, str]:
-        value: dict[str, str] = self._take(key, dict)
-        if set(value) != keys or not all(type(item) is str for item in value.values()):
-            raise Refused("BUNDLE_MANIFEST", f"{self.what}: {key} must have exactly {', '.join(sorted(keys))}")
+    def time(self, key: str) -> str:
+        value = self.text(key, _TIME)
+        try:
+            dt.datetime.fromisoformat(value)  # a day that a calendar has
+        except ValueError:
+            raise Refused("BUNDLE_MANIFEST", f"{self.what}: {key} has an impossible value", value=value) from None
         return value
+
+    def mapping(self, key: str, patterns: dict[str, re.Pattern[str]]) -> dict[str, str]:
+        value: dict[str, str] = self._take(key, dict)
+        if set(value) != set(patterns):
+            raise Refused("BUNDLE_MANIFEST", f"{self.what}: {key} must have exactly {', '.join(sorted(patterns))}")
+        entries = _Fields(value, f"{self.what}: {key}")
+        return {name: entries.text(name, pattern) for name, pattern in patterns.items()}
 
     def constant(self, key: str, expected: Any) -> None:
         if self._take(key, type(expected)) != expected:

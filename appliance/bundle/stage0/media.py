@@ -13,11 +13,11 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from .manifest import MAX_DOCUMENT_BYTES, safe_name
+from .manifest import MAX_DOCUMENT_BYTES, check_names, safe_name
 from .refusal import Refused
 from .ustar import BLOCK, padded, parse_tar_header, span
 
@@ -26,6 +26,7 @@ SIGNATURE = "manifest.sigstore.json"
 DELTA = "delta.json"
 DELTA_SIGNATURE = "delta.sigstore.json"
 MAX_HEAD_FILES = 64
+MAX_HEADS_BYTES = 64 * 1024 * 1024  # all different heads of a medium together: each is held before anything is verified
 MAX_VOLUMES = 999
 _VOLUME = re.compile(r"volume/([0-9]{3}|parity)-of-([0-9]{3})\Z")
 _FILE_NAME = re.compile(r".+\.tar(\.v[0-9]{3}|\.parity)?\Z")
@@ -101,12 +102,14 @@ def open_sources(paths: Sequence[str | Path]) -> Iterator[tuple[list[Source], li
     """
     with contextlib.ExitStack() as stack:
         sources: list[Source] = []
+        heads: dict[tuple[tuple[str, bytes], ...], Head] = {}
         problems: dict[Path, Refused] = {}
         for path, named in _candidates(paths).items():
             try:
                 descriptor = _open_regular(path)
                 stack.callback(os.close, descriptor)
-                sources.append(_open_source(path, descriptor))
+                source = _open_source(path, descriptor)
+                sources.append(replace(source, head=_only_once(source.head, heads)))
             except OSError as error:
                 cause = f"{path.name} cannot be read: {error.strerror}"
                 problems[path] = Refused("BUNDLE_UNREADABLE", cause, file=str(path))
@@ -190,6 +193,19 @@ def _open_regular(path: Path) -> int:
     return descriptor
 
 
+def _only_once(head: Head, heads: dict[tuple[tuple[str, bytes], ...], Head]) -> Head:
+    """The head itself, or the equal one of an earlier file: volumes by the hundred share one.
+
+    Raises:
+        Refused: BUNDLE_LIMIT where the different ones together are more than any medium needs.
+    """
+    known = heads.setdefault(tuple(head.files.items()), head)
+    if sum(each.size_bytes for each in heads.values()) > MAX_HEADS_BYTES:
+        heads.pop(tuple(head.files.items()))
+        raise Refused("BUNDLE_LIMIT", "the heads of the files are larger than any release's", bytes=head.size_bytes)
+    return known
+
+
 def _open_source(path: Path, descriptor: int) -> Source:
     head = read_head(descriptor)
     size = os.fstat(descriptor).st_size
@@ -201,10 +217,10 @@ def _open_source(path: Path, descriptor: int) -> Source:
         if not match or not 1 <= int(match[2]) <= MAX_VOLUMES:
             raise Refused("BUNDLE_HEADER", "a volume's name is impossible", name=name[:100])
         total = int(match[2])
-        index = -1 if match[1] == "parity" else int(match[1]) - 1
-        if not -1 <= index < total:
+        number = 0 if match[1] == "parity" else int(match[1])
+        if number > total or (number == 0 and match[1] != "parity"):
             raise Refused("BUNDLE_HEADER", "a volume's number is impossible", name=name)
-        return Source(path, descriptor, head, index, total, head.size_bytes + BLOCK, slice_bytes)
+        return Source(path, descriptor, head, number - 1, total, head.size_bytes + BLOCK, slice_bytes)
     return Source(path, descriptor, head, None, 1, head.size_bytes, rest)
 
 
@@ -212,7 +228,8 @@ def read_head(descriptor: int) -> Head:
     """Read trust metadata, manifest and signature from the start of a file; sizes are bounded before memory is taken.
 
     Raises:
-        Refused: BUNDLE_TRUNCATED, BUNDLE_HEADER, BUNDLE_MEMBER_KIND, BUNDLE_ORDER, BUNDLE_LIMIT, BUNDLE_PADDING.
+        Refused: BUNDLE_TRUNCATED, BUNDLE_HEADER, BUNDLE_MEMBER_KIND, BUNDLE_ORDER, BUNDLE_LIMIT, BUNDLE_PADDING,
+            BUNDLE_NAME.
     """
     files: dict[str, bytes] = {}
     offset = 0
@@ -221,6 +238,7 @@ def read_head(descriptor: int) -> Head:
         block = os.pread(descriptor, BLOCK, offset)
         complete = DELTA_SIGNATURE if DELTA in files else SIGNATURE
         if complete in files and (DELTA in files or not block.startswith(DELTA.encode() + b"\0")):
+            check_names(list(files))
             return Head(files, offset)
         name, size, executable = parse_tar_header(block)
         if name not in _next_names(files) and not (

@@ -23,6 +23,7 @@ from appliance.bundle.stage0.main import authenticate_with_openssl
 from appliance.bundle.stage0.media import MANIFEST, SIGNATURE, Head, open_sources
 from appliance.bundle.stage0.openssl import check_openssl, read_anchor, verify_with_openssl
 from appliance.bundle.stage0.refusal import Refused
+from appliance.bundle.stage0.ustar import tar_header
 from appliance.bundle.volumes import split
 from tests.support import bundle as support
 from tests.support.forgery import Forger
@@ -91,6 +92,24 @@ def test_nothing_that_lies_beside_stage_0_on_the_medium_runs(stage0, release, an
     assert not trace.exists(), trace.read_text()
     assert done.returncode == 0, done.stderr
     assert "nothing was written" in done.stderr
+
+
+def test_names_on_the_medium_bring_no_line_and_no_escape_sequence_to_the_screen(stage0, anchor, tmp_path):
+    wiped = "\x1b[2J\x1b[1;1H"
+    named = {
+        "name.tar": tar_header(f"trust/{wiped}\ninstalled: 1.0.0\nnext: nothing", 0),
+        f"{wiped}.tar": b"no release",
+    }
+    for number, (name, data) in enumerate(named.items()):
+        medium = tmp_path / f"medium-{number}"
+        medium.mkdir()
+        (medium / name).write_bytes(data)
+        done = run(stage0, medium, "--prefix", tmp_path / "p", "--trust", anchor)
+        assert done.returncode == 1
+        assert "refused BUNDLE_" in done.stderr
+        assert "\x1b" not in done.stderr
+        assert r"\x1b[2J" in done.stderr
+        assert not [line for line in done.stderr.splitlines() if line.startswith(("installed", "next: nothing"))]
 
 
 def test_stage_0_refuses_another_authority_s_anchor(stage0, release, tmp_path):
