@@ -60,7 +60,8 @@ def crossed_calibration(predicted: Scores, actual: Scores, rows: Sequence[NDArra
 def calibration_error(predicted: NDArray[np.floating], actual: NDArray[np.floating]) -> float:
     """Expected calibration error over all models (Naeini et al. 2015): ten equally filled bins of the score.
 
-    It cannot be below zero, so that chance in small bins adds to it, and to its bootstrap interval.
+    It has no bootstrap interval: in a sum of absolute values chance never cancels out, so that a resample, which holds
+    chance twice, is nearly always above the figure itself (a KNN of ten neighbours: 0.024 with 0.025 to 0.052).
     """
     known = ~np.isnan(actual)
     score, right = predicted[known], actual[known]

@@ -41,7 +41,6 @@ def evaluate_scores(predicted: NDArray[np.floating], examples: Examples, *, seed
 
     def measure(rows: NDArray[np.intp]) -> Mapping[str, float]:
         figures = choice_metrics(predicted[rows], actual[rows], fixed)
-        figures["calibration_error"] = calibration_error(predicted[rows], actual[rows])
         if logged:  # the greatest of several noisy estimates is no estimate of the greatest
             figures |= dict.fromkeys(("oracle", "gap_closed"), float("nan"))
         if len(labels) == 2:
@@ -54,6 +53,7 @@ def evaluate_scores(predicted: NDArray[np.floating], examples: Examples, *, seed
     everything = np.arange(len(actual))
     bounds = intervals(measure, examples.groups, seed=seed)
     report: dict[str, Any] = {"prompts": len(actual), "models": len(labels), "best_single_model": labels[fixed]}
+    report["calibration_error"] = _figure(calibration_error(predicted, actual))
     report["outcomes"] = "logged, estimated doubly robust" if logged else "every model scored"
     if len(labels) == 2:
         report |= {"strong": labels[0], "weak": labels[1]}
