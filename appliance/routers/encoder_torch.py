@@ -46,6 +46,9 @@ class TorchEncoder(TokenEncoder):
             ) from None
         super().__init__(artifact, metadata, max_tokens=max_tokens)
         torch.set_num_threads(threads)
+        # for the process, too: oneDNN writes machine code and runs it, which `MemoryDenyWriteExecute` forbids
+        # (pytorch#143651); torch's own functions give the same vectors to 2e-7, in no more time
+        torch.backends.mkldnn.enabled = False
         self._torch, self._pooling, self._normalize = torch, metadata.pooling, metadata.normalize
         config = _config(artifact, metadata)
         try:

@@ -1,6 +1,8 @@
 """The alternative encoder: what sentence-transformers computes, from bytes, and only where a signed encoder asks."""
 
 import json
+import pickle
+import subprocess
 import sys
 from importlib import resources
 
@@ -41,6 +43,37 @@ def test_it_computes_what_sentence_transformers_computes(monkeypatch):
     original.max_seq_length = 128
     ours = load_encoder(from_files(files())).prompts(texts).embeddings
     np.testing.assert_allclose(ours, original.encode(texts, normalize_embeddings=True), atol=2e-5)
+
+
+HARDENED = """
+import errno, mmap, pickle, sys
+import numpy as np
+import pyseccomp as seccomp
+from appliance.artifact import from_files
+from appliance.routers.encoder import load_encoder
+
+files, text = pickle.loads(sys.stdin.buffer.read())
+both, run = mmap.PROT_WRITE | mmap.PROT_EXEC, mmap.PROT_EXEC
+kernel = seccomp.SyscallFilter(seccomp.ALLOW)  # what systemd makes of MemoryDenyWriteExecute=yes
+kernel.add_rule(seccomp.ERRNO(errno.EPERM), "mmap", seccomp.Arg(2, seccomp.MASKED_EQ, both, both))
+kernel.add_rule(seccomp.ERRNO(errno.EPERM), "mprotect", seccomp.Arg(2, seccomp.MASKED_EQ, run, run))
+kernel.load()
+try:
+    mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | both)
+except PermissionError:
+    sys.stdout.buffer.write(load_encoder(from_files(files)).prompts([text]).embeddings.tobytes())
+"""
+
+
+def test_it_encodes_where_memory_is_either_writable_or_executable():
+    given, text = files(), TEXTS[0]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", HARDENED],
+        input=pickle.dumps((given, text)), capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    there, here = np.frombuffer(done.stdout, np.float32), load_encoder(from_files(given)).prompts([text]).embeddings[0]
+    np.testing.assert_allclose(there, here, atol=1e-6)
 
 
 def test_without_torch_it_is_refused_with_the_profile_that_has_it(monkeypatch):
