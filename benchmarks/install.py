@@ -1,6 +1,6 @@
 """Offline installation against its peers, measured side by side in one run.
 
-    python benchmarks/install.py [--wheelhouse DIR] [--out FILE] [--profile NAME]
+    python benchmarks/install.py [--wheelhouse DIR] [--out FILE] [--profile NAME] [--rounds N] [--settle SECONDS]
 
 Each is a command of its own, from the same wheels into a fresh folder on the same file system, timed from its start to
 its end (wall clock, and processor time of it and its children, which a busy machine disturbs less):
@@ -12,6 +12,10 @@ its end (wall clock, and processor time of it and its children, which a busy mac
 
 pip and uv end where the step `environment` ends: neither knows who made the wheels, tries whether they work, or
 switches anything. So the whole is compared, and beside it that step alone, which is the same job.
+
+With several rounds the three take turns and medians count. Before each everything is written to the disk, so that
+nobody waits for another's files; `--settle` rests as well, for file systems that are slow to make files where many were
+deleted within the last minute (ext4 without a journal).
 
 Also: build of the release, verification of the media, the strict reader's rate, and a delta's size.
 """
@@ -72,6 +76,10 @@ def measured(action: Callable[[], object]) -> Took:
     return Took(time.perf_counter() - begun, _cpu() - before)
 
 
+def _median(found: list[Took]) -> Took:
+    return sorted(found, key=lambda took: took.wall)[len(found) // 2]
+
+
 def _cpu() -> float:
     uses = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(use.ru_utime + use.ru_stime for use in uses)
@@ -88,12 +96,14 @@ def main() -> None:
     parser.add_argument("--wheelhouse", type=Path, default=Path("vendor/wheelhouse") / TARGET)
     parser.add_argument("--profile", default="gateway")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/install.json"))
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--settle", type=float, default=0.0, help="seconds")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of the clearing away
     options.out.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix="install-", dir=options.out.parent))
     try:
-        report = benchmark(work.absolute(), options.wheelhouse, options.profile)
+        report = benchmark(work.absolute(), options.wheelhouse, options.profile, options.rounds, options.settle)
     finally:
         shutil.rmtree(work)
     options.out.write_text(json.dumps(report, indent=2) + "\n")
@@ -103,7 +113,7 @@ def main() -> None:
         print(f"goal of {GOAL} for {name}: {'reached' if report[name] <= GOAL else 'MISSED'}")
 
 
-def benchmark(work: Path, wheelhouse: Path, profile: str) -> dict[str, Any]:
+def benchmark(work: Path, wheelhouse: Path, profile: str, rounds: int, settle_s: float) -> dict[str, Any]:
     now = datetime.now(UTC)
     create_authority(work / "ca", read_recipes(Path("ca")), development=True, now=now)
     anchor = (work / "ca" / "anchor.json").read_bytes()
@@ -114,23 +124,36 @@ def benchmark(work: Path, wheelhouse: Path, profile: str) -> dict[str, Any]:
     steps = _steps(work, anchor)
     payload = work / "steps" / "current" / "payload"
 
+    def settled(action: Callable[[], object]) -> Took:
+        os.sync()
+        time.sleep(settle_s)
+        return measured(action)
+
     def peer(name: str, *command: str, **variables: str) -> Took:
+        shutil.rmtree(work / name, ignore_errors=True)
         run(BASE_PYTHON, "-m", "venv", str(work / name))
         python = str(work / name / "bin" / "python")
         wheels = ["--no-index", "--find-links", str(payload / "wheels"), "--no-deps", "--require-hashes"]
         given = [*wheels, "-r", str(payload / "requirements.txt")]
-        return measured(lambda: run(*(part.format(python=python) for part in command), *given, **variables))
+        return settled(lambda: run(*(part.format(python=python) for part in command), *given, **variables))
 
     def ours() -> None:
         trust = ["--trust", str(work / "ca" / "anchor.json")]
         run(*APPLIANCE, "install", str(work / "one"), "--prefix", str(work / "prefix"), *trust)
 
     loads = [os.getloadavg()[0]]
-    whole = measured(ours)
     uv = shutil.which("uv", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}") or "uv"
-    cache = str(work / "uv-cache")
-    with_uv = peer("uv", uv, "pip", "install", "--quiet", "--python", "{python}", "--offline", UV_CACHE_DIR=cache)
-    with_pip = peer("pip", "{python}", "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
+    cache = work / "uv-cache"
+    took: dict[str, list[Took]] = {"whole": [], "uv": [], "pip": []}
+    for _ in range(rounds):
+        for folder in (work / "prefix", cache):
+            shutil.rmtree(folder, ignore_errors=True)
+        took["whole"].append(settled(ours))
+        took["uv"].append(
+            peer("uv", uv, "pip", "install", "--quiet", "--python", "{python}", "--offline", UV_CACHE_DIR=str(cache))
+        )
+        took["pip"].append(peer("pip", "{python}", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"))
+    whole, with_uv, with_pip = (_median(each) for each in took.values())
     loads.append(os.getloadavg()[0])
 
     inventory = take_inventory(Prefix(work / "steps"), now=now)
@@ -149,6 +172,7 @@ def benchmark(work: Path, wheelhouse: Path, profile: str) -> dict[str, Any]:
         "verify s": str(verifying),
         "verify MB/s": round(payload_mb / verifying.wall),
         "extract MB/s": round(payload_mb / steps["extract"].wall),
+        "rounds": [str(each) for each in took["whole"]] if rounds > 1 else 1,
         "install s": str(whole),
         **{f"  {name} s": str(took) for name, took in steps.items()},
         "pip s": str(with_pip),
