@@ -16,4 +16,4 @@ def appliance_errors() -> Iterator[None]:
         yield
     except Refused as refused:
         kind = BundleError if refused.code.startswith("BUNDLE_") else InstallError
-        raise kind(refused.code, refused.cause, **refused.evidence) from refused
+        raise kind(refused.code, refused.cause, remedy=refused.remedy or None, **refused.evidence) from refused

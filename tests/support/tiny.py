@@ -40,13 +40,13 @@ case $1 in
 venv)
     mkdir -p "$last/bin"
     echo "version = {version}" > "$last/pyvenv.cfg"
-    echo > "$last/.lock"
+    : > "$last/.lock"
     ;;
 pip)
     while [ "$1" != --python ]; do shift; done
     unpacked=$UV_CACHE_DIR/archive-v0/tiny
     mkdir -p "$unpacked"
-    echo "Signature: 8a477f597d28d172789f06886806bc55" > "$UV_CACHE_DIR/CACHEDIR.TAG"
+    : > "$UV_CACHE_DIR/CACHEDIR.TAG"
     cat > "$unpacked/python" <<'END'
 {python}END
     chmod 755 "$unpacked/python"

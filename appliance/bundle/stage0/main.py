@@ -120,7 +120,7 @@ def _stage0(options: argparse.Namespace) -> int:
         host = read_host(options.prefix, now=now, python=sys.version_info[:2])
         findings = preflight_findings(manifest, host, options.prefix)
         for finding in findings:
-            if finding.status != "ok":
+            if finding.status == "warning":
                 _say(f"{finding.check}: {finding.text}. {finding.remedy}")
         prefix = Prefix(options.prefix.absolute())
         if not is_settled(prefix, release):
@@ -211,4 +211,4 @@ def _print_refused(refused: Refused) -> None:
     _say(f"refused {refused.code} {refused.cause}")
     for name, value in refused.evidence.items():
         _say(f"  {name}: {value if isinstance(value, str) else json.dumps(value, default=str)}")
-    _say(f"next: {remedies.get(refused.code, f'appliance explain {refused.code}')}")
+    _say(f"next: {refused.remedy or remedies.get(refused.code, f'appliance explain {refused.code}')}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import os
 import platform
+import shlex
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from .refusal import Refused
 _BASELINE = {"x86_64": {"ssse3", "sse4_1", "sse4_2", "popcnt", "cx16"}, "aarch64": {"asimd"}}  # what the wheels assume
 _FAST = {"x86_64": {"avx2", "fma"}, "aarch64": {"asimddp"}}  # what the encoder is quick with
 CLOCK_TOLERANCE = dt.timedelta(hours=24)
+CLOCK_FAR = dt.timedelta(days=2 * 365)  # after the release: nothing here can tell whether it is true
+GATEWAY_PORT = 8443  # of the configuration that a first installation brings
 _BYTECODE = 1.2  # compiled modules lie beside their sources
 _OURS = {"releases", "current", "state", "etc", "lost+found"}
 _WITHOUT_LINKS = {"vfat", "msdos", "exfat"}  # the switch between releases is a symbolic link
@@ -35,12 +38,13 @@ class Host:
         glibc: (major, minor), or None where the C library is another.
         cpu_features: flags of the first processor; empty where unknown.
         free_bytes, free_inodes: on the prefix's file system; inodes None where it does not count them.
-        file_system: kind of the prefix's, as the kernel names it; empty where unknown.
-        noexec: whether it forbids execution.
+        file_system, mount_point: of the prefix, as the kernel names them; empty where unknown.
+        noexec, read_only: whether it forbids execution, or writing.
         foreign: what lies below a prefix that holds no installation yet, and belongs to none.
+        exists: whether the prefix is there.
         writable: whether the prefix, or the nearest folder above it that exists, may be written.
         selinux_enforcing: whether SELinux enforces.
-        busy_ports: of the ports asked for, those in use.
+        ports, busy_ports: those asked about, and of them those in use.
         now: the clock.
     """
 
@@ -51,10 +55,14 @@ class Host:
     free_bytes: int
     free_inodes: int | None
     file_system: str
+    mount_point: str
     noexec: bool
+    read_only: bool
     foreign: tuple[str, ...]
+    exists: bool
     writable: bool
     selinux_enforcing: bool
+    ports: tuple[int, ...]
     busy_ports: tuple[int, ...]
     now: dt.datetime
 
@@ -79,11 +87,20 @@ class Finding:
 
 
 def read_host(prefix: Path, *, now: dt.datetime, python: tuple[int, int], ports: Sequence[int] = ()) -> Host:
-    """Gather the facts; touches nothing."""
+    """Gather the facts; touches nothing.
+
+    Args:
+        prefix: where the appliance shall live.
+        now: the clock.
+        python: (major, minor) of the interpreter for the environment.
+        ports: to ask about; where none is named and nothing runs here yet, the gateway's.
+    """
     nearest = prefix.absolute()
     while not nearest.exists() and nearest != nearest.parent:
         nearest = nearest.parent
     space = os.statvfs(nearest)
+    mount_point, file_system = _mounted(nearest)
+    ports = tuple(ports) or (() if (prefix / "current").is_symlink() else (GATEWAY_PORT,))
     return Host(
         python=python,
         architecture=platform.machine(),
@@ -91,11 +108,15 @@ def read_host(prefix: Path, *, now: dt.datetime, python: tuple[int, int], ports:
         cpu_features=_cpu_features(),
         free_bytes=space.f_bavail * space.f_frsize,
         free_inodes=space.f_favail if space.f_files else None,
-        file_system=_file_system(nearest),
+        file_system=file_system,
+        mount_point=mount_point,
         noexec=bool(space.f_flag & os.ST_NOEXEC),
+        read_only=bool(space.f_flag & os.ST_RDONLY),
         foreign=_foreign(prefix.absolute()),
-        writable=nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK) and not space.f_flag & os.ST_RDONLY,
+        exists=nearest == prefix.absolute(),
+        writable=nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK),
         selinux_enforcing=_text("/sys/fs/selinux/enforce").strip() == "1",
+        ports=ports,
         busy_ports=tuple(port for port in ports if _busy(port)),
         now=now,
     )
@@ -135,7 +156,7 @@ def refuse_unfit(findings: Sequence[Finding]) -> None:
     bad = [finding for finding in findings if finding.status == "refused"]
     if bad:
         evidence = {finding.check: f"{finding.text} ({finding.remedy})" for finding in bad[1:]}
-        raise Refused(bad[0].code, bad[0].text, **evidence)
+        raise Refused(bad[0].code, bad[0].text, remedy=f"{bad[0].remedy}.", **evidence)
 
 
 def _python(manifest: Manifest, host: Host) -> Finding:
@@ -222,11 +243,18 @@ def _prefix(host: Host, prefix: Path) -> Finding:
 
 
 def _permissions(host: Host, prefix: Path) -> Finding:
+    place = shlex.quote(str(prefix))
+    if host.read_only:
+        return Finding(
+            "permissions", "refused", f"{prefix} lies on a file system mounted read-only", "INSTALL_PERMISSION",
+            f"Choose another prefix, or: mount -o remount,rw {shlex.quote(host.mount_point)}",
+        )  # fmt: skip
     if host.writable:
         return Finding("permissions", "ok", f"{prefix} may be written")
     return Finding(
         "permissions", "refused", f"{prefix} may not be written by this user", "INSTALL_PERMISSION",
-        f"Run as the owner of {prefix}, or create it: install -d -o $USER {prefix}",
+        f"Run as its owner, see: ls -ld {place}" if host.exists
+        else f"Run as root, or have it made for you: sudo install -d -o $USER {place}",
     )  # fmt: skip
 
 
@@ -235,12 +263,17 @@ def _mount(host: Host, prefix: Path) -> Finding:
         return Finding("mount", "ok", "execution is allowed")
     return Finding(
         "mount", "refused", f"{prefix} lies on a file system mounted noexec", "INSTALL_NOEXEC",
-        f"Choose another prefix, or: mount -o remount,exec $(findmnt -n -o TARGET -T {prefix})",
+        f"Choose another prefix, or: mount -o remount,exec {shlex.quote(host.mount_point)}",
     )  # fmt: skip
 
 
 def _clock(manifest: Manifest, host: Host) -> Finding:
     created = dt.datetime.strptime(manifest.created, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=dt.UTC)
+    if host.now > created + CLOCK_FAR:
+        return Finding(
+            "clock", "warning", f"clock {host.now:%Y-%m-%d}, long after the release, which is of {created:%Y-%m-%d}",
+            remedy="Compare it with a watch; if it is wrong: date -u -s 'YYYY-MM-DD HH:MM'",
+        )  # fmt: skip
     if host.now >= created - CLOCK_TOLERANCE:
         return Finding("clock", "ok", host.now.strftime("%Y-%m-%d %H:%M UTC"))
     return Finding(
@@ -251,7 +284,8 @@ def _clock(manifest: Manifest, host: Host) -> Finding:
 
 def _ports(host: Host) -> Finding:
     if not host.busy_ports:
-        return Finding("ports", "ok", "free")
+        free = f"free: {', '.join(map(str, host.ports))}" if host.ports else "none asked about: the gateway has its own"
+        return Finding("ports", "ok", free)
     busy = ", ".join(map(str, host.busy_ports))
     return Finding(
         "ports", "warning", f"in use: {busy}", remedy=f"See who holds it: ss -ltnp 'sport = :{host.busy_ports[0]}'"
@@ -264,7 +298,7 @@ def _selinux(host: Host, prefix: Path) -> Finding:
     return Finding(
         "selinux", "warning", "SELinux enforces",
         remedy=f"Label the programs: semanage fcontext -a -t bin_t '{prefix}/releases/[^/]+/env/bin(/.*)?' "
-        f"&& restorecon -R {prefix}",
+        f"&& restorecon -R {shlex.quote(str(prefix))}",
     )  # fmt: skip
 
 
@@ -278,8 +312,8 @@ def _foreign(prefix: Path) -> tuple[str, ...]:
     return tuple(name for name in names if name not in _OURS and not name.startswith("."))
 
 
-def _file_system(folder: Path, table: Path = Path("/proc/self/mountinfo")) -> str:
-    """Kind of file system that a folder lies on; proc(5) describes the table."""
+def _mounted(folder: Path, table: Path = Path("/proc/self/mountinfo")) -> tuple[str, str]:
+    """Where the file system that a folder lies on is mounted, and its kind; proc(5) describes the table."""
     where, found, kind = f"{folder.resolve()}/", "", ""
     for line in _text(str(table)).splitlines():
         fields = line.split(" ")
@@ -288,7 +322,7 @@ def _file_system(folder: Path, table: Path = Path("/proc/self/mountinfo")) -> st
         point = fields[4].replace("\\040", " ").rstrip("/") + "/"
         if where.startswith(point) and len(point) >= len(found):  # of two at one place the later covers the earlier
             found, kind = point, fields[fields.index("-", 6) + 1]
-    return kind
+    return found.rstrip("/") or found, kind
 
 
 def _glibc() -> tuple[int, int] | None:

@@ -9,18 +9,20 @@ from typing import Any
 
 
 class Refused(Exception):  # noqa: N818 (it is a verdict, not a defect)
-    """A refusal with a stable code; the remedy stands in the catalogue.
+    """A refusal with a stable code, whose remedy stands in the catalogue.
 
     Args:
         code: a code of `catalogue/bundle.yaml` or `catalogue/install.yaml`.
         cause: what went wrong here, one sentence.
+        remedy: in place of the catalogue's, where this place knows better; empty where it does not.
         evidence: the values that show it.
     """
 
-    def __init__(self, code: str, cause: str, **evidence: Any) -> None:
+    def __init__(self, code: str, cause: str, *, remedy: str = "", **evidence: Any) -> None:
         super().__init__(f"{code}: {cause}")
         self.code = code
         self.cause = cause
+        self.remedy = remedy
         self.evidence = evidence
 
 

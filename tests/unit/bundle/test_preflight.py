@@ -8,9 +8,19 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import yaml
 
-from appliance.bundle.stage0.preflight import Host, _file_system, preflight_findings, read_host, refuse_unfit
+from appliance.bundle.refusals import appliance_errors
+from appliance.bundle.stage0.preflight import (
+    GATEWAY_PORT,
+    Host,
+    _mounted,
+    preflight_findings,
+    read_host,
+    refuse_unfit,
+)
 from appliance.bundle.stage0.refusal import Refused
+from appliance.errors import InstallError
 from tests.support import bundle as support
 
 PREFIX = Path("/opt/appliance")
@@ -33,10 +43,14 @@ def host(manifest) -> Host:
         free_bytes=10**12,
         free_inodes=10**6,
         file_system="ext4",
+        mount_point="/opt",
         noexec=False,
+        read_only=False,
         foreign=(),
+        exists=True,
         writable=True,
         selinux_enforcing=False,
+        ports=(4000,),
         busy_ports=(),
         now=support.CREATED + timedelta(days=3),
     )
@@ -61,8 +75,10 @@ UNFIT = {
     "inodes": ({"free_inodes": 1}, "INSTALL_NO_SPACE", "df -i"),
     "prefix on vfat": ({"file_system": "vfat"}, "INSTALL_PREFIX", "ext4"),
     "prefix in use": ({"foreign": ("bin", "home")}, "INSTALL_PREFIX", "empty folder"),
-    "permissions": ({"writable": False}, "INSTALL_PERMISSION", "install -d"),
-    "mount": ({"noexec": True}, "INSTALL_NOEXEC", "remount,exec"),
+    "permissions": ({"writable": False}, "INSTALL_PERMISSION", "ls -ld /opt/appliance"),
+    "permissions above": ({"writable": False, "exists": False}, "INSTALL_PERMISSION", "sudo install -d -o $USER"),
+    "read-only": ({"read_only": True, "writable": False}, "INSTALL_PERMISSION", "mount -o remount,rw /opt"),
+    "mount": ({"noexec": True}, "INSTALL_NOEXEC", "mount -o remount,exec /opt"),
     "clock": ({"now": datetime(1970, 1, 2, tzinfo=UTC)}, "INSTALL_CLOCK", "date -u -s"),
 }
 
@@ -77,11 +93,15 @@ def test_an_unfit_host_is_refused_with_the_check_s_code_and_remedy(manifest, hos
     with pytest.raises(Refused) as caught:
         refuse_unfit(findings)
     assert caught.value.code == code
+    with pytest.raises(InstallError) as told, appliance_errors():
+        refuse_unfit(findings)
+    assert remedy in told.value.remedy
 
 
 WARNED = {
     "cpu": ({"cpu_features": CPU - {"avx2", "asimddp"}}, "CPU model"),
     "cpu unknown": ({"cpu_features": frozenset()}, "lscpu"),
+    "clock": ({"now": datetime(2050, 1, 2, tzinfo=UTC)}, "date -u -s"),
     "ports": ({"busy_ports": (4000,)}, "ss -ltnp"),
     "selinux": ({"selinux_enforcing": True}, "restorecon"),
 }
@@ -140,11 +160,11 @@ def test_the_file_system_is_that_of_the_nearest_mount_and_of_the_last_one_there(
         f"32 22 8:2 / {tmp_path}/usb rw - xfs /dev/sdc1 rw\n"
         "a line of another kind\n"
     )
-    assert _file_system(tmp_path / "usb stick" / "below", table) == "vfat"
-    assert _file_system(tmp_path / "usb", table) == "xfs"
-    assert _file_system(tmp_path, table) == "ext4"
-    assert _file_system(tmp_path, tmp_path / "missing") == ""
-    assert _file_system(Path("/dev/shm")) == "tmpfs"
+    assert _mounted(tmp_path / "usb stick" / "below", table) == (f"{tmp_path}/usb stick", "vfat")
+    assert _mounted(tmp_path / "usb", table) == (f"{tmp_path}/usb", "xfs")
+    assert _mounted(tmp_path, table) == ("/", "ext4")
+    assert _mounted(tmp_path, tmp_path / "missing") == ("", "")
+    assert _mounted(Path("/dev/shm")) == ("/dev/shm", "tmpfs")
 
 
 def test_this_host_is_read_as_it_is(tmp_path):
@@ -160,3 +180,12 @@ def test_this_host_is_read_as_it_is(tmp_path):
     assert host.glibc is not None
     assert host.glibc >= (2, 17)
     assert not (tmp_path / "not").exists()
+
+
+def test_where_no_port_is_named_a_first_installation_asks_about_the_gateway_s_and_a_later_one_about_none(tmp_path):
+    defaults = yaml.safe_load((Path(__file__).parents[3] / "bundle" / "defaults" / "appliance.yaml").read_text())
+    assert defaults["listen"]["port"] == GATEWAY_PORT
+    read = lambda: read_host(tmp_path, now=datetime.now(UTC), python=(3, 11)).ports  # noqa: E731
+    assert read() == (GATEWAY_PORT,)
+    (tmp_path / "current").symlink_to("releases/1.0.0")
+    assert read() == ()
