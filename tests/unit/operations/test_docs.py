@@ -12,6 +12,7 @@ from typing import get_args
 import pytest
 import typer
 import typer.main
+from typer.testing import CliRunner
 
 from appliance.cli.main import app
 from appliance.errors import catalogue
@@ -75,6 +76,15 @@ def commands() -> dict[tuple[str, ...], set[str]]:
             )
 
     return dict(walk(typer.main.get_command(app), ()))
+
+
+def test_every_command_takes_json_but_the_one_that_runs_until_it_is_stopped_and_reports_nothing():
+    assert {path for path, options in commands().items() if "--json" not in options} == {("train", "receive")}
+
+
+def test_wrong_usage_of_any_command_exits_with_two():
+    others = {path: CliRunner().invoke(app, [*path, "--no-such-option"]).exit_code for path in commands()}
+    assert {path: code for path, code in others.items() if code != 2} == {}
 
 
 def known(line: str) -> None:
