@@ -16,14 +16,17 @@ if TYPE_CHECKING:
 
 
 def drill(
-    prefix: Annotated[Path, typer.Option("--prefix", help="Whose runbooks and wheels are used; it is only read.")] = (
-        DEFAULT_PREFIX
-    ),
+    prefix: Annotated[
+        Path, typer.Option("--prefix", help="Whose runbooks, wheels and encoder are used; it is only read.")
+    ] = (DEFAULT_PREFIX),
     scripts: Annotated[
         Path | None, typer.Option("--scripts", help="Folder of the runbooks; default that of the release.")
     ] = None,
     wheels: Annotated[
         Path | None, typer.Option("--wheels", help="Folder with wheels of PyYAML and uv; default that of the release.")
+    ] = None,
+    encoder: Annotated[
+        Path | None, typer.Option("--encoder", help="Folder of an encoder; default that of the release.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Empty folder to drill in, kept to be looked at; default a temporary.")
@@ -48,6 +51,7 @@ def drill(
                 (out or temporary).absolute(),
                 scripts=(scripts or payload / "scripts").absolute(),
                 wheels=(wheels or payload / "wheels").absolute(),
+                encoder=(encoder or payload / "encoder").absolute(),
                 now=datetime.now(UTC),
                 say=say,
             )

@@ -196,6 +196,20 @@ def evacuate(desk: Desk) -> str:
     return f"serves {_served(desk, '2.0.0')}, signed by {good}; {bad} is refused"
 
 
+def train(desk: Desk) -> str:
+    """The training zone has new traces, killed on the way; what taught nothing earns no place."""
+    ground, state = desk.ground, desk.ground.prefix / "state" / "training"
+    given = ("--encoder", ground.encoder, "--strategy", "knn")
+    desk.run("train-router", NAME, "--sources", ground.traces("traces", teaching=True), *given, killed_after_s=2)
+    packaged = list(state.glob(f"{NAME}/*/packaged/router.yaml"))
+    expect(len(packaged) == 1, "one packaged router", packaged=[str(path) for path in packaged])
+    noise = ground.traces("noise", teaching=False)
+    said = desk.refused("train-router", "noise", "--sources", noise, *given)
+    expect("TRAINING_GATE" in said, "a gate that refuses what noise taught", said=said[-300:])
+    expect(not list(state.glob("noise/*/packaged")), "nothing packaged of it")
+    return "a router of its traces is packaged for the producer to sign; one of noise was refused"
+
+
 def support(desk: Desk) -> str:
     """What support needs, and no secret in it."""
     out = desk.ground.directory / "support.tar"
@@ -221,6 +235,7 @@ CASES = (
     Case("replace a failed disk", ("back-up", "replace-disk"), failed_disk),
     Case("restore a backup", ("restore",), restore),
     Case("evacuate a compromised signer", ("evacuate-signer", "promote-model", "refresh-trust"), evacuate),
+    Case("train a router on new traces", ("train-router",), train),
     Case("collect a support bundle", ("collect-support",), support),
 )
 

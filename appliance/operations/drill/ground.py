@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import platform
+import random
 import shutil
 import sys
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -24,6 +27,12 @@ from appliance.trust.signing import Signer, open_signer
 NAME = "drill"
 VERSIONS = ("1.0.0", "1.1.0")
 _NEEDED = ("pyyaml", "uv")  # what a release needs to be installed and to start its own command
+_CALLS = 160
+_KINDS = ("hard prove the theorem of", "easy what is the capital of")
+_WORDS = (
+    "rivers", "prisms", "orchards", "engines", "harbours", "lattices", "glaciers", "markets", "violins", "comets",
+    "bridges", "gardens", "circuits", "islands", "ledgers", "castles", "turbines", "forests", "mirrors", "railways",
+)  # fmt: skip
 _CONFIGURATION = b"schema_version: 1\nstate_dir: ../state/gateway\n"
 
 
@@ -37,6 +46,7 @@ class Ground:
         authority: folder of the authority.
         registry: folder of the registry.
         media: the two releases, older first.
+        encoder: folder of the encoder that prompts are embedded with.
     """
 
     directory: Path
@@ -44,6 +54,7 @@ class Ground:
     authority: Path
     registry: Path
     media: tuple[Path, ...]
+    encoder: Path
 
     @property
     def repository(self) -> Path:
@@ -68,14 +79,23 @@ class Ground:
             _write_router(folder, version, signing)
         return folder
 
+    def traces(self, name: str, *, teaching: bool) -> Path:
+        """Training sources: judged calls to two models, whose worth follows from the prompt, or from nothing."""
+        folder = self.directory / name
+        (folder / "traces").mkdir(parents=True, exist_ok=True)
+        spans = "".join(json.dumps(_call(number, teaching=teaching)) + "\n" for number in range(_CALLS))
+        (folder / "traces" / "week.jsonl").write_text(spans)
+        return folder
 
-def make_ground(directory: Path, *, scripts: Path, wheels: Path, now: datetime) -> Ground:
+
+def make_ground(directory: Path, *, scripts: Path, wheels: Path, encoder: Path, now: datetime) -> Ground:
     """Make it.
 
     Args:
         directory: an empty folder.
         scripts: the runbooks, which the releases carry.
         wheels: holds wheels of PyYAML and uv, as every release does in `payload/wheels`.
+        encoder: a release's, in `payload/encoder`.
         now: the clock.
 
     Raises:
@@ -96,7 +116,7 @@ def make_ground(directory: Path, *, scripts: Path, wheels: Path, now: datetime) 
         files = [*payload, Payload("evidence/note.txt", f"a drill's release {version}\n".encode())]
         signer = open_signer(authority.path, "release-signer")
         media.append(build(identity, files, trust, signer, directory / f"media-{version}").path)
-    return Ground(directory, directory / "prefix", authority.path, directory / "registry", tuple(media))
+    return Ground(directory, directory / "prefix", authority.path, directory / "registry", tuple(media), encoder)
 
 
 def _payload(wheels: Path) -> list[Payload]:
@@ -132,6 +152,28 @@ def _wheel(folder: Path, name: str) -> Path:
             "OPERATION_DRILL_SETUP", f"there is no wheel of {name} in {folder}", wheels=str(folder), missing=name
         )
     return found[-1]
+
+
+def _call(number: int, *, teaching: bool) -> dict[str, Any]:
+    """A span as the gateway exports it (OTLP as JSON) of a call that a judge has scored."""
+    chance = random.Random(number)  # noqa: S311 (the same calls in every drill)
+    kind, model = chance.randrange(2), chance.randrange(2)
+    prompt = f"{_KINDS[kind]} {' and '.join(chance.sample(_WORDS, 4))}"
+    worth = float(kind == model if teaching else chance.randrange(2))
+    told: dict[str, dict[str, Any]] = {
+        "litellm.call_id": {"stringValue": f"drill-{number}"},
+        "llm.routing.selected_model": {"stringValue": ("large", "small")[model]},
+        "gen_ai.input.messages": {"stringValue": json.dumps([{"role": "user", "content": prompt}])},
+        "judge.score": {"doubleValue": worth},
+        "router.propensity": {"doubleValue": 0.5},
+    }
+    values = [{"key": key, "value": value} for key, value in told.items()]
+    begin = 10**18 + number * 10**9
+    span = {
+        "traceId": f"{number + 1:032x}", "spanId": f"{number + 1:016x}", "status": {"code": 1}, "attributes": values,
+        "startTimeUnixNano": str(begin), "endTimeUnixNano": str(begin + 250_000_000),
+    }  # fmt: skip
+    return {"resourceSpans": [{"scopeSpans": [{"spans": [span]}]}]}
 
 
 def _write_router(folder: Path, version: str, signer: Signer | None) -> None:

@@ -42,7 +42,7 @@ class Drilled:
 
 
 def drill(
-    directory: Path, *, scripts: Path, wheels: Path, now: datetime, say: Callable[[Drilled], None]
+    directory: Path, *, scripts: Path, wheels: Path, encoder: Path, now: datetime, say: Callable[[Drilled], None]
 ) -> list[Drilled]:
     """Make the ground and do every case; a case that fails does not end the drill.
 
@@ -50,6 +50,7 @@ def drill(
         directory: a folder that is empty or not there; it stays, to be looked at.
         scripts: folder of the runbooks.
         wheels: folder with wheels of PyYAML and uv.
+        encoder: folder of the encoder that a router is trained with.
         now: the clock.
         say: told of each case.
 
@@ -59,10 +60,12 @@ def drill(
     missing = sorted({name for case in CASES for name in case.runbooks if not (scripts / name).is_file()})
     if missing:
         raise OperationError("OPERATION_DRILL_SETUP", f"no runbooks in {scripts}", missing=missing)
+    if not (encoder / "encoder.yaml").is_file():
+        raise OperationError("OPERATION_DRILL_SETUP", f"there is no encoder in {encoder}", encoder=str(encoder))
     if directory.exists() and any(directory.iterdir()):
         raise OperationError("OPERATION_DRILL_SETUP", f"{directory} is not empty", directory=str(directory))
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    desk = Desk(make_ground(directory, scripts=scripts, wheels=wheels, now=now), scripts)
+    desk = Desk(make_ground(directory, scripts=scripts, wheels=wheels, encoder=encoder, now=now), scripts)
     done = []
     for case in CASES:
         done.append(_do(case, desk))

@@ -7,6 +7,7 @@ import pytest
 
 from appliance.operations.drill.cases import CASES
 from tests.support.bundle import repacked_wheel
+from tests.support.routing import encoder_files
 from tests.support.runbooks import COMMAND, Desk, runbooks
 
 pytestmark = [pytest.mark.slow, pytest.mark.server, pytest.mark.timeout(900)]  # a busy machine; a minute on a quiet one
@@ -21,9 +22,17 @@ def wheels(tmp_path_factory):
     return folder
 
 
-def test_every_case_holds_and_the_scene_is_kept(wheels, tmp_path):
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("encoder")
+    for name, data in encoder_files().items():
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def test_every_case_holds_and_the_scene_is_kept(wheels, encoder, tmp_path):
     desk = Desk(tmp_path, tmp_path / "installation")
-    run = desk("drill", "--wheels", wheels, "--out", tmp_path / "scene")
+    run = desk("drill", "--wheels", wheels, "--encoder", encoder, "--out", tmp_path / "scene")
     assert run.returncode == 0, run.stdout + run.stderr
     assert run.stdout.count("held   ") == len(CASES)
     assert "every case held" in run.stdout
@@ -33,18 +42,17 @@ def test_every_case_holds_and_the_scene_is_kept(wheels, tmp_path):
 
 def test_every_runbook_has_its_case():
     drilled = {name for case in CASES for name in case.runbooks}
-    # it does not drill itself; train-router needs the training zone: tests/integration/training/test_train_router.py
-    assert {path.name for path in runbooks()} - {"drill", "train-router"} == drilled
+    assert {path.name for path in runbooks()} - {"drill"} == drilled
 
 
-def test_a_case_that_does_not_hold_ends_with_1_and_says_what_was_seen(wheels, tmp_path):
+def test_a_case_that_does_not_hold_ends_with_1_and_says_what_was_seen(wheels, encoder, tmp_path):
     """A runbook that does nothing is found out, because the drill looks at the outcome."""
     scripts = tmp_path / "scripts"
     (scripts / "lib").mkdir(parents=True)
     for path in runbooks():
         (scripts / path.name).write_text("#!/bin/sh\nexit 0\n")
         (scripts / path.name).chmod(0o755)
-    command = [str(COMMAND), "drill", "--scripts", scripts, "--wheels", wheels, "--json"]
+    command = [str(COMMAND), "drill", "--scripts", scripts, "--wheels", wheels, "--encoder", encoder, "--json"]
     run = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     assert run.returncode == 1
     report = json.loads(run.stdout)
@@ -53,8 +61,13 @@ def test_a_case_that_does_not_hold_ends_with_1_and_says_what_was_seen(wheels, tm
     assert "OPERATION_DRILL_FAILED" in install["seen"]
 
 
-def test_without_wheels_it_is_refused_before_anything_is_made(tmp_path):
-    command = [str(COMMAND), "drill", "--scripts", str(runbooks()[0].parent), "--wheels", str(tmp_path), "--json"]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
+@pytest.mark.parametrize("missing", ["wheels", "encoder"])
+def test_without_wheels_or_an_encoder_it_is_refused_before_anything_is_made(encoder, tmp_path, missing):
+    there = {"wheels": tmp_path, "encoder": tmp_path if missing == "encoder" else encoder}
+    command = [COMMAND, "drill", "--scripts", runbooks()[0].parent, "--json"]
+    command += [word for name, folder in there.items() for word in (f"--{name}", folder)]
+    run = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     assert run.returncode == 1
-    assert json.loads(run.stdout)["error"]["code"] == "OPERATION_DRILL_SETUP"
+    refusal = json.loads(run.stdout)["error"]
+    assert refusal["code"] == "OPERATION_DRILL_SETUP"
+    assert missing.removesuffix("s") in refusal["cause"]
