@@ -12,6 +12,7 @@ import py_compile
 import shutil
 import subprocess
 import sys
+import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -241,6 +242,21 @@ def test_a_prefix_mounted_noexec_is_refused_with_the_remedy_before_anything_is_w
             assert list(disk.iterdir()) == []
 
     assert children.run(scenario) == "INSTALL_NOEXEC"
+
+
+def test_a_place_for_temporary_files_that_is_small_and_noexec_is_in_nobody_s_way(new, tmp_path):
+    """Programs and anything large are unpacked below the prefix, where the preflight has asked for room."""
+    small = tmp_path / "small"
+    small.mkdir()
+
+    def scenario() -> None:
+        children.on_small_disk(small, 4 * 1024 * 1024, noexec=True)
+        os.environ["TMPDIR"] = tempfile.tempdir = str(small)  # of the child alone
+        assert bring(new, tmp_path / "prefix").outcome == "installed"
+        assert list(small.iterdir()) == []
+
+    assert children.run(scenario) == "done"
+    assert running(tmp_path / "prefix") == new.built.manifest.release_id
 
 
 def test_of_rivals_one_installs_and_the_others_are_told_to_wait(host, new, tmp_path):
