@@ -22,7 +22,7 @@ from appliance.bundle.stage0.media import DELTA, MANIFEST, MAX_VOLUMES, Source, 
 from appliance.bundle.stage0.region import WholeRegion, xor_of
 from appliance.bundle.stage0.ustar import BLOCK, END_BLOCKS, MAX_MEMBER_BYTES, padded, tar_header
 from appliance.errors import BundleError
-from appliance.files import sync_directory, translated, write_atomic
+from appliance.files import replaced, sync_directory, translated, write_atomic
 
 Progress = Callable[[str, int | None, int | None], None]
 
@@ -71,8 +71,8 @@ def split(
         ]
         if parity:
             volumes.append(_Volume(out / f"{name}.parity", f"volume/parity-of-{count:03d}", sizes[0]))
-        out.mkdir(parents=True, exist_ok=True)
         with translated(out):
+            out.mkdir(parents=True, exist_ok=True)
             lines = _write(source, segments, volumes, count=count, progress=progress)
             _remove_others(out, name, {volume.path.name for volume in volumes})
             sync_directory(out)
@@ -140,37 +140,30 @@ def _write(
     """Write all volumes side by side, stripe by stripe, so that parity needs no second reading."""
     step = segments.size_bytes
     start = os.pread(source.descriptor, source.head.size_bytes, 0)
-    temporaries = [volume.path.with_name(f".{volume.path.name}.{os.getpid()}.tmp") for volume in volumes]
     digests = [hashlib.sha256() for _ in volumes]
     slice_bytes = volumes[0].size_bytes
-    try:
-        with contextlib.ExitStack() as stack:
-            files = [stack.enter_context(path.open("xb")) for path in temporaries]
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(replaced(volume.path)) for volume in volumes]
 
-            def put(number: int, data: bytes | bytearray) -> None:
-                files[number].write(data)
-                digests[number].update(data)
+        def put(number: int, data: bytes | bytearray) -> None:
+            files[number].write(data)
+            digests[number].update(data)
 
-            for number, volume in enumerate(volumes):
-                put(number, start + tar_header(volume.label, volume.size_bytes))
-            for within in range(0, slice_bytes, step):
-                stripe = []
-                for number in range(count):
-                    length = max(0, min(step, volumes[number].size_bytes - within))
-                    stripe.append(_segment(source, segments, number * slice_bytes + within, length))
-                    put(number, stripe[-1])
-                if len(volumes) > count:
-                    put(count, xor_of(stripe, min(step, slice_bytes - within)))
-                progress("writing volumes", min(within + step, slice_bytes), slice_bytes)
-            for number, volume in enumerate(volumes):
-                put(number, bytes(padded(volume.size_bytes) - volume.size_bytes) + END_BLOCKS)
-                files[number].flush()
-                os.fsync(files[number].fileno())
-        for temporary, volume in zip(temporaries, volumes, strict=True):
-            temporary.rename(volume.path)
-    finally:
-        for temporary in temporaries:
-            temporary.unlink(missing_ok=True)
+        for number, volume in enumerate(volumes):
+            put(number, start + tar_header(volume.label, volume.size_bytes))
+        for within in range(0, slice_bytes, step):
+            stripe = []
+            for number in range(count):
+                length = max(0, min(step, volumes[number].size_bytes - within))
+                stripe.append(_segment(source, segments, number * slice_bytes + within, length))
+                put(number, stripe[-1])
+            if len(volumes) > count:
+                put(count, xor_of(stripe, min(step, slice_bytes - within)))
+            progress("writing volumes", min(within + step, slice_bytes), slice_bytes)
+        for number, volume in enumerate(volumes):  # all are on the disk before one takes its name
+            put(number, bytes(padded(volume.size_bytes) - volume.size_bytes) + END_BLOCKS)
+            files[number].flush()
+            os.fsync(files[number].fileno())
     return [f"{digest.hexdigest()}  {volume.path.name}\n" for digest, volume in zip(digests, volumes, strict=True)]
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from appliance.bundle.volumes import split
 from appliance.cli.main import app
 from appliance.errors import BundleError
 from tests.support import bundle as support
+from tests.support import children
 
 VOLUME_BYTES = 30_000
 
@@ -286,6 +288,30 @@ def test_a_bad_copy_is_not_cut(built, tmp_path, damage, code):
     assert done.exit_code == 1
     assert json.loads(done.stdout)["error"]["code"] == code
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_what_a_killed_cut_left_goes_with_the_next_one(built, volumes, honest, tmp_path):
+    out = volumes[0].parent
+    before = sorted(out.iterdir())
+
+    def killed(_text: str, done: int | None, _all: int | None) -> None:
+        if done and done > 2 * support.SEGMENT_BYTES:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def cut() -> None:
+        split(built.path, out, volume_bytes=VOLUME_BYTES, progress=killed)
+
+    assert children.run(cut) == "killed"
+    assert len(list(out.glob(".*.tmp"))) == len(volumes)
+    support.unpack(volumes, tmp_path / "target")  # the older set is whole
+    assert support.tree(tmp_path / "target") == honest
+    split(built.path, out, volume_bytes=VOLUME_BYTES)
+    assert sorted(out.iterdir()) == before
+
+
+def test_a_file_in_the_place_of_the_folder_is_named(built, tmp_path):
+    (tmp_path / "out").write_text("")
+    assert json.loads(split_by_command(built.path, tmp_path / "out").stdout)["error"]["code"] == "FILE_EXISTS"
 
 
 def test_a_volume_is_not_cut_again(volumes, tmp_path):
