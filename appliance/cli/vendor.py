@@ -145,12 +145,17 @@ def _check_target(targets: Targets, profile: str, target: str, open_index: Calla
     with open_index() as index:
         selected = select(targets.pins(profile, target), targets.target(target), index)
     size = sum(item.file.size_bytes or 0 for item in selected)
-    value = {"profile": profile, "target": target, "wheels": [item.file.filename for item in selected], "bytes": size}
-    show(
-        value,
-        as_json,
-        lambda out: out.print(f"{target}: {profile} is complete, {len(selected)} wheels, {size / 1e6:.0f} MB"),
-    )
+    unsized = [item.file.filename for item in selected if item.file.size_bytes is None]
+    value = {
+        "profile": profile, "target": target, "wheels": [item.file.filename for item in selected], "bytes": size,
+        "unsized": unsized,
+    }  # fmt: skip
+
+    def text(out: Console) -> None:
+        more = f", and of untold size {', '.join(unsized)}" if unsized else ""
+        out.print(f"{target}: {profile} is complete, {len(selected)} wheels, {size / 1e6:.0f} MB{more}")
+
+    show(value, as_json, text)
 
 
 @app.command()

@@ -30,7 +30,8 @@ from appliance.vendoring.record import algorithms, check_record, digests
 from appliance.vendoring.selection import WheelName, wheel_name
 
 _SCHEMES = frozenset({"purelib", "platlib", "headers", "scripts", "data"})
-_STARTUP = frozenset({"sitecustomize", "usercustomize"})
+# what `site` imports, what the sitecustomize of Debian and Ubuntu does, and what a virtual environment's own .pth does
+_STARTUP = frozenset({"sitecustomize", "usercustomize", "apport_python_hook", "_virtualenv"})
 _OUTSIDE = ("[data]/", "[headers]/")
 _BYTECODE = (".pyc", ".pyo")
 _ENTRY = re.compile(r"[A-Za-z_][\w.]*(\s*:\s*[A-Za-z_][\w.]*)?(\s*\[[\w\s,.-]*\])?\Z")
@@ -42,7 +43,7 @@ class _Document(BaseModel):
 
 
 class StartupFile(_Document):
-    """A file that Python's `site` module reads or imports by itself at every start.
+    """A file that Python reads or imports by itself at every start.
 
     Attributes:
         path: within the wheel.
@@ -168,7 +169,7 @@ def installed_path(member: str) -> str:
 
 
 def _at_start(path: str) -> bool:
-    """Whether `site` reads or imports the path at interpreter start, wherever the wheel hides it."""
+    """Whether Python reads or imports the path at interpreter start, wherever the wheel hides it."""
     parts = path.split("/")
     if parts[0] == "[data]" and "site-packages" in parts:
         parts = parts[parts.index("site-packages") + 1 :]

@@ -186,6 +186,9 @@ def test_a_wheel_shaped_like_litellm_1_82_8_is_reported_to_run_at_start():
         ("sitecustomize.cpython-311-x86_64-linux-gnu.so", b"", True),
         ("honest-1.0.data/purelib/sitecustomize.py", b"", True),
         ("SiteCustomize.py", b"", True),
+        ("apport_python_hook.py", b"", True),
+        ("honest-1.0.data/platlib/apport_python_hook/__init__.py", b"", True),
+        ("_virtualenv.py", b"", True),
     ],
 )
 def test_whatever_runs_at_interpreter_start_is_found_wherever_it_hides(path: str, content: bytes, executes: bool):
