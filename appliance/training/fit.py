@@ -18,6 +18,7 @@ from appliance.files import sha256_hex
 from appliance.routers.families.ensemble import Ensemble
 from appliance.routers.loading import write_strategy_files
 from appliance.routers.strategies import Strategy
+from appliance.training.arithmetic import one_thread
 from appliance.training.blending import crossed, shares
 from appliance.training.calibrating import calibrated, crossed_calibration
 from appliance.training.evaluate import evaluate_scores
@@ -81,6 +82,7 @@ def fitter(name: str) -> Fitter:
     return made
 
 
+@one_thread()
 def fit(examples: Examples, *, strategy: str = "auto", seed: int = 0, progress: Progress = silent) -> Fitted:
     """Fit one family, or the best of several.
 

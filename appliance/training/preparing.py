@@ -10,6 +10,7 @@ import numpy as np
 
 from appliance.errors import TrainingError
 from appliance.routers.encoder import Encoder
+from appliance.training.arithmetic import one_thread
 from appliance.training.embedding import embed
 from appliance.training.examples import Examples
 from appliance.training.outcomes import MINIMUM_PROMPTS, Dataset
@@ -20,6 +21,7 @@ from appliance.training.splits import near_groups
 MINIMUM_DIFFERENT = 5  # groups of near copies; each fold needs one
 
 
+@one_thread()
 def prepare(dataset: Dataset, encoder: Encoder, *, cache: Path | None, progress: Progress = silent) -> Examples:
     """Embed a dataset and group copies of prompts.
 

@@ -1,14 +1,17 @@
 """Fitting: no leaks, nested choice, byte-reproducible artifacts, honest refusals."""
 
+import importlib
 from datetime import UTC, datetime
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 from appliance.errors import TrainingError
 from appliance.routers.loading import load_router
 from appliance.routers.strategies import Prompts
 from appliance.training.blending import crossed, mix, shares
+from appliance.training.examples import Examples
 from appliance.training.families import svm
 from appliance.training.families.svm import SvmFitter
 from appliance.training.fit import FITTERS, fit, router_artifact
@@ -58,6 +61,21 @@ def test_the_same_inputs_give_the_same_bytes(strategy):
     first, second = (artifact(fit(examples(), strategy=strategy)) for _ in range(2))
     assert first.digest == second.digest
     assert artifact(fit(examples(), strategy=strategy, seed=1)).files["router.yaml"]
+
+
+def test_the_number_of_cores_changes_no_byte():
+    """In several threads k-means sums in another order each time, and the forest's directions come out otherwise."""
+    for module in ("scipy.linalg", "sklearn.cluster"):
+        importlib.import_module(module)
+    generator = np.random.default_rng(0)
+    prompts = Prompts(tuple(map(str, range(320))), generator.standard_normal((320, 64)).astype(np.float32))
+    scores = generator.random((320, 2)).astype(np.float32)
+    made = []
+    for threads in (1, 3):
+        with threadpool_limits(threads):
+            some = Examples(("a", "b"), prompts, scores, np.arange(320), ("",) * 320)
+            made.append(artifact(fit(some, strategy="cluster")).digest)
+    assert made[0] == made[1]
 
 
 @pytest.mark.slow
