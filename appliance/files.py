@@ -13,6 +13,7 @@ import hashlib
 import itertools
 import os
 import re
+import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -204,6 +205,31 @@ def _lock_of(path: Path, descriptor: int) -> bool | None:
         return os.path.samestat(os.fstat(descriptor), path.lstat())
     except FileNotFoundError:
         return False
+
+
+def require_room(folder: Path, needed_bytes: int, *, what: str, remedy: str | None = None) -> None:
+    """Refuse before the first byte what would not fit.
+
+    Args:
+        folder: where it will be written; must be there.
+        needed_bytes: what it takes.
+        what: begins the sentence, in the plural: `3 volumes`.
+        remedy: where this place knows better than the catalogue.
+
+    Raises:
+        FileError: FILE_NO_SPACE.
+    """
+    with translated(folder):
+        free = shutil.disk_usage(folder).free
+    if needed_bytes > free:
+        raise FileError(
+            "FILE_NO_SPACE",
+            f"{what} need {needed_bytes / 1e6:.0f} MB, {folder} has {free / 1e6:.0f} MB free",
+            path=str(folder),
+            needed_bytes=needed_bytes,
+            free_bytes=free,
+            remedy=remedy,
+        )
 
 
 def sync_directory(path: Path) -> None:

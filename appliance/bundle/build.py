@@ -31,7 +31,7 @@ from appliance.bundle.stage0.manifest import (
 from appliance.bundle.stage0.media import DELTA, DELTA_SIGNATURE, MANIFEST, SIGNATURE
 from appliance.bundle.stage0.ustar import END_BLOCKS, fits, padded, tar_header
 from appliance.errors import BundleError
-from appliance.files import read_tree, replaced
+from appliance.files import read_tree, replaced, require_room, translated
 
 SEGMENT_BYTES = 4 * 1024 * 1024
 MAX_TRUST_BYTES = 8 * 1024 * 1024
@@ -125,6 +125,10 @@ def build(
         )
         manifest_bytes = documents.write_json(document)
         manifest = read_manifest(manifest_bytes)  # what no reader would accept is not built
+        with translated(out):
+            out.mkdir(parents=True, exist_ok=True)
+        # before the signature, which the log keeps for ever
+        require_room(out, region_bytes(manifest.members), what=f"the files of {identity.version}")
         head = {
             **{f"trust/{name}": data for name, data in trust.items()},
             MANIFEST: manifest_bytes,

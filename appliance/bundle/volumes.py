@@ -22,7 +22,7 @@ from appliance.bundle.stage0.media import DELTA, MANIFEST, MAX_VOLUMES, Source, 
 from appliance.bundle.stage0.region import WholeRegion, xor_of
 from appliance.bundle.stage0.ustar import BLOCK, END_BLOCKS, MAX_MEMBER_BYTES, padded, tar_header
 from appliance.errors import BundleError
-from appliance.files import replaced, sync_directory, translated, write_atomic
+from appliance.files import replaced, require_room, sync_directory, translated, write_atomic
 
 Progress = Callable[[str, int | None, int | None], None]
 
@@ -73,6 +73,9 @@ def split(
             volumes.append(_Volume(out / f"{name}.parity", f"volume/parity-of-{count:03d}", sizes[0]))
         with translated(out):
             out.mkdir(parents=True, exist_ok=True)
+            around = source.head.size_bytes + BLOCK + len(END_BLOCKS)
+            needed = sum(around + padded(volume.size_bytes) for volume in volumes)
+            require_room(out, needed, what=f"{len(volumes)} volumes")
             lines = _write(source, segments, volumes, count=count, progress=progress)
             _remove_others(out, name, {volume.path.name for volume in volumes})
             sync_directory(out)

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import os
 import queue
-import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,8 +16,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from appliance import documents
-from appliance.errors import FileError, VendorError
-from appliance.files import locked, read_regular, sync_directory, translated, write_atomic
+from appliance.errors import VendorError
+from appliance.files import locked, read_regular, require_room, sync_directory, translated, write_atomic
 from appliance.vendoring.index import Index
 from appliance.vendoring.locks import Pin
 from appliance.vendoring.pages import redacted
@@ -193,16 +192,8 @@ def _present(
 
 def _download(selected: list[Selected], directory: Path, index: Index, progress: Progress) -> list[FetchedWheel]:
     total = sum(item.file.size_bytes or 0 for item in selected)
-    free = shutil.disk_usage(directory).free
-    if total > free:
-        raise FileError(
-            "FILE_NO_SPACE",
-            f"{directory} has {free / 1e6:.0f} MB free, {len(selected)} wheels need {total / 1e6:.0f} MB",
-            path=str(directory),
-            free_bytes=free,
-            needed_bytes=total,
-            remedy="Free space there, or choose another folder with `--out DIR`; what is there is kept.",
-        )
+    remedy = "Free space there, or choose another folder with `--out DIR`; what is there is kept."
+    require_room(directory, total, what=f"{len(selected)} wheels", remedy=remedy)
     done = 0
     wheels: list[FetchedWheel] = []
     # the largest first: the last download to finish should be a small one

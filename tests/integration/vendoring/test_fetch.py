@@ -168,7 +168,7 @@ def test_a_folder_without_room_is_refused_before_anything_is_downloaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     index = index_of(*MAKERS[:2])
-    monkeypatch.setattr("appliance.vendoring.fetch.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
+    monkeypatch.setattr("appliance.files.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
     with index.serving() as url, pytest.raises(FileError) as caught:
         run(url, tmp_path, *map(pin, MAKERS[:2]))
     assert caught.value.code == "FILE_NO_SPACE"

@@ -12,14 +12,14 @@ import pytest
 from packaging.version import Version
 from typer.testing import CliRunner
 
-from appliance.bundle.build import SegmentDigests
+from appliance.bundle.build import SegmentDigests, build
 from appliance.bundle.inputs import Payload, collect, select_wheels
 from appliance.bundle.own_wheel import own_wheel
 from appliance.cli.bundle import parse_size
 from appliance.cli.main import app
 from appliance.errors import ApplianceError
 from appliance.vendoring.locks import Pin
-from tests.support import artifacts
+from tests.support import artifacts, children
 from tests.support import bundle as support
 from tests.support.trust import make_authority
 
@@ -136,6 +136,24 @@ def test_segment_digests_do_not_depend_on_how_the_stream_was_cut():
 )
 def test_sizes_are_read_as_people_write_them(text, size):
     assert parse_size(text) == size
+
+
+def test_a_release_for_which_there_is_no_room_is_neither_written_nor_signed(tmp_path):
+    class Nobody:
+        def sign_statement(self, payload: bytes) -> bytes:
+            raise AssertionError("signed")
+
+    disk = tmp_path / "disk"
+    disk.mkdir()
+
+    def built() -> None:
+        children.on_small_disk(disk, 64 * 1024)
+        try:
+            build(support.identity(), [Payload("data/x", bytes(100_000))], support.TRUST, Nobody(), disk / "out")
+        finally:
+            assert list((disk / "out").iterdir()) == []
+
+    assert children.run(built) == "FILE_NO_SPACE"
 
 
 def test_a_size_that_is_none_is_refused():

@@ -21,7 +21,7 @@ from appliance.bundle.stage0.media import choose, open_sources
 from appliance.bundle.stage0.refusal import Refused
 from appliance.bundle.volumes import split
 from appliance.cli.main import app
-from appliance.errors import BundleError
+from appliance.errors import BundleError, FileError
 from tests.support import bundle as support
 from tests.support import children
 
@@ -312,6 +312,22 @@ def test_what_a_killed_cut_left_goes_with_the_next_one(built, volumes, honest, t
 def test_a_file_in_the_place_of_the_folder_is_named(built, tmp_path):
     (tmp_path / "out").write_text("")
     assert json.loads(split_by_command(built.path, tmp_path / "out").stdout)["error"]["code"] == "FILE_EXISTS"
+
+
+def test_volumes_for_which_there_is_no_room_are_refused_before_the_first_byte(built, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+
+    def cut() -> None:
+        children.on_small_disk(disk, 64 * 1024)
+        try:
+            split(built.path, disk, volume_bytes=VOLUME_BYTES)
+        except FileError as refusal:
+            assert refusal.evidence["needed_bytes"] > built.size_bytes > refusal.evidence["free_bytes"]
+            assert list(disk.iterdir()) == []
+            raise
+
+    assert children.run(cut) == "FILE_NO_SPACE"
 
 
 def test_a_volume_is_not_cut_again(volumes, tmp_path):
