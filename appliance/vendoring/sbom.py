@@ -90,8 +90,15 @@ def _bom(
 ) -> Bom:
     from cyclonedx.model.bom import Bom, BomMetaData
     from cyclonedx.model.component import Component, ComponentType
+    from packageurl import PackageURL
 
-    root = Component(name=name, version=version, type=ComponentType.APPLICATION, bom_ref=f"{name}@{version}")
+    root = Component(
+        name=name,
+        version=version,
+        type=ComponentType.APPLICATION,
+        bom_ref=f"{name}@{version}",
+        purl=PackageURL("generic", None, name, version),  # by which the VEX statements name their product
+    )
     content = sha256_hex("\n".join([name, version, target.name, *sorted(_identities(wheels, models))]).encode())
     bom = Bom(serial_number=uuid.uuid5(_NAMESPACE, content), metadata=BomMetaData(component=root, timestamp=at))
     parts = {wheel.name: _component(wheel) for wheel in wheels}

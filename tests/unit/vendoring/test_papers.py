@@ -136,6 +136,15 @@ def test_all_papers_come_from_one_call_the_same_bytes_each_time():
     assert papers == write()
 
 
+def test_the_product_of_our_vex_statements_is_the_one_that_the_sbom_describes():
+    papers = evidence(ROOT / "vendor", wheels(), MODELS, version="1.0", target=TARGET, at=AT)
+    described = PackageURL.from_string(json.loads(papers["sbom.cdx.json"])["metadata"]["component"]["purl"])
+    assert described == PackageURL("generic", None, "llm-routing-appliance", "1.0")
+    for document, _ in read_vex(ROOT / "vendor").values():
+        named = {PackageURL.from_string(product.id) for one in document.statements for product in one.products}
+        assert named == {PackageURL("generic", None, "llm-routing-appliance")}
+
+
 def vex(**changes: Any) -> dict[str, Any]:
     statement = {
         "vulnerability": {"name": "CVE-2026-0001"},
