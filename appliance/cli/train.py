@@ -137,6 +137,9 @@ def fit(
             console.print(f"router   {out}  ({metadata.strategy}, {metadata.name} {metadata.version})")
             console.print(f"digest   {artifact.digest}")
             _print_figures(console, metadata.evaluation)
+            advantage = metadata.hyperparameters.get("smallest_advantage")
+            if advantage:
+                console.print(f"abstains where the advantage it expects over the best model is at most {advantage:g}")
             console.print(f"next: appliance train evaluate {out} --data OTHER_DATA", markup=False)
 
         show(report, as_json, text)
@@ -283,3 +286,5 @@ def _print_figures(console: Console, report: dict[str, Any]) -> None:
         if value is not None:
             unit = " %" if name.startswith("cpt") else ""
             console.print(f"  {name:22} {value:8.4g}{unit}   95 % [{bounds[0]:.4g}, {bounds[1]:.4g}]", markup=False)
+    if report.get("calibration_error") is not None:
+        console.print(f"  {'calibration_error':22} {report['calibration_error']:8.4g}", markup=False)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from appliance.routers.families.ensemble import Calibration
+from appliance.training.bootstrap import Measure
 from appliance.training.selection import figure_of, objective
 
 ADVANTAGES = (0.0, 0.01, 0.02, 0.04, 0.08)
@@ -55,6 +56,17 @@ def crossed_calibration(predicted: Scores, actual: Scores, rows: Sequence[NDArra
         others = [other for index, other in enumerate(rows) if index != number] or [fold]
         result[fold] = calibrated(predicted, actual, others)(predicted[fold])
     return result
+
+
+def abstention(calibrated_scores: NDArray[np.floating], calibration: Calibration) -> Measure:
+    """The share of prompts that were left to the model best on the whole, to be bootstrapped.
+
+    Args:
+        calibrated_scores: shape (n, labels), as the ensemble gives them.
+        calibration: the ensemble's.
+    """
+    abstained = (calibrated_scores == calibration.overall).all(axis=1)
+    return lambda rows: {"abstained": float(abstained[rows].mean())}
 
 
 def calibration_error(predicted: NDArray[np.floating], actual: NDArray[np.floating]) -> float:

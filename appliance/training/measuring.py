@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from appliance.artifact import ArtifactFiles, router_metadata
 from appliance.errors import TrainingError
 from appliance.routers.encoder import Encoder
+from appliance.routers.families.ensemble import Ensemble
 from appliance.routers.loading import LoadedRouter, load_router
 from appliance.training.bootstrap import intervals
+from appliance.training.calibrating import abstention
 from appliance.training.curves import aiq, by_task, cost_quality, disturbed, flip_shares, paraphrased
 from appliance.training.embedding import embed, find_encoder, open_encoder
 from appliance.training.evaluate import evaluate_scores, for_router, predict
@@ -135,6 +137,9 @@ def measure(
         (decision_latency(timed), np.arange(len(timed))),
         (answer_latency(predicted, dataset.latencies_ms, fixed), examples.groups),
     ]
+    calibration = router.strategy.calibration if isinstance(router.strategy, Ensemble) else None
+    if calibration is not None:
+        further.append((abstention(predicted, calibration), examples.groups))
     if curves is not None:
         further.append((lambda rows: {"aiq": aiq(curves(rows))}, examples.groups))
     for measured, groups in further:

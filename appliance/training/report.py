@@ -16,7 +16,7 @@ TASK_FIGURES = {"accuracy": "router", "best_single": "best single", "oracle": "o
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1b2430}
 table{border-collapse:collapse;margin:1rem 0}td,th{padding:.25rem .8rem;border-bottom:1px solid #d8dee6}
-td,th{text-align:right}
+td,th{text-align:right}td+td+td{white-space:nowrap}
 td:first-child,th:first-child{text-align:left}code{font-size:.85em}.note{color:#5a6675}
 .warning{border-left:.3rem solid #b45309;padding-left:.8rem;font-weight:600}
 svg{max-width:100%;height:auto}
@@ -52,7 +52,8 @@ def render(
         f"<table>{facts}</table><h2>Figures, with 95 % intervals</h2>"
         "<p class='note'>cpt: percent of calls to the strong model; ms: milliseconds; all others: shares of 1.</p>"
         f"<table><tr><th>figure</th><th>value</th><th>95 %</th></tr>{figures}</table>"
-        f"<h2>Cost and quality</h2>{_plot(curve, names)}<h2>By task</h2>{_tasks(tasks)}</body></html>\n"
+        f"<h2>Cost and quality</h2>{_plot(curve, names)}"
+        f"<h2>By task</h2>{_tasks(tasks)}</body></html>\n"
     )
 
 
@@ -98,6 +99,7 @@ def _plot(curve: Curve, names: str) -> str:
         for f in (0, 0.25, 0.5, 0.75, 1)
     )
     return (
+        "<p class='note'>Dashed: a coin between both ends.</p>"
         f"<svg viewBox='0 0 {WIDTH} {HEIGHT}' width='{WIDTH}' role='img' font-size='11' fill='#5a6675'>"
         f"<title>{_text(names)}</title>"
         f"<path d='M{MARGIN},{MARGIN} V{HEIGHT - MARGIN} H{WIDTH - MARGIN}' fill='none' stroke='#9aa5b1'/>{ticks}"

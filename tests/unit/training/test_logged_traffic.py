@@ -10,7 +10,7 @@ from appliance.routers.families.ensemble import Calibration, Ensemble
 from appliance.routers.families.linear import Ridge
 from appliance.routers.strategies import Prompts
 from appliance.training.bootstrap import intervals
-from appliance.training.calibrating import calibrated, calibration_error, crossed_calibration
+from appliance.training.calibrating import abstention, calibrated, calibration_error, crossed_calibration
 from appliance.training.evaluate import evaluate_scores
 from appliance.training.fit import fit
 from appliance.training.latency import answer_latency, decision_latency
@@ -138,6 +138,13 @@ def test_the_latency_of_the_chosen_models_is_told_where_it_is_known():
     assert found["latency_p50_ms"] == 30
     assert found["best_single_latency_p50_ms"] == 200
     assert answer_latency(predicted, latencies * [1, np.nan], fixed=0)(np.arange(len(predicted))) == {}
+
+
+def test_how_often_a_router_abstains_is_told():
+    ones = np.ones(2, np.float32)
+    calibration = Calibration(ones, 0 * ones, np.array([0.6, 0.5], np.float32), smallest_advantage=0.1)
+    scores = calibration(np.array([[0.5, 0.55], [0.5, 0.9], [0.7, 0.2], [0.4, 0.45]], np.float32))
+    assert abstention(scores, calibration)(np.arange(4)) == {"abstained": 0.5}
 
 
 def test_the_time_of_a_decision_has_its_interval():
