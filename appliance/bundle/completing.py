@@ -103,7 +103,7 @@ class Completion:
 
     def _compiling(self, release_id: str) -> AbstractContextManager[object]:
         """Compile what the health check will import; a release that was complete before has it all."""
-        if is_complete(self.prefix, release_id):
+        if is_complete(self.prefix, release_id) and self.prefix.active() != release_id:
             return nullcontext()
         environment = self.prefix.environment(release_id)
         clear_bytecode(environment)

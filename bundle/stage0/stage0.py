@@ -1120,7 +1120,10 @@ def extract_members(
     progress: Progress = lambda _done, _all: None,
     checkpoint: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Write every member below an open folder, durable when this returns.
+    """Write every member below an open folder.
+
+    Nothing is durable yet when this returns: what lies there after a power cut is hashed before it counts, and
+    `settle_environment` writes the file system out before anything points to the release.
 
     Args:
         region: the archive's payload.
@@ -1136,7 +1139,6 @@ def extract_members(
     with space_refusals("extracting the release"):
         _walk(region, members, folder, present=present or {}, progress=progress, checkpoint=checkpoint)
         checkpoint("extracted")
-        _sync_tree(folder)
 
 
 def verified_present(members: Sequence[Member], folder: int) -> dict[str, int]:
@@ -1369,19 +1371,6 @@ def check_tree(members: Sequence[Member], folder: int) -> None:
             raise Refused(
                 "INSTALL_STAGED_ALTERED", f"{member.path} is no longer what the manifest signs", path=member.path
             )
-
-
-def _sync_tree(folder: int) -> None:
-    """Make every file and folder below durable."""
-    for _root, folders, files, descriptor in os.fwalk(".", dir_fd=folder, follow_symlinks=False):
-        for name in files:
-            handle = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=descriptor)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
-        os.fsync(descriptor)
-        folders.sort()
 
 
 # ---- workspace.py ----
@@ -1729,7 +1718,8 @@ from pathlib import Path
 
 STEPS = ("begun", "staged", "environment", "verified", "healthy", "activated", "confirmed")
 REMOVED_AT_ONCE = 16  # folders
-NOT_YET_DURABLE = ("environment", "verified")  # the environment's files may still be on their way to the disk
+# the release's files may still be on their way to the disk; those of `staged` are hashed again whoever takes it up
+NOT_YET_DURABLE = ("environment", "verified")
 
 
 @dataclass(frozen=True)
@@ -2408,12 +2398,12 @@ def starts(program: Path) -> bool:
 
 
 def settle_environment(release: Path) -> None:
-    """Make an environment durable; slow on a slow disk, so it runs beside the next steps.
+    """Make a release and its environment durable; slow on a slow disk, so it runs beside the next steps.
 
     Raises:
         Refused: INSTALL_NO_SPACE.
     """
-    with space_refusals("making the environment durable"):
+    with space_refusals("making the release durable"):
         _sync_file_system(release)
 
 
@@ -2600,7 +2590,8 @@ def _begin(prefix: Prefix, release: Authenticated, conduct: Conduct) -> Transact
     found = prefix.transaction()
     if found is not None and found.digest == release.manifest.digest:
         conduct.say(f"taking up the installation of {found.release} after step {found.step!r}")
-        complete = find_base(prefix, found.digest) is not None  # then it was durable long ago
+        # one that is complete was durable long ago, unless it is the one that runs and is being made anew
+        complete = find_base(prefix, found.digest) is not None and prefix.active() != found.release
         lost = found.step in NOT_YET_DURABLE and found.boot != current_boot() and not complete
         if lost:
             conduct.say("the host was restarted meanwhile: making the environment anew")

@@ -73,12 +73,12 @@ def starts(program: Path) -> bool:
 
 
 def settle_environment(release: Path) -> None:
-    """Make an environment durable; slow on a slow disk, so it runs beside the next steps.
+    """Make a release and its environment durable; slow on a slow disk, so it runs beside the next steps.
 
     Raises:
         Refused: INSTALL_NO_SPACE.
     """
-    with space_refusals("making the environment durable"):
+    with space_refusals("making the release durable"):
         _sync_file_system(release)
 
 

@@ -47,7 +47,10 @@ def extract_members(
     progress: Progress = lambda _done, _all: None,
     checkpoint: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Write every member below an open folder, durable when this returns.
+    """Write every member below an open folder.
+
+    Nothing is durable yet when this returns: what lies there after a power cut is hashed before it counts, and
+    `settle_environment` writes the file system out before anything points to the release.
 
     Args:
         region: the archive's payload.
@@ -63,7 +66,6 @@ def extract_members(
     with space_refusals("extracting the release"):
         _walk(region, members, folder, present=present or {}, progress=progress, checkpoint=checkpoint)
         checkpoint("extracted")
-        _sync_tree(folder)
 
 
 def verified_present(members: Sequence[Member], folder: int) -> dict[str, int]:
@@ -296,16 +298,3 @@ def check_tree(members: Sequence[Member], folder: int) -> None:
             raise Refused(
                 "INSTALL_STAGED_ALTERED", f"{member.path} is no longer what the manifest signs", path=member.path
             )
-
-
-def _sync_tree(folder: int) -> None:
-    """Make every file and folder below durable."""
-    for _root, folders, files, descriptor in os.fwalk(".", dir_fd=folder, follow_symlinks=False):
-        for name in files:
-            handle = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=descriptor)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
-        os.fsync(descriptor)
-        folders.sort()

@@ -21,7 +21,8 @@ from .refusal import Refused, space_refusals
 
 STEPS = ("begun", "staged", "environment", "verified", "healthy", "activated", "confirmed")
 REMOVED_AT_ONCE = 16  # folders
-NOT_YET_DURABLE = ("environment", "verified")  # the environment's files may still be on their way to the disk
+# the release's files may still be on their way to the disk; those of `staged` are hashed again whoever takes it up
+NOT_YET_DURABLE = ("environment", "verified")
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,8 @@ def _begin(prefix: Prefix, release: Authenticated, conduct: Conduct) -> Transact
     found = prefix.transaction()
     if found is not None and found.digest == release.manifest.digest:
         conduct.say(f"taking up the installation of {found.release} after step {found.step!r}")
-        complete = find_base(prefix, found.digest) is not None  # then it was durable long ago
+        # one that is complete was durable long ago, unless it is the one that runs and is being made anew
+        complete = find_base(prefix, found.digest) is not None and prefix.active() != found.release
         lost = found.step in NOT_YET_DURABLE and found.boot != current_boot() and not complete
         if lost:
             conduct.say("the host was restarted meanwhile: making the environment anew")

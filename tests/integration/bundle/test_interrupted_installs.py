@@ -134,17 +134,20 @@ def test_a_kill_does_not_make_the_next_run_start_over(host, new, steps, tmp_path
     assert (Prefix(prefix).environment(new.built.manifest.release_id) / "pyvenv.cfg").stat().st_ino == before
 
 
-def test_after_a_power_cut_an_environment_that_was_not_yet_durable_is_made_anew(host, new, steps, tmp_path):
+def test_after_a_power_cut_what_was_not_yet_durable_is_made_anew(host, new, steps, tmp_path):
     prefix = copy_of(host, tmp_path / "prefix")
     at = steps.index("verified: written down")
     assert children.run(lambda: bring(new, prefix, children.kill_at(at))) == "killed"
     marker = Prefix(prefix).environment(new.built.manifest.release_id) / "from-before-the-power-cut"
     marker.touch()
+    lost = Prefix(prefix).payload(new.built.manifest.release_id) / "evidence" / "note.txt"
+    os.truncate(lost, 0)  # its content never reached the disk
     journal = prefix / "state" / "install" / "transaction.json"
     document = json.loads(journal.read_text())
     journal.write_text(json.dumps(document | {"boot": "another boot of this host"}))
     assert bring(new, prefix).outcome == "installed"
     assert not marker.exists()
+    assert lost.read_text() == "1.1.0"
     assert running(prefix) == new.built.manifest.release_id
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -23,6 +24,7 @@ from tests.support import bundle as support
 from tests.support import children
 from tests.support.trust import make_authority
 
+WRITTEN = "environment: written down"
 pytestmark = pytest.mark.slow
 
 
@@ -207,6 +209,20 @@ def test_a_repair_that_was_killed_is_repeated(prefix, releases):
 
         assert children.run(killed) == "killed"
     assert bring(releases[0], prefix).outcome == "repaired"
+    assert drift(prefix) == set()
+
+
+def test_after_a_power_cut_in_a_running_release_that_is_made_anew_nothing_half_written_is_believed(prefix, releases):
+    shutil.rmtree(current(prefix) / "env")
+
+    def killed() -> None:
+        bring(releases[0], prefix, checkpoint=lambda name: os.kill(os.getpid(), 9) if name == WRITTEN else None)
+
+    assert children.run(killed) == "killed"
+    journal = prefix / "state" / "install" / "transaction.json"
+    journal.write_text(json.dumps(json.loads(journal.read_text()) | {"boot": "another boot of this host"}))
+    os.truncate(site(prefix) / "yaml" / "loader.py", 0)
+    bring(releases[0], prefix)
     assert drift(prefix) == set()
 
 
