@@ -246,6 +246,8 @@ def package(
             low, high = verdict.interval
             console.print(f"router {out}\ndigest {packaged.digest}", markup=False)
             console.print(f"gain   {verdict.figure} {verdict.gain:+.4f} [{low:+.4f}, {high:+.4f}]", markup=False)
+            if not verdict.passed:
+                console.print(f"the gate refused it; on record it passes by: {override}", style="yellow", markup=False)
             if verdict.left_out is None:
                 console.print("whether the data holds prompts of the training: not looked at (--fitted-on)")
             elif verdict.left_out:
