@@ -58,12 +58,16 @@ def read_regular(path: Path | str, *, max_bytes: int, dir_fd: int | None = None)
     """
     with translated(path):
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=dir_fd)
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # before `open`, which leaves a folder's descriptor behind
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):  # before `open`, which leaves a folder's descriptor behind
             os.close(descriptor)
             raise FileError("FILE_NOT_REGULAR", f"{path} is not a regular file", path=str(path))
         with open(descriptor, "rb") as stream:
-            data = stream.read(max_bytes + 1)
-    if len(data) > max_bytes:
+            told = min(status.st_size, max_bytes)
+            data = stream.read(told + 1) if status.st_size <= max_bytes else b""
+            if len(data) > told:  # it grew, or lies in /proc, whose files tell no size
+                data += stream.read(max_bytes + 1 - len(data))
+    if max(len(data), status.st_size) > max_bytes:
         raise FileError(
             "FILE_TOO_LARGE", f"{path} is larger than {max_bytes} bytes", path=str(path), max_bytes=max_bytes
         )

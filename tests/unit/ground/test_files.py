@@ -9,6 +9,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,24 @@ def test_a_regular_file_is_read_and_a_link_is_not(tmp_path):
     assert refusal.value.code == "FILE_NOT_REGULAR"
     refused("FILE_MISSING", files.read_regular, tmp_path / "none", max_bytes=7)
     refused("FILE_TOO_LARGE", files.read_regular, tmp_path / "file", max_bytes=6)
+
+
+def test_a_bound_of_gigabytes_takes_no_more_memory_than_the_file_has(tmp_path):
+    (tmp_path / "small").write_bytes(b"content")
+    with (tmp_path / "hole").open("wb") as stream:
+        stream.truncate(3 * 1024**3)
+    tracemalloc.start()
+    try:
+        assert files.read_regular(tmp_path / "small", max_bytes=2 * 1024**3) == b"content"
+        refused("FILE_TOO_LARGE", files.read_regular, tmp_path / "hole", max_bytes=2 * 1024**3)
+        assert tracemalloc.get_traced_memory()[1] < 1024**2
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_file_of_the_kernel_s_that_tells_no_size_is_read_whole():
+    assert files.read_regular("/proc/self/cmdline", max_bytes=10**6) == Path("/proc/self/cmdline").read_bytes() != b""
+    refused("FILE_TOO_LARGE", files.read_regular, "/proc/self/cmdline", max_bytes=3)
 
 
 def test_a_tree_is_read_whole_or_refused(tmp_path):
