@@ -8,7 +8,7 @@ for the next run.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +30,7 @@ MAX_ANSWER_BYTES = 512 * 1024**2
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 60.0
 DEADLINE_S = 600.0  # of one answer
+NONE_FOUND = ("no traces found", "trace not found")  # what version 3 says with status 404 (apiv3/http_gateway.go)
 
 
 class JaegerSettings(BaseModel):
@@ -141,13 +142,14 @@ def _ask(pool: HttpsPool, settings: JaegerSettings, window: Window) -> tuple[lis
         raise TrainingError("TRAINING_SOURCE", f"Jaeger cannot be read: {error}", url=settings.url) from None
     if len(data) > MAX_ANSWER_BYTES:
         raise TrainingError("TRAINING_SOURCE", "Jaeger's answer is larger than allowed", max_bytes=MAX_ANSWER_BYTES)
-    if response.status == 404 and settings.api == "v3":
-        return [], 0  # version 3 answers so where no trace is found
-    found = list(_documents(data))
+    if response.status == 404 and settings.api == "v3" and _none_found(_parsed(data)):
+        return [], 0
+    found = _documents(data)
     if response.status != 200 or not found:
-        raise TrainingError(
-            "TRAINING_SOURCE", f"Jaeger answered {response.status}", url=url, answer=data[:200].decode(errors="replace")
-        )
+        cause = f"Jaeger answered {response.status}"
+        if response.status == 200:
+            cause = "what Jaeger answered is not traces, or not all of them"
+        raise TrainingError("TRAINING_SOURCE", cause, url=url, answer=data[:200].decode(errors="replace"))
     spans = [span for document in found for span in spans_of(document)]
     return spans, len({span.trace_id for span in spans})
 
@@ -176,12 +178,29 @@ def _rfc3339(time_us: int) -> str:
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest:06}Z"
 
 
-def _documents(data: bytes) -> Iterator[Mapping[str, Any]]:
-    """One document, or a stream of them one a line, as version 3 may answer."""
-    for part in [data] if _parsed(data) is not None else data.splitlines():
-        document = _parsed(part)
-        if isinstance(document, Mapping) and not document.get("error") and not document.get("errors"):
-            yield document
+def _documents(data: bytes) -> Sequence[Mapping[str, Any]]:
+    """One document, or a stream of them one a line, as version 3 may answer; nothing where any is half, or an error.
+
+    What is believed to hold no traces is never asked for again, so that nothing else may pass for it.
+    """
+    parts = [data] if _parsed(data) is not None else [line for line in data.splitlines() if line.strip()]
+    found = [_parsed(part) for part in parts]
+    return found if all(map(_is_answer, found)) else []
+
+
+def _is_answer(document: Any) -> bool:
+    if not isinstance(document, Mapping) or document.get("error") or document.get("errors"):
+        return False
+    if "data" in document:  # the legacy API
+        return document["data"] is None or isinstance(document["data"], list)
+    result = document.get("result", document)
+    return isinstance(result, Mapping) and isinstance(result.get("resourceSpans", result is document or []), list)
+
+
+def _none_found(document: Any) -> bool:
+    """Whether a 404 is version 3's own, and not that of a proxy or of another path."""
+    error = document.get("error") if isinstance(document, Mapping) else None
+    return isinstance(error, Mapping) and str(error.get("message")).lower() in NONE_FOUND
 
 
 def _parsed(data: bytes) -> Any:

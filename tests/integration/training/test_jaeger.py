@@ -85,7 +85,21 @@ def test_more_at_one_moment_than_is_asked_for_is_refused_not_lost(running, tmp_p
     assert refused.value.evidence["traces_per_window"] == 8
 
 
-@pytest.mark.parametrize("answer", [(500, b'{"error": {"message": "storage"}}'), (200, b'{"result": {"resou')])
+NO_ANSWERS = {
+    "storage": (500, b'{"error": {"message": "storage"}}'),
+    "half a document": (200, b'{"result": {"resou'),
+    "nothing": (200, b""),
+    "a login page": (200, b"<html>"),
+    "an empty object": (200, b"{}"),
+    "other types": (200, b'{"result": {"resourceSpans": {}}, "data": "x"}'),
+    "a half line behind a whole one": (200, b'{"result": {"resourceSpans": []}}\n{"result": {"resou'),
+    "an error behind a whole line": (200, b'{"result": {"resourceSpans": []}}\n{"error": {"message": "storage"}}'),
+    "a proxy's 404": (404, b"<html>not found</html>"),
+    "another path's 404": (404, b"404 page not found\n"),
+}
+
+
+@pytest.mark.parametrize("answer", NO_ANSWERS.values(), ids=NO_ANSWERS)
 def test_an_answer_that_is_none_is_named_and_what_was_read_stays(running, tmp_path, answer):
     server, client = running
     run(tmp_path, settings(server, client))
