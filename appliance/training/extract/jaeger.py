@@ -133,13 +133,15 @@ def _ask(pool: HttpsPool, settings: JaegerSettings, window: Window) -> tuple[lis
     """The spans of a window, and of how many traces they are."""
     url = f"{settings.url.rstrip('/')}{_question(settings, window)}"
     try:
-        with Deadline(DEADLINE_S):
+        with Deadline(DEADLINE_S) as deadline:
             response = pool.urlopen("GET", url, headers={"Accept": "application/json"}, preload_content=False)
             # what is no answer was read by the pool already, within its bound
             data = response.read(MAX_ANSWER_BYTES + 1) if response.status == 200 else response.data
             response.release_conn()
     except (urllib3.exceptions.HTTPError, RegistryError, OSError) as error:
         raise TrainingError("TRAINING_SOURCE", f"Jaeger cannot be read: {error}", url=settings.url) from None
+    if deadline.expired:  # the end of the connection was ours, whatever came until then
+        raise TrainingError("TRAINING_SOURCE", f"Jaeger did not finish within {DEADLINE_S:g} s", url=settings.url)
     if len(data) > MAX_ANSWER_BYTES:
         raise TrainingError("TRAINING_SOURCE", "Jaeger's answer is larger than allowed", max_bytes=MAX_ANSWER_BYTES)
     if response.status == 404 and settings.api == "v3" and _none_found(_parsed(data)):

@@ -1,5 +1,6 @@
 """A running Jaeger as a source: both versions of its API, over mutual TLS, windows halved until nothing is cut off."""
 
+import contextlib
 import json
 from datetime import UTC, datetime, timedelta
 from urllib.parse import parse_qs, urlsplit
@@ -8,10 +9,12 @@ import pytest
 import yaml
 
 from appliance.errors import TrainingError
+from appliance.training.extract import jaeger as source
 from appliance.training.extract.jaeger import JaegerSettings, read_jaeger
 from appliance.training.extract.redaction import load_redactor
 from appliance.training.extract.run import Sources, extract
 from appliance.training.outcomes import read_outcomes
+from tests.support.faulty_tls import faulty_server
 from tests.support.jaeger import Trace, jaeger
 
 START = datetime(2026, 11, 1, tzinfo=UTC)
@@ -110,6 +113,25 @@ def test_an_answer_that_is_none_is_named_and_what_was_read_stays(running, tmp_pa
     server.answer = None
     card, _ = run(tmp_path, settings(server, client), now=NOW + timedelta(hours=1))
     assert card["written"] == 50
+
+
+def test_an_answer_that_drips_meets_the_deadline_though_what_came_is_whole(authority, tmp_path, monkeypatch):
+    monkeypatch.setattr(source, "DEADLINE_S", 0.5)
+
+    def drip(connection, _request):
+        connection.sendall(b'HTTP/1.1 200 OK\r\n\r\n{"result": {"resourceSpans": []}}\n')
+        with contextlib.suppress(OSError):
+            connection.recv(1)  # until the other side gives up
+
+    with faulty_server(authority.issue("127.0.0.1"), drip) as server:
+        (tmp_path / "ca.pem").write_bytes(authority.pem)
+        chosen = JaegerSettings(
+            url=f"https://{server.endpoint}", service="litellm", ca_file=tmp_path / "ca.pem", since=START
+        )
+        with pytest.raises(TrainingError) as refused:
+            run(tmp_path, chosen)
+    assert refused.value.code == "TRAINING_SOURCE"
+    assert "0.5 s" in refused.value.cause
 
 
 def test_without_our_certificate_jaeger_cannot_be_read(running, tmp_path):
