@@ -113,9 +113,7 @@ def install(
             if report.mended:
                 _print_mended(out, report.mended, prefix)
             if report.outcome == "installed" and report.previous:
-                out.print(
-                    f"before it ran {report.previous}; return with: appliance rollback --prefix {prefix}", markup=False
-                )
+                _print_way_back(out, prefix, report.previous)
             if changed:
                 _print_next(out, prefix, restarted)
 
@@ -206,6 +204,16 @@ def inventory(
                 console.print(f"wrote {out} and {out}{SIGNATURE_SUFFIX}", markup=False)
 
         show(statement, as_json, text)
+
+
+def _print_way_back(out: Console, prefix: Path, previous: str) -> None:
+    """How to return to the release before, where it understands the state that is there now."""
+    home = installed.require_prefix(prefix)
+    before = next((each for each in installed.installed_releases(home) if each.id == previous), None)
+    if before is not None and before.manifest.state_version < installed.state_version(home):
+        out.print(f"before it ran {previous}, which does not understand this release's state: only a backup leads back")
+    else:
+        out.print(f"before it ran {previous}; return with: appliance rollback --prefix {prefix}")
 
 
 def _print_mended(out: Console, mended: tuple[str, ...], prefix: Path) -> None:

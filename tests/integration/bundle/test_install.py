@@ -195,7 +195,9 @@ def test_a_damaged_release_that_was_left_is_made_whole_when_it_is_installed_agai
 
 
 def test_state_of_a_newer_release_is_never_silently_used(prefix, releases):
-    bring(releases[2], prefix)
+    done = CliRunner().invoke(app, ["install", str(releases[2].media), "--prefix", str(prefix), "--no-restart"])
+    assert done.exit_code == 0, done.output
+    assert "only a backup leads back" in done.output
     assert state_version(Prefix(prefix)) == 2
     with pytest.raises(ApplianceError) as caught:
         rollback(Prefix(prefix), to=None, now=datetime.now(UTC))
