@@ -105,4 +105,10 @@ only_one() {
     flock --nonblock 9 || die "another runbook is at work here" "wait for it; fuser -v $PREFIX"
 }
 
+# Two paths change places in one step (renameat2, RENAME_EXCHANGE); not every file system can.
+change_places() {
+    python3.11 -c 'import ctypes, os, sys
+sys.exit(ctypes.CDLL(None).renameat2(-100, os.fsencode(sys.argv[1]), -100, os.fsencode(sys.argv[2]), 2))' "$1" "$2"
+}
+
 need_prefix() { [ -d "$PREFIX" ] || die "nothing is installed at $PREFIX" "name the installation with --prefix DIR"; }

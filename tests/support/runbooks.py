@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -12,6 +14,26 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "scripts"
 COMMAND = Path(sys.executable).with_name("appliance")
+
+
+# kills a runbook before the first command that begins with $KILLED_BEFORE; bash -p heeds no trap of its environment
+_TRAP = """
+if [ -n "${KILLED_BEFORE:-}" ]; then
+    set -o functrace
+    trap 'case $BASH_COMMAND in "$KILLED_BEFORE"*) kill -9 $$ ;; esac' DEBUG
+fi
+"""
+
+
+def breakable_runbooks(folder: Path) -> Path:
+    """Copies of the runbooks that can be killed at a command: see `Desk.killed`."""
+    folder.mkdir()
+    for path in runbooks():
+        shutil.copy(path, folder)
+    shutil.copytree(SCRIPTS / "lib", folder / "lib")
+    shared = folder / "lib" / "runbook.sh"
+    shared.write_text(shared.read_text() + _TRAP)
+    return folder
 
 
 def runbooks() -> list[Path]:
@@ -57,6 +79,11 @@ class Desk:
         run = self(name, *arguments, **environment)
         assert run.returncode == 0, f"{name}: {run.stdout}{run.stderr}"
         return run.stdout
+
+    def killed(self, before: str, name: str, *arguments: object) -> None:
+        """Run it, of `breakable_runbooks`, until the first command that begins with `before`."""
+        run = self(name, *arguments, KILLED_BEFORE=before)
+        assert run.returncode == -signal.SIGKILL, f"{before} was never met: {run.stdout}{run.stderr}"
 
     @property
     def asked(self) -> list[str]:

@@ -24,7 +24,7 @@ from tests.support import artifacts
 from tests.support.bundle import small_payload, small_release
 from tests.support.gateway import deployment, serve, write_config
 from tests.support.ports import free_port
-from tests.support.runbooks import COMMAND, SCRIPTS, Desk, runbooks
+from tests.support.runbooks import COMMAND, SCRIPTS, Desk, breakable_runbooks, runbooks
 from tests.support.s3 import swift_server
 from tests.support.trust import make_authority
 from tests.support.upstream import Upstream, upstream
@@ -467,6 +467,98 @@ def test_a_lost_admin_key_is_replaced(desk):
         [COMMAND, "serve", "--check", "--config", desk.prefix / "etc" / "appliance.yaml"], check=False
     )
     assert check.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "file"),
+    [
+        ("  master_key_file: 'two words/master.key'  # theirs", "two words/master.key"),
+        ('  master_key_file: "secrets/other.key"', "secrets/other.key"),
+        ("  {master_key_file: secrets/flow.key, config: litellm.yaml}", "secrets/flow.key"),
+    ],
+)
+def test_a_key_file_is_found_however_yaml_writes_its_name(tmp_path, line, file):
+    etc = tmp_path / "prefix" / "etc"
+    etc.mkdir(parents=True)
+    (tmp_path / "prefix" / "state").mkdir()
+    (etc / "appliance.yaml").write_text(f"litellm:\n{line}\n")
+    Desk(tmp_path, tmp_path / "prefix").done("new-admin-key", "--apply")
+    assert (etc / file).read_text().startswith("sk-")
+
+
+BEFORE_THE_PAIR_STANDS = (
+    "rm -rf",
+    "install -m",
+    'mv -T "$making/$NAME.$end"',
+    "sync --file-system",
+    'mv -T "$making" "$fresh"',
+)
+AS_IT_CHANGES = ("ln -sfn", "change_places", 'mv -T "$new" "$before"', 'mv -T "$new" "$ETC/tls"', '"$manager" cat')
+AFTER_IT = ("shown=", "find ")
+KEY_STEPS = ("rm -f", "printf 'sk-", "chmod 600", "sync", 'mv -T "$file.new"', '"$manager" cat', 'say "read it')
+
+
+def test_a_gateway_serves_on_wherever_a_new_certificate_or_a_new_key_is_killed(tmp_path):
+    """SIGKILL at each step of both, while it answers: with the old or the new, and the next attempt ends well."""
+    mine = make_authority(tmp_path / "ca")
+    etc, port = tmp_path / "prefix" / "etc", free_port()
+    (tmp_path / "prefix" / "state").mkdir(parents=True)
+    desk = Desk(tmp_path, tmp_path / "prefix", scripts=breakable_runbooks(tmp_path / "scripts"))
+    issue = [COMMAND, "ca", "issue", "tls-server", "gate", "--san", "127.0.0.1", "--authority", mine.path, "--out"]
+    subprocess.run([*issue, tmp_path / "issued"], check=True, capture_output=True)
+    (etc / "tls").mkdir(parents=True)  # as somebody placed them by hand: a folder, no link
+    for end in ("pem", "key"):
+        shutil.copy(tmp_path / "issued" / f"gate.{end}", etc / "tls" / f"gateway.{end}")
+    issued = ("--issued", tmp_path / "issued", "--name", "gate")
+    rotate = ("rotate-tls", *issued, "--connect", f"127.0.0.1:{port}", "--apply")
+
+    def whole() -> bool:
+        """What stands on the disk is a pair that a gateway could boot with."""
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
+            etc / "tls" / "gateway.pem", etc / "tls" / "gateway.key"
+        )
+        return True
+
+    with upstream("small") as small:
+        config, old = write_config(
+            etc, [deployment("chat", small)], port=port, tls=False,
+            listen={"tls": {"certificate": "tls/gateway.pem", "key": "tls/gateway.key"}},
+        )  # fmt: skip
+        shutil.copy(tmp_path / "issued" / "ca.pem", etc / "tls.crt")
+        with serve(config, old) as running:
+            desk.act = f"[ $1 = restart ] || kill -HUP {running.process.pid}"
+
+            def answers() -> bool:
+                with running.new_client() as fresh:
+                    message = {"role": "user", "content": "hello"}
+                    asked = fresh.post("/v1/chat/completions", json={"model": "chat", "messages": [message]})
+                    return asked.status_code == 200
+
+            for step in (*BEFORE_THE_PAIR_STANDS, *AS_IT_CHANGES[:3]):
+                desk.killed(step, *rotate)
+                running.process.send_signal(signal.SIGHUP)
+                assert whole(), step
+                assert answers(), step
+            desk.done(*rotate)
+            for step in (*AS_IT_CHANGES[3:], *AFTER_IT):
+                desk.killed(step, *rotate)
+                assert whole(), step
+                assert answers(), step
+            desk.done(*rotate)
+            assert len(list((etc / "tls.d").iterdir())) <= 3
+            for step in KEY_STEPS:
+                desk.killed(step, "new-admin-key", "--apply")
+                standing = etc / "master.key"
+                assert standing.read_text().startswith("sk-"), step
+                assert standing.stat().st_mode & 0o777 == 0o600, step
+                assert answers(), "with the key it booted with"
+            desk.done("new-admin-key", "--apply")
+            assert desk.asked[-1] == "restart appliance-gateway.service"
+        new = (etc / "master.key").read_text().strip()
+        assert new != old
+        with serve(config, new) as running:
+            assert running.chat("hello").status_code == 200
+            assert running.client.get("/v1/models", headers={"authorization": f"Bearer {old}"}).status_code == 401
 
 
 def test_only_one_runbook_works_at_a_time(desk):
