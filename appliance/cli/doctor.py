@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from appliance.cli.output import Json, hang, refusals, show
+from appliance.cli.output import Json, as_refusal, hang, refusals, show
 
 if TYPE_CHECKING:
     from appliance.operations.doctor.finding import Finding
@@ -35,10 +35,11 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Check the host and the appliance. Exit 0 where all is well, else 1 (with --nagios 1, 2 or 3)."""
+    from appliance.errors import ApplianceError
     from appliance.files import write_atomic
     from appliance.operations.doctor import report
     from appliance.operations.doctor.checks import examine
-    from appliance.operations.doctor.finding import worst
+    from appliance.operations.doctor.finding import Finding, unknown, worst
     from appliance.operations.doctor.gather import Places, gather
 
     for target in probe or ():
@@ -46,10 +47,15 @@ def doctor(
         if not host or not port.isdecimal() or not 0 < int(port) < 65536:
             raise typer.BadParameter(f"{target!r} is not HOST:PORT", param_hint="--probe")
     with refusals(as_json):
-        now = datetime.now(UTC)
-        findings = examine(gather(Places.below(prefix, config), now=now, deep=deep, probe=probe or ()))
-        if textfile is not None:
-            write_atomic(textfile, report.prometheus_text(findings, now).encode())
+        now, findings = datetime.now(UTC), list[Finding]()
+        try:
+            findings = examine(gather(Places.below(prefix, config), now=now, deep=deep, probe=probe or ()))
+            if textfile is not None:
+                write_atomic(textfile, report.prometheus_text(findings, now).encode())
+        except (ApplianceError, OSError) as error:
+            if not nagios:
+                raise
+            findings = [*findings, unknown("doctor", as_refusal(error))]  # a plugin owes its one line, whatever happens
         if nagios:
             print(report.nagios_line(findings))
         else:

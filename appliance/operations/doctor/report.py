@@ -13,7 +13,7 @@ def nagios_line(findings: Sequence[Finding]) -> str:
     severity = worst(findings)
     counts = {each: sum(f.severity is each for f in findings) for each in Severity}
     ill = [f for f in findings if f.severity is not Severity.OK]
-    said = "; ".join(f"{f.code}: {f.text}" for f in sorted(ill, key=lambda f: -f.severity)[:3]) or (
+    said = "; ".join(f"{f.code}: {f.text}" for f in sorted(ill, key=lambda f: -f.severity.rank)[:3]) or (
         f"{len(findings)} checks are well"
     )
     more = f" (and {len(ill) - 3} more)" if len(ill) > 3 else ""

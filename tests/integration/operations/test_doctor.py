@@ -263,6 +263,15 @@ def test_the_command_speaks_json_text_and_nagios_with_their_exit_status(prefix, 
     assert nagios.stdout.startswith("APPLIANCE CRITICAL - OPERATION_GATEWAY_DOWN")
 
 
+def test_nagios_gets_its_line_and_unknown_where_the_doctor_itself_cannot_look(prefix, tmp_path):
+    nothing = run("--prefix", str(tmp_path / "nothing"), "--nagios")
+    assert nothing.exit_code == 3
+    assert nothing.stdout.startswith("APPLIANCE UNKNOWN - OPERATION_NOT_INSTALLED: ")
+    unwritten = run("--prefix", str(prefix), "--nagios", "--textfile", str(tmp_path / "no" / "folder.prom"))
+    assert unwritten.stdout.startswith("APPLIANCE CRITICAL - OPERATION_GATEWAY_DOWN"), "what was found is told"
+    assert "FILE_MISSING" in unwritten.stdout
+
+
 def test_on_a_host_where_everything_is_wrong_at_once_every_finding_is_named(prefix):
     """A clock of 1970 must neither hide a changed file nor call the release's own signature into question."""
     (prefix / "current" / "payload" / "foreign.sh").write_text("echo hi\n")
