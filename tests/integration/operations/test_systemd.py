@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -11,12 +12,16 @@ from pathlib import Path
 import pytest
 import yaml
 
+from appliance.artifact import read, router_metadata
 from appliance.operations.doctor.facts.host import kernel
+from appliance.training.encoder_export import write_encoder
 from tests.support import systemd as manager
 from tests.support.gateway import deployment, write_config
 from tests.support.routing import zone
+from tests.support.training import rows, tiny_encoder_artifact
 from tests.support.trust import make_authority
 from tests.support.upstream import Upstream
+from tests.unit.training.test_extract import lines, otlp
 
 pytestmark = [pytest.mark.slow, pytest.mark.server]
 
@@ -62,6 +67,9 @@ def room():
         )
         for made in ("trust", "router", "encoder"):
             (home / "zone" / made).rename(prefix / "state" / made)
+        shutil.copytree(ROOT / "scripts", prefix / "current" / "payload" / "scripts")
+        collected(prefix / "etc" / "training" / "traces")
+        write_encoder(tiny_encoder_artifact(), prefix / "etc" / "encoder")
         manager.hand_over(prefix)
         with manager.systemd(home) as running:
             for upstream in upstreams:
@@ -72,6 +80,20 @@ def room():
             running.key = key
             running.ask = lambda prompt: ask(running, key, prompt)
             yield running
+
+
+def collected(traces: Path) -> None:
+    """Judged traffic: one model answered each prompt, by the toss of a coin that the gateway recorded."""
+    traces.mkdir(parents=True)
+    spans = []
+    for number, row in enumerate(rows(400)):
+        model = f"m{number % 2}"
+        spans.append(otlp(
+            number + 1, litellm__call_id=str(number), llm__routing__selected_model=model, router__propensity=0.5,
+            gen_ai__input__messages=json.dumps([{"role": "user", "content": row["query"]}]),
+            judge__score=float(row["scores"][model]) if model == "m1" else 0.6,
+        ))  # fmt: skip
+    lines(traces / "week-1.jsonl", spans)
 
 
 def ask(running, key: str, prompt: str) -> dict:
@@ -155,6 +177,21 @@ def test_the_doctor_sees_from_its_unit_what_is_there(room):
     abi = kernel().landlock_abi
     assert f"Landlock ABI {abi}" in findings["kernel"] or f"(has {abi})" in findings["kernel"], said
     assert (room.prefix / "state" / "doctor.prom").exists()
+
+
+def test_the_training_job_runs_in_its_hardened_unit_and_ends_with_a_packaged_router(room):
+    unit, options = "appliance-train.service", room.prefix / "etc" / "training" / "environment"
+    options.write_text("TRAIN_OPTIONS=--strategy knn\n")
+    assert room.systemctl("start", unit).returncode == 0, (room.home / "appliance-train.log").read_text()
+    (packaged,) = room.prefix.glob("state/training/default/*/packaged")
+    assert router_metadata(read(packaged)).evaluation["gate"]["passed"]
+    status = packaged.stat()
+    assert status.st_uid == (room.prefix / "state").stat().st_uid != 0
+    assert status.st_mode & 0o077 == 0
+    options.write_text("TRAIN_OPTIONS=--sources /opt/appliance/etc/none\n")
+    assert room.systemctl("start", unit).returncode != 0
+    assert room.property(unit, "Result") == "exit-code"
+    assert "is no folder" in (room.home / "appliance-train.log").read_text()
 
 
 def test_a_gateway_that_hangs_is_killed_by_the_watchdog_and_comes_back(room):
