@@ -16,6 +16,8 @@ from appliance.errors import InstallError
 
 MARKER = "release.json"  # written when a release is complete and healthy; a folder without it is no release
 KEEP = 2  # the current release and the one before
+_MARK = "version.json"  # below state/: its layout
+_BEFORE = "state-before.json"  # in the journal
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ def rollback(prefix: Prefix, *, to: str | None, now: datetime, inherited_lock: i
                 current=prefix.active(),
             )
         check_state(prefix, releases[target].manifest)
+        _bring_state(prefix, releases[target].manifest.state_version, target)
         prefix.point_to(target, reason="rollback", now=now)
         return next(release for release in installed_releases(prefix) if release.id == target)
 
@@ -118,18 +121,47 @@ def state_version(prefix: Prefix) -> int:
     Raises:
         InstallError: INSTALL_JOURNAL where the mark is unreadable.
     """
-    try:
-        return int(json.loads((prefix.state / "version.json").read_text("utf-8"))["state_version"])
-    except FileNotFoundError:
-        return 0
-    except (ValueError, KeyError, TypeError):
-        raise InstallError("INSTALL_JOURNAL", "state/version.json is unreadable", path=str(prefix.state)) from None
+    brought_by, before = _brought(prefix)
+    if brought_by and brought_by != prefix.active():
+        return before  # the switch to it never came about, or was taken back before anything used the state
+    return int(_document(prefix.state / _MARK, {"state_version": int}).get("state_version", 0))
 
 
 def raise_state_version(prefix: Prefix, version: int) -> None:
-    """Mark the state as being of this layout, if it was of an older one."""
-    if state_version(prefix) < version:
-        prefix.write(prefix.state / "version.json", json.dumps({"state_version": version}) + "\n")
+    """Mark the state as being of this layout, if it was of an older one, for the release that is about to run."""
+    transaction = prefix.transaction()
+    _bring_state(prefix, version, transaction.release if transaction else "")
+
+
+def _bring_state(prefix: Prefix, version: int, release_id: str) -> None:
+    """Mark the state before the switch to a release; until that has come about, the layout before it counts."""
+    found = state_version(prefix)
+    if found < version:
+        note = {"release": release_id, "state_version": found}
+        prefix.write(prefix.journal / _BEFORE, json.dumps(note, sort_keys=True) + "\n")
+    if _document(prefix.state / _MARK, {"state_version": int}).get("state_version", 0) != max(found, version):
+        prefix.write(prefix.state / _MARK, json.dumps({"state_version": max(found, version)}) + "\n")
+    if found >= version:
+        (prefix.journal / _BEFORE).unlink(missing_ok=True)
+
+
+def _brought(prefix: Prefix) -> tuple[str, int]:
+    """Which release raised the mark, and the layout before it; no backup carries that."""
+    note = _document(prefix.journal / _BEFORE, {"release": str, "state_version": int})
+    return note.get("release", ""), note.get("state_version", 0)
+
+
+def _document(path: Path, kinds: dict[str, type]) -> dict[str, Any]:
+    """A small document of ours; empty where there is none."""
+    try:
+        document = json.loads(path.read_text("utf-8"))
+        if any(type(document[key]) is not kind for key, kind in kinds.items()):
+            raise TypeError
+        return dict(document)
+    except FileNotFoundError:
+        return {}
+    except (ValueError, KeyError, TypeError):
+        raise InstallError("INSTALL_JOURNAL", f"{path.name} is unreadable", path=str(path)) from None
 
 
 def check_state(prefix: Prefix, manifest: Manifest) -> None:

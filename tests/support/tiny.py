@@ -57,9 +57,9 @@ esac
 
 
 def release(
-    out: Path, authority: DevelopmentAuthority, version: str, *, epoch: int = 1, python: str = PYTHON
+    out: Path, authority: DevelopmentAuthority, version: str, *, epoch: int = 1, state: int = 1, python: str = PYTHON
 ) -> support.SmallRelease:
-    """Build and sign it; `python` is what stands in Python's place."""
+    """Build and sign it; `state` is the layout that it reads, `python` what stands in Python's place."""
     maker = _MAKER.format(version=version, python=python.format(version=version))
     payload = [
         Payload("requirements.txt", b""),
@@ -67,7 +67,9 @@ def release(
         Payload("config/appliance.yaml", b"schema_version: 1\n"),
         Payload("evidence/note.txt", f"{version}\n".encode()),
     ]
-    return support.small_release(out, authority, version, epoch=epoch, payload=payload, profile="tiny")
+    return support.small_release(
+        out, authority, version, epoch=epoch, state_version=state, payload=payload, profile="tiny"
+    )
 
 
 def bring(

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.bundle.releases import installed_releases, rollback
+from appliance.bundle.releases import installed_releases, rollback, state_version
 from appliance.bundle.stage0.journal import Prefix
 from appliance.errors import ApplianceError
 from tests.support import children, tiny
@@ -54,6 +54,12 @@ def old(work, authority):
 @pytest.fixture(scope="module")
 def new(work, authority):
     return tiny.release(work / "new", authority, "1.1.0", epoch=2)
+
+
+@pytest.fixture(scope="module")
+def relaid(work, authority):
+    """A release that reads another layout of the state."""
+    return tiny.release(work / "relaid", authority, "2.0.0", epoch=3, state=2)
 
 
 @pytest.fixture(scope="module")
@@ -95,9 +101,10 @@ def has_half_a_cache(prefix: Path) -> bool:
 
 
 @pytest.mark.parametrize("upgrade", [False, True], ids=["first", "upgrade"])
-def test_killed_before_any_change_of_a_file_it_is_old_or_new_and_is_taken_up_again(work, host, old, new, upgrade):
+def test_killed_before_any_change_of_a_file_it_is_old_or_new_and_is_taken_up_again(work, host, old, relaid, upgrade):
     """One installation is copied before every change: a kill there leaves that copy, as real kills show."""
-    ids = (old.built.manifest.release_id if upgrade else None, new.built.manifest.release_id)
+    ids = (old.built.manifest.release_id if upgrade else None, relaid.built.manifest.release_id)
+    layouts = {None: 0, old.built.manifest.release_id: 1, ids[1]: 2}
     prefix, copies = work / "killed", work / f"copies-{upgrade}"
     copies.mkdir()
 
@@ -107,7 +114,7 @@ def test_killed_before_any_change_of_a_file_it_is_old_or_new_and_is_taken_up_aga
 
     def installed_once() -> None:
         with children.Changes(start(prefix, host if upgrade else None)).watched(copy):
-            bring(new, prefix)
+            bring(relaid, prefix)
 
     assert children.run(installed_once) == "done"
     shutil.rmtree(prefix)
@@ -118,7 +125,7 @@ def test_killed_before_any_change_of_a_file_it_is_old_or_new_and_is_taken_up_aga
 
     for number in [*numbers[:: len(numbers) // 8], *half_cleared[:1]]:
         start(prefix, host if upgrade else None)
-        assert children.kill_before_change(prefix, number, lambda: bring(new, prefix)) == "killed"
+        assert children.kill_before_change(prefix, number, lambda: bring(relaid, prefix)) == "killed"
         assert tree(prefix) == tree(copies / str(number)), number
         shutil.rmtree(prefix, ignore_errors=True)
 
@@ -132,8 +139,9 @@ def test_killed_before_any_change_of_a_file_it_is_old_or_new_and_is_taken_up_aga
             (copies / str(number)).rename(prefix)
         left = running(prefix)
         assert left in ids, number
+        assert state_version(Prefix(prefix)) == layouts[left], number
         seen.add(left)
-        assert bring(new, prefix).outcome in ("installed", "already installed"), number
+        assert bring(relaid, prefix).outcome in ("installed", "already installed"), number
         assert Prefix(prefix).active() == ids[1], number
         assert Prefix(prefix).transaction() is None
         assert {release.id for release in installed_releases(Prefix(prefix))} == {*ids} - {None}

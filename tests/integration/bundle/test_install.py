@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,7 +24,7 @@ from appliance.trust.authorisation import write_token
 from appliance.trust.authority import Authority
 from appliance.trust.store import machine_identity
 from tests.support import bundle as support
-from tests.support import tiny
+from tests.support import children, tiny
 from tests.support.trust import make_authority
 
 pytestmark = pytest.mark.slow
@@ -204,6 +205,29 @@ def test_state_of_a_newer_release_is_never_silently_used(prefix, releases):
     assert caught.value.code == "INSTALL_STATE_NEWER"
     assert refused(releases[1], prefix, downgrade=b"{}").code == "INSTALL_STATE_NEWER"
     assert Prefix(prefix).active() == name(releases[2])
+
+
+def test_a_release_that_never_ran_leaves_the_state_to_the_old_one(prefix, releases):
+    """Killed before the switch, or taken back after it: the state is of the old layout, and the old release its own."""
+    home = Prefix(prefix)
+    step = "activating: before the switch"
+    kill = lambda name: name == step and os.kill(os.getpid(), signal.SIGKILL)  # noqa: E731
+    assert children.run(lambda: bring(releases[2], prefix, checkpoint=kill)) == "killed"
+    assert (home.active(), state_version(home)) == (name(releases[0]), 1)
+    assert bring(releases[0], prefix).outcome == "installed", "the way back is open: the new one is undone"
+
+    def spoil(step: str) -> None:
+        if step == "activated: written down":
+            assert state_version(home) == 2
+            shutil.rmtree(next(home.environment(name(releases[2])).glob("lib/*/site-packages/yaml")))
+
+    assert refused(releases[2], prefix, checkpoint=spoil).code == "INSTALL_UNHEALTHY"
+    assert (home.active(), state_version(home)) == (name(releases[0]), 1)
+    assert bring(releases[1], prefix).outcome == "installed"
+    assert rollback(home, to=None, now=datetime.now(UTC)).id == name(releases[0])
+    assert bring(releases[2], prefix).outcome == "installed"
+    assert state_version(home) == 2
+    assert refused(releases[1], prefix, downgrade=b"{}").code == "INSTALL_STATE_NEWER"
 
 
 def authorisation(authority, version: str) -> bytes:
