@@ -7,6 +7,7 @@ the documents of all workers and writes the text format (version 0.0.4).
 from __future__ import annotations
 
 import bisect
+import math
 import threading
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -23,7 +24,7 @@ HELP = {
     "appliance_router_serving": ("gauge", "1 for the router digest a worker serves, 0 for static routing."),
     "appliance_registry_contact_age_seconds": (
         "gauge",
-        "Since the registry of a router's channel last answered.",
+        "Since the registry of a router's channel last answered; +Inf where it never did, as far as is known.",
     ),
     "appliance_breaker_open": ("gauge", "1 while the breaker of the ML path is not closed."),
     "appliance_deployment_out": ("gauge", "Workers that leave a deployment out now: it failed or cannot be reached."),
@@ -103,8 +104,7 @@ def _histogram(name: str, rows: Mapping[Key, list[float]]) -> list[str]:
         seen = 0.0
         for bound, count in zip((*LATENCY_MS, float("inf")), buckets[:-1], strict=True):
             seen += count
-            text = "+Inf" if bound == float("inf") else f"{bound:g}"
-            lines.append(f"{name}_bucket{_labels((*key, ('le', text)))} {_number(seen)}")
+            lines.append(f"{name}_bucket{_labels((*key, ('le', _number(bound))))} {_number(seen)}")
         lines += [f"{name}_sum{_labels(key)} {buckets[-1]:.3f}", f"{name}_count{_labels(key)} {_number(seen)}"]
     return lines
 
@@ -117,4 +117,6 @@ def _labels(key: Key) -> str:
 
 
 def _number(value: float) -> str:
+    if math.isinf(value):
+        return "+Inf" if value > 0 else "-Inf"
     return str(int(value)) if float(value).is_integer() else f"{value:g}"

@@ -10,6 +10,7 @@ import socket
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -186,12 +187,11 @@ class Worker:
             for name, group in self._groups().items()
             for each in group["deployments"]
         ]
-        ages = {
-            name: (view.get("channel") or {}).get("contact_age_s")
-            for name, view in self._running.describe_routers().items()
-        }
+        channels = {name: view.get("channel") or {} for name, view in self._running.describe_routers().items()}
         heard = [
-            ({"worker": str(self.number), "router": name}, float(age)) for name, age in ages.items() if age is not None
+            ({"worker": str(self.number), "router": name}, inf if (age := channel["contact_age_s"]) is None else age)
+            for name, channel in channels.items()
+            if "contact_age_s" in channel  # not before it was asked for the first time
         ]
         return self.metrics.sample(
             {

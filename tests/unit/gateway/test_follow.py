@@ -1,6 +1,6 @@
 """A gateway that follows a channel of the registry, and one whose zone denies what it serves."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -8,6 +8,7 @@ from appliance import settings
 from appliance.gateway.active import Slot
 from appliance.gateway.loading import Loader
 from appliance.gateway.sources import open_watch
+from appliance.registry import sidecar
 from appliance.registry.directory import DirectoryStore
 from appliance.registry.registry import Registry
 from appliance.registry.trust_source import TrustSource
@@ -83,6 +84,28 @@ def test_a_dead_registry_is_shown_and_serving_goes_on_even_over_a_restart(here):
     restarted.first()
     assert restarted.slot.current.digest == digest
     assert restarted.slot.problem is not None
+
+
+def test_behind_a_sidecar_the_age_is_the_registrys_and_a_fault_of_the_volume_comes_first(here):
+    digest = promote(here, "1.0.0")
+    volume = DirectoryStore(here.directory / "registry")
+    made = watch(here)
+    made.first()
+    assert made.describe()["channel"]["heard_by"] == "gateway", "an officer's folder, without a sidecar"
+    sidecar.leave(volume, {}, "REGISTRY_UNREACHABLE")
+    made.look()
+    channel = made.describe()["channel"]
+    assert (channel["heard_by"], channel["contact_age_s"], channel["problem"]) == (
+        "sidecar", None, "REGISTRY_UNREACHABLE",
+    )  # fmt: skip
+    long_ago = datetime.now(UTC) - timedelta(days=2)
+    sidecar.leave(volume, {"default": sidecar.heard(long_ago, "REGISTRY_TIMEOUT")})
+    (here.directory / "registry/channels/default.json").write_bytes(b"ruined")
+    made.look()
+    channel = made.describe()["channel"]
+    assert 2 * 86400 <= channel["contact_age_s"] < 3 * 86400
+    assert channel["problem"] not in {None, "REGISTRY_TIMEOUT"}
+    assert made.slot.current.digest == digest
 
 
 def test_a_volume_that_is_mounted_after_the_start_is_followed_and_meanwhile_what_was_kept_is_served(here):

@@ -85,3 +85,9 @@ def test_parentheses_are_balanced_in_every_expression():
     for expression in expressions():
         assert all(expression.count(a) == expression.count(b) for a, b in ("()", "{}", "[]"))
         assert expression.count('"') % 2 == 0
+
+
+def test_a_registry_that_never_answered_is_older_than_any_bound_of_an_alert():
+    age = "appliance_registry_contact_age_seconds"
+    sample = metrics.Metrics().sample({age: [({"worker": "0", "router": "default"}, float("inf"))]})
+    assert f'{age}{{router="default",worker="0"}} +Inf\n' in metrics.render([json.loads(json.dumps(sample))])
