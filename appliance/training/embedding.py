@@ -22,12 +22,18 @@ from appliance.training.encoder_export import export_encoder, write_encoder
 from appliance.training.progress import Progress, silent
 
 PROJECT_ENCODER = Path("vendor/models/encoder")
+NOWHERE = Path(os.devnull) / "cache"  # can be made by nobody: nothing is found there, and nothing remembered
 CHUNK = 256  # texts embedded between two reports
 
 
 def cache_directory(environment: Mapping[str, str]) -> Path:
-    """The user's cache of encoders and embeddings (XDG Base Directory Specification)."""
-    base = environment.get("XDG_CACHE_HOME") or str(Path(environment.get("HOME") or "~").expanduser() / ".cache")
+    """The user's cache of encoders and embeddings (XDG Base Directory Specification); NOWHERE for who has no home."""
+    base = environment.get("XDG_CACHE_HOME")
+    if not base:
+        try:
+            base = str(Path(environment.get("HOME") or "~").expanduser() / ".cache")
+        except RuntimeError:  # an account that the host does not know, as containers have
+            return NOWHERE
     return Path(base) / "llm-routing-appliance"
 
 
@@ -59,7 +65,12 @@ def find_encoder(
             found = artifact.read(place)
             if found.kind == "encoder" and digest in (None, found.digest):
                 return found
-    (cache / "encoders").mkdir(parents=True, exist_ok=True)
+    try:
+        (cache / "encoders").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(
+            "TRAINING_ENCODER", f"there is no encoder here, and {cache} cannot keep one: {error.strerror}"
+        ) from None
     with locked(cache / "export.lock"):
         exported = export_encoder(progress=progress)
         with contextlib.suppress(FileError):  # another process was first

@@ -15,7 +15,7 @@ from appliance.routers.strategies import Prompts
 from appliance.training import embedding, encoder_export
 from appliance.training.cleaning import merge_copies, prepare_outcomes
 from appliance.training.curves import aiq, by_task, cost_quality, disturbed, flip_shares, paraphrased
-from appliance.training.embedding import embed, find_encoder
+from appliance.training.embedding import NOWHERE, cache_directory, embed, find_encoder
 from appliance.training.encoder_export import export_encoder, source_directory, write_encoder
 from appliance.training.evaluate import evaluate_scores, for_router
 from appliance.training.llmrouter import read_rows, write_folder
@@ -200,6 +200,19 @@ def test_an_embedding_is_computed_only_once_ever(tmp_path):
     for path in tmp_path.iterdir():
         path.write_bytes(b"damaged")
     assert np.array_equal(embed(Counting(), texts, cache=tmp_path).embeddings, first.embeddings)
+
+
+def test_an_account_without_a_home_remembers_nothing_and_must_name_its_encoder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("os.getuid", lambda: 4_000_000_000)  # nobody the host knows, as in a container
+    cache = cache_directory({})
+    assert cache == NOWHERE
+    assert len(embed(tiny_encoder(), ["easy one"], cache=cache)) == 1
+    with pytest.raises(TrainingError) as refused:
+        find_encoder(directory=None, cache=cache)
+    assert refused.value.code == "TRAINING_ENCODER"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_routers_own_encoder_is_found_by_digest_and_another_is_refused(tmp_path, monkeypatch):
