@@ -21,6 +21,9 @@ INVENTORY_TYPE = "https://appliance.internal/inventory/v1"
 SIGNATURE_SUFFIX = ".sigstore.json"
 MAX_BYTES = 16 * 1024 * 1024
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+# as in a manifest: the zone's word for a version becomes part of a file's name on the connected side
+Word = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
+Version = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+){1,3}[a-z0-9.+-]{0,40}$")]
 
 
 class _Document(BaseModel):
@@ -48,10 +51,10 @@ class Inventory(_Document):
 
     type: Literal["https://appliance.internal/inventory/v1"] = Field(alias="_type")
     schema_version: Literal[1]
-    name: str
-    version: str
-    epoch: int
-    profile: str
+    name: Word
+    version: Version
+    epoch: Annotated[int, Field(ge=0)]
+    profile: Word
     digest: Sha256
     created: str
     members: tuple[InventoryMember, ...]

@@ -171,6 +171,15 @@ def test_a_signed_inventory_with_a_key_too_many_is_refused(zone, authority, tmp_
     assert caught.value.code == "BUNDLE_INVENTORY"
 
 
+def test_a_signed_inventory_whose_version_would_lead_the_delta_elsewhere_is_refused(zone, authority, tmp_path):
+    honest = take_inventory(Prefix(zone), now=datetime.now(UTC))
+    for version in ("1.0/../../../../tmp/evil", "../1.0", "1.0\n", "/1.0", ""):
+        write_inventory(honest | {"version": version}, authority.signer("zone-host"), tmp_path / "inventory.json")
+        with pytest.raises(ApplianceError) as caught:
+            read_inventory(tmp_path / "inventory.json", material=authority.material, at=datetime.now(UTC))
+        assert caught.value.code == "BUNDLE_INVENTORY", version
+
+
 def test_a_delta_to_the_same_release_is_refused(old, inventory, authority, tmp_path):
     base = read_inventory(inventory, material=authority.material, at=datetime.now(UTC)).inventory
     with pytest.raises(ApplianceError) as caught:
