@@ -352,6 +352,48 @@ def test_what_root_does_can_be_read_and_carried_on_by_the_account_of_the_service
     assert [path for path in places if path.lstat().st_uid != account] == []
 
 
+def test_whose_everything_is_once_the_units_are_in_place_however_often_they_are_put_there(tmp_path):
+    """In an /etc of its own: what was closed stays closed and is the services' own, what decides is root's."""
+    prefix, accounts = tmp_path / "prefix", tmp_path / "accounts"
+    for folder in ("etc/secrets", "etc/registry", "state/trust"):
+        (prefix / folder).mkdir(parents=True)
+    closed = ("appliance.yaml", "litellm.yaml", "registry.yaml", "secrets/master.key", "secrets/token")
+    for name in (*closed, "registry/credentials.yaml"):
+        (prefix / "etc" / name).write_text(name)
+        (prefix / "etc" / name).chmod(0o600)
+    (prefix / "etc" / "registry" / "ca.pem").write_text("everybody may read it")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text("not ours")
+    (prefix / "etc" / "link").symlink_to(elsewhere)
+    accounts.mkdir()
+    for name, line in (("passwd", "appliance:x:990:990::/:/usr/sbin/nologin"), ("group", "appliance:x:990:")):
+        known = [each for each in Path("/etc", name).read_text().splitlines() if not each.startswith("appliance:")]
+        (accounts / name).write_text("\n".join([*known, line, ""]))
+    own = [word for name in ("passwd", "group") for word in ("--ro-bind", str(accounts / name), f"/etc/{name}")]
+    own += [word for each in ("/etc/systemd", "/usr/lib/sysusers.d", "/usr/local/share") for word in ("--tmpfs", each)]
+    script = [str(SCRIPTS / "install-units"), "--prefix", str(prefix), "--apply"]
+    for _ in range(2):
+        done = subprocess.run(
+            ["bwrap", "--dev-bind", "/", "/", *own, *script],
+            capture_output=True, text=True, check=False,
+            env={**os.environ, "APPLIANCE": str(COMMAND), "SYSTEMCTL": "true"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+    found = {
+        str(path.relative_to(prefix)): (path.lstat().st_mode & 0o777, path.lstat().st_uid, path.lstat().st_gid)
+        for path in prefix.rglob("*")
+        if not path.is_symlink()
+    }
+    secrets = {name for name, (mode, _, _) in found.items() if name.startswith("etc/") and mode == 0o600}
+    assert secrets == {"etc/secrets/master.key", "etc/secrets/token", "etc/registry/credentials.yaml"}
+    assert all(found[name][1:] == (990, 990) for name in secrets)
+    decides = {"etc", "etc/appliance.yaml", "etc/litellm.yaml", "etc/registry.yaml", "etc/registry/ca.pem"}
+    assert {found[name][1:] for name in decides} == {(0, 990)}
+    assert {found[name][0] for name in decides} == {0o750, 0o640}
+    assert found["state/trust"][1:] == (990, 990)
+    assert elsewhere.stat().st_uid == os.getuid(), "no link is followed"
+
+
 def test_a_host_without_the_units_is_restored_and_says_what_is_left_to_do(desk, tmp_path):
     bare = replace(desk, units=False)
     bare.done("back-up", tmp_path / "backup.tar", "--apply")
