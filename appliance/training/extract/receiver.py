@@ -3,6 +3,8 @@
 What it writes is what `train extract --traces` reads. A line is one span. Of its attributes those are kept that the
 extraction reads, and what the gateway says of its own decisions; whatever else an instrumentation writes, under names
 nobody can list, may hold a prompt or an answer. Prompts are cleaned and redacted before they are written.
+
+HTTP speaks TLS 1.3 alone; gRPC's Python server takes 1.2 from who offers no more, and has no setting against it.
 """
 
 from __future__ import annotations

@@ -1,11 +1,13 @@
 """The live receiver, driven by the OpenTelemetry SDK's own exporters over mutual TLS."""
 
 import json
+import socket
 import ssl
 import subprocess
 import sys
 import urllib.error
 import urllib.request
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ from appliance.training.extract.redaction import load_redactor
 from appliance.training.extract.run import Sources, extract
 from appliance.training.extract.traces import read_spans, spans_of
 from appliance.training.outcomes import read_outcomes
+from tests.support.small_authority import SmallAuthority
 from tests.unit.training.test_extract import call, otlp
 
 LOOPBACK = ("127.0.0.1", 0)
@@ -86,17 +89,40 @@ def test_spans_of_the_sdks_exporters_become_outcomes_redacted(tls, tmp_path, mon
     assert made["http-1"].latencies_ms["m1"] > 0
 
 
-def test_who_has_no_certificate_of_ours_may_not_send(tls, tmp_path):
-    server, (_, _, ca) = tls
+def heard(port, alpn, greeting, ca, identity) -> bytes:
+    """What a server answers to the first bytes of a client with this certificate; nothing where it hangs up."""
+    context = ssl.create_default_context(cafile=str(ca))
+    context.set_alpn_protocols([alpn])
+    if identity is not None:
+        context.load_cert_chain(*identity[:2])
+    try:
+        with socket.create_connection(("127.0.0.1", port)) as plain:
+            plain.settimeout(200)
+            with context.wrap_socket(plain, server_hostname="127.0.0.1") as secure:
+                secure.sendall(greeting)
+                return secure.recv(100)
+    except (ssl.SSLError, ConnectionError):
+        return b""
+
+
+def test_who_has_no_certificate_of_ours_may_not_send(tls, authority, tmp_path):
+    server, (*client, ca) = tls
+    day = timedelta(days=1)
+    strangers = {
+        "of nobody": None,
+        "of another authority": SmallAuthority().issue("collector", client=True).write(tmp_path, "foreign"),
+        "expired": authority.issue("collector", client=True, starts=-2 * day, ends=-day).write(tmp_path, "expired"),
+        "of a server": authority.issue("127.0.0.1").write(tmp_path, "server-only"),
+    }
     log = SpanLog(tmp_path / "live.jsonl", load_redactor(None))
-    with receiving(log, tls=server, http_address=LOOPBACK, grpc_address=None) as (http, _):
-        context = ssl.create_default_context(cafile=str(ca))
-        request = urllib.request.Request(f"https://127.0.0.1:{http}/v1/traces", data=b"{}", method="POST")
-        request.add_header("Content-Type", "application/json")
-        with pytest.raises((urllib.error.URLError, ssl.SSLError, ConnectionError)):
-            urllib.request.urlopen(request, context=context, timeout=2000).read()
+    with receiving(log, tls=server, http_address=LOOPBACK, grpc_address=LOOPBACK) as (http, grpc_port):
+        post = b"POST /v1/traces HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+        preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)  # and empty settings
+        for port, alpn, greeting in ((http, "http/1.1", post), (grpc_port, "h2", preface)):
+            assert heard(port, alpn, greeting, ca, client)
+            for name, identity in strangers.items():
+                assert not heard(port, alpn, greeting, ca, identity), (alpn, name)
     log.close()
-    assert log.received == 0
 
 
 @pytest.mark.parametrize(
