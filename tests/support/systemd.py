@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,6 +91,13 @@ class Systemd:
                 raise AssertionError(f"{unit} is {now}\n{self.systemctl('status', unit).stdout}\n{self.log()}")
             time.sleep(0.2)
 
+    def until(self, condition: Callable[[], object], *, limit_s: float = 300) -> None:
+        """Wait until something holds."""
+        end = time.monotonic() + limit_s
+        while not condition():
+            assert time.monotonic() < end, self.log()
+            time.sleep(0.2)
+
     def log(self) -> str:
         """What the manager and its units said."""
         return "\n".join(path.read_text(errors="replace")[-4000:] for path in sorted(self.home.glob("*.log")))
@@ -140,7 +147,10 @@ def hand_over(prefix: Path) -> None:
     for path in [prefix / "state", *(prefix / "state").rglob("*")]:
         os.chown(path, uid, gid, follow_symlinks=False)
     for path in [prefix / "etc", *(prefix / "etc").rglob("*")]:
-        os.chown(path, uid, gid, follow_symlinks=False)
+        closed = path.is_file() and not path.stat().st_mode & 0o077  # a secret is the account's own
+        os.chown(path, uid if closed else 0, gid, follow_symlinks=False)
+        if not closed:
+            path.chmod(0o750 if path.is_dir() else 0o640)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ import yaml
 
 from appliance.artifact import read, router_metadata
 from appliance.operations.doctor.facts.host import kernel
+from appliance.registry.directory import DirectoryStore
+from appliance.registry.registry import Registry
 from appliance.training.encoder_export import write_encoder
 from tests.support import systemd as manager
 from tests.support.gateway import deployment, write_config
@@ -35,6 +38,12 @@ request = urllib.request.Request("http://127.0.0.1:{port}/v1/chat/completions", 
 with urllib.request.urlopen(request, timeout=200) as answer:
     names = ("deployment", "routing")
     print(json.dumps({{name: answer.headers[f"x-appliance-{{name}}"] for name in names}}))
+"""
+STATUS = """
+import urllib.request
+headers = {{"authorization": "Bearer {key}"}}
+request = urllib.request.Request("http://127.0.0.1:{port}/appliance/status", headers=headers)
+print(urllib.request.urlopen(request, timeout=200).read().decode())
 """
 
 
@@ -65,6 +74,8 @@ def room():
                 str(home / "zone"), "/opt/appliance/state"
             )
         )
+        promoted(prefix / "registry", here)
+        (prefix / "etc" / "registry.yaml").write_text("registry: {home: directory, path: /opt/appliance/registry}\n")
         for made in ("trust", "router", "encoder"):
             (home / "zone" / made).rename(prefix / "state" / made)
         shutil.copytree(ROOT / "scripts", prefix / "current" / "payload" / "scripts")
@@ -80,6 +91,15 @@ def room():
             running.key = key
             running.ask = lambda prompt: ask(running, key, prompt)
             yield running
+
+
+def promoted(folder: Path, here) -> None:
+    """A registry with one router in it, as an officer left it."""
+    folder.mkdir()
+    material = here.authority.material
+    registry = Registry(DirectoryStore(folder), material=lambda: material, clock=lambda: datetime.now(UTC))
+    registry.publish(here.artifact(), name="default", version="1.0.0")
+    registry.promote("default", "1.0.0", here.authority.signer("import-officer"))
 
 
 def collected(traces: Path) -> None:
@@ -177,6 +197,32 @@ def test_the_doctor_sees_from_its_unit_what_is_there(room):
     abi = kernel().landlock_abi
     assert f"Landlock ABI {abi}" in findings["kernel"] or f"(has {abi})" in findings["kernel"], said
     assert (room.prefix / "state" / "doctor.prom").exists()
+
+
+def told_of_the_registry(running) -> dict:
+    """What the gateway's status says of the sidecar's channel, which the router of this room does not follow."""
+    done = running.run(sys.executable, "-c", STATUS.format(port=8443, key=running.key))
+    assert done.returncode == 0, done.stderr
+    (channel,) = json.loads(done.stdout)["routers"]["default"]["unfollowed"] or [{}]
+    return channel
+
+
+def test_the_sidecar_brings_routers_in_its_hardened_unit_and_the_gateway_hears_how_the_registry_is(room):
+    unit, volume = "appliance-sync.service", room.prefix / "state" / "volume"
+    started = room.systemctl("start", unit)
+    assert started.returncode == 0, (room.home / "appliance-sync.log").read_text()
+    assert (volume / "routers" / "default" / "1.0.0" / "router.yaml").exists()
+    assert volume.stat().st_uid == (room.prefix / "state").stat().st_uid != 0
+    room.until(lambda: told_of_the_registry(room).get("contact_age_s") is not None)
+    assert told_of_the_registry(room)["problem"] is None
+    (room.prefix / "registry").rename(room.prefix / "registry-gone")
+    try:
+        room.until(lambda: told_of_the_registry(room)["problem"] == "REGISTRY_NOT_FOUND")
+        assert room.ask("easy what is the capital")["deployment"] == "small"
+        assert room.property(unit, "ActiveState") == "active", "a dead registry stops no sidecar"
+    finally:
+        (room.prefix / "registry-gone").rename(room.prefix / "registry")
+        room.systemctl("stop", unit)
 
 
 def test_the_training_job_runs_in_its_hardened_unit_and_ends_with_a_packaged_router(room):
