@@ -57,7 +57,10 @@ def lock(
 
         def text(out: Console) -> None:
             for name, locked in outcome.items():
-                out.print(f"{name}.lock: {f'{len(locked.changes)} changed' if locked.changes else 'unchanged'}")
+                count = len(locked.changes) + len(locked.rehashed)
+                out.print(f"{name}.lock: {f'{count} changed' if count else 'unchanged'}")
+                for release, (came, went) in locked.rehashed.items():
+                    out.print(f"  {release}: {came} hashes new, {went} gone")
                 for change in locked.changes:
                     out.print(f"  {change.package} {change.before or '(new)'} -> {change.after or '(gone)'}")
                 for release in locked.passed_over:

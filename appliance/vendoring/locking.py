@@ -52,10 +52,13 @@ class Locked:
 
     Attributes:
         changes: to the lock that was there.
+        rehashed: releases that stay with other files than before: how many hashes came, how many went. A file that
+            came late to an old release is how that can be poisoned.
         passed_over: releases (`name==version`) that the resolver wanted and the policy found too young.
     """
 
     changes: tuple[Change, ...]
+    rehashed: dict[str, tuple[int, int]]
     passed_over: tuple[str, ...]
 
 
@@ -117,25 +120,30 @@ def lock(
     for name in names:
         progress(f"locking {name}", None, None)
         target = requirements / f"{name}.lock"
-        before = _versions(target)
+        before = _pins(target)
         data, lock_, passed_over = _ripe(requirements, name, upgrade, ripeness, environment, progress)
         if not target.exists() or read_regular(target, max_bytes=MAX_LOCK_BYTES) != data:
             write_atomic(target, data)
-        now = {pin.name: str(pin.version) for pin in lock_.pins}
+        now = {pin.name: pin for pin in lock_.pins}
+        versions, versions_now = ({pin.name: str(pin.version) for pin in pins.values()} for pins in (before, now))
         changes = tuple(
-            Change(package, before.get(package), now.get(package))
+            Change(package, versions.get(package), versions_now.get(package))
             for package in sorted(before.keys() | now.keys())
-            if before.get(package) != now.get(package)
+            if versions.get(package) != versions_now.get(package)
         )
-        outcome[name] = Locked(changes, passed_over)
+        rehashed = {
+            str(pin): (len(pin.hashes - old.hashes), len(old.hashes - pin.hashes))
+            for pin in lock_.pins
+            if (old := before.get(pin.name)) and old.version == pin.version and old.hashes != pin.hashes
+        }
+        outcome[name] = Locked(changes, rehashed, passed_over)
     return outcome
 
 
-def _versions(path: Path) -> dict[str, str]:
+def _pins(path: Path) -> dict[str, Pin]:
     if not path.exists():
         return {}
-    old = parse_lock(read_regular(path, max_bytes=MAX_LOCK_BYTES), name=path.name)
-    return {pin.name: str(pin.version) for pin in old.pins}
+    return {pin.name: pin for pin in parse_lock(read_regular(path, max_bytes=MAX_LOCK_BYTES), name=path.name).pins}
 
 
 def _ripe(

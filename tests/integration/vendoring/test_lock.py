@@ -132,6 +132,17 @@ def test_where_nothing_has_ripened_the_old_lock_stays(bench: Bench):
     assert bench.pinned() == {"lib==2.0"}
 
 
+def test_a_file_that_came_to_a_locked_release_is_told_though_its_version_stays(bench: Bench):
+    bench.index.add_wheel(WheelMaker("lib", "1.0"), uploaded=ago(100))
+    bench.asks("lib\n")
+    assert bench.run("lock", "gateway")[0] == 0
+    assert bench.run("lock", "gateway")[1]["gateway"] == {"changes": [], "rehashed": {}, "passed_over": []}
+    bench.index.add_wheel(WheelMaker("lib", "1.0", tag="cp311-cp311-manylinux_2_17_x86_64"), uploaded=ago(30))
+    status, outcome = bench.run("lock", "gateway", "--upgrade", "lib")
+    assert status == 0, outcome
+    assert outcome["gateway"] == {"changes": [], "rehashed": {"lib==1.0": [1, 0]}, "passed_over": []}
+
+
 def test_a_package_that_exists_as_source_only_is_neither_locked_nor_run(bench: Bench):
     mark = bench.root / "executed"
     bench.index.add("legacy", sdist("legacy", mark))
