@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from appliance.cli.main import app
+from appliance.cli.manual import man_pages
+
 UNITS = Path(__file__).parents[3] / "bundle" / "systemd"
 SERVICES = sorted(UNITS.glob("*.service"))
 WORST_EXPOSURE = 1.5  # of 10; measured: 0.9 gateway and sync, 1.0 doctor
@@ -69,3 +72,9 @@ def test_the_listeners_address_is_the_one_of_the_default_configuration():
     unit = (UNITS / "appliance-gateway.socket").read_text()
     assert f"ListenStream={listen['host']}:{listen['port']}\n" in unit
     assert "IPAddressDeny=any" in unit
+
+
+def test_every_manual_page_that_a_unit_names_is_carried():
+    named = {page for unit in SERVICES for page in re.findall(r"man:(\S+?)\(1\)", unit.read_text())}
+    assert named
+    assert {f"{page}.1" for page in named} <= set(man_pages(app))
