@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -37,7 +38,7 @@ def near_groups(prompts: Prompts) -> NDArray[np.intp]:
 
 
 def same_text_groups(texts: Sequence[str]) -> NDArray[np.intp]:
-    """Group exact copies but for case and white space, shape (n,)."""
+    """Group exact copies but for case, white space, width and invisible characters; shape (n,)."""
     seen: dict[str, int] = {}
     return np.array([seen.setdefault(_plain(text), len(seen)) for text in texts], np.intp)
 
@@ -74,6 +75,12 @@ def _digests(texts: Sequence[str]) -> set[str]:
 
 
 def _plain(text: str) -> str:
+    """A text by which copies are told: case, space, width and invisible characters make no other prompt.
+
+    Powers and digits become one (NFKC), so that it groups prompts and merges none.
+    """
+    if not text.isascii():
+        text = "".join(c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) != "Cf")
     return " ".join(text.lower().split())
 
 

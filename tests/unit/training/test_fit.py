@@ -53,7 +53,9 @@ def test_a_chain_of_neighbours_is_no_set_of_copies():
     vectors = np.tile(np.ones((1, 8), np.float32), (50, 1)) + np.linspace(0, 1e-3, 50, dtype=np.float32)[:, None]
     prompts = Prompts(tuple(f"text {n}" for n in range(50)), vectors)
     assert len(set(near_groups(prompts).tolist())) == 50
-    assert same_text_groups(["A b", "a  B", "c"]).tolist() == [0, 0, 1]
+    assert same_text_groups(["A b", "a  B", "c", "\uff21 b", "a\u200b \u00adb", "e\u0301", "\u00c9"]).tolist() == [
+        0, 0, 1, 0, 0, 2, 2,
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("strategy", ["knn", "mlp", "matrix_factorization", "terms", "ridge"])
