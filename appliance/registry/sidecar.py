@@ -82,12 +82,22 @@ def leave(volume: Store, channels: Mapping[str, Heard], problem: str | None = No
     Raises:
         RegistryError: what the volume refuses.
     """
-    before = _standing(volume)
-    note = Note(problem=problem, channels={**(before.channels if before else {}), **channels})
-    if before is not None and not _is_news(before, note):
+    standing = _standing(volume)
+    before = standing or Note()
+    told = {
+        name: each.model_copy(update={"problem": _why(before.channels.get(name, Heard()).problem, each.problem)})
+        for name, each in channels.items()
+    }
+    note = Note(problem=_why(before.problem, problem), channels={**before.channels, **told})
+    if standing is not None and not _is_news(standing, note):
         return False
     volume.put(KEY, documents.write_json(note.model_dump()))
     return True
+
+
+def _why(before: str | None, now: str | None) -> str | None:
+    """What is wrong; that the registry is left alone for a while is no reason where one stands already."""
+    return before if now == "REGISTRY_BREAKER_OPEN" and before is not None else now
 
 
 def read(data: bytes) -> Note:

@@ -51,6 +51,13 @@ def test_it_is_written_for_news_and_once_a_minute_and_not_at_every_pass(volume: 
     assert leave(volume, {"default": heard(NOW + timedelta(minutes=3), None)})
 
 
+def test_a_breaker_that_opens_hides_no_reason_and_is_no_news(volume: DirectoryStore) -> None:
+    leave(volume, {"default": heard(NOW, "REGISTRY_UNREACHABLE")}, "REGISTRY_UNREACHABLE")
+    assert not leave(volume, {"default": heard(NOW, "REGISTRY_BREAKER_OPEN")}, "REGISTRY_BREAKER_OPEN")
+    assert leave(volume, {"default": heard(NOW, "REGISTRY_TIMEOUT")})
+    assert seen(volume) == Told(0.0, "REGISTRY_TIMEOUT")
+
+
 def test_one_pass_over_a_single_channel_forgets_no_other(volume: DirectoryStore) -> None:
     leave(volume, {"default": heard(NOW, None), "other": heard(NOW, None)})
     leave(volume, {"other": heard(NOW, "REGISTRY_TIMEOUT")})
