@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -36,12 +37,14 @@ class Jaeger:
         traces: what it holds of the service `litellm`.
         asked: paths and queries, in order.
         answer: what it answers with whatever is asked, or None.
+        clock: its own time, as its answers tell it, or None for one that tells none.
     """
 
     traces: list[Trace]
     port: int = 0
     asked: list[str] = field(default_factory=list)
     answer: tuple[int, bytes] | None = None
+    clock: datetime | None = None
 
     def reply(self, path: str, query: dict[str, str]) -> tuple[int, Any]:
         """Status and document for a question."""
@@ -98,7 +101,9 @@ def jaeger(traces: list[Trace], certificate: Path, key: Path, client_ca: Path) -
             data = json.dumps(document).encode()
             if state.answer is not None:
                 status, data = state.answer
-            self.send_response(status)
+            self.send_response_only(status)
+            if state.clock is not None:
+                self.send_header("Date", format_datetime(state.clock, usegmt=True))
             self.send_header("Content-Type", "application/json")
             self.end_headers()  # as Jaeger: no length, the connection's end is the answer's
             self.wfile.write(data)

@@ -2,7 +2,8 @@
 
 Neither has pages, so that time is the page: a window that is answered with as many traces as were asked for is halved
 until it is answered whole. How far was read is the end of the last window; what may still be on its way there is left
-for the next run.
+for the next run. A clock that is wrong must not carry that into the future, where nothing would be read until it comes:
+the time is the earlier one of ours and Jaeger's own.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlencode
@@ -107,11 +109,17 @@ def from_jaeger(settings: JaegerSettings, *, after: str | None, now: datetime) -
         read_timeout_s=READ_TIMEOUT_S,
     )
     start = int(after) if after else int(settings.since.timestamp() * 1e6)
+    _reached(start, now.timestamp(), "this host's")
     last = int((now.timestamp() - settings.settle_s) * 1e6)
     width = int(settings.window_s * 1e6)
     while start < last:
         window = Window(start, min(start + width, last))
-        spans, traces = _ask(pool, settings, window)
+        spans, traces, told = _ask(pool, settings, window)
+        if told is not None:
+            _reached(start, told, "Jaeger's")
+            last = min(last, int((told - settings.settle_s) * 1e6))
+        if window.end_us > last:
+            continue
         if traces >= settings.traces_per_window:
             width = (window.end_us - window.start_us) // 2
             if not width:
@@ -129,8 +137,16 @@ def from_jaeger(settings: JaegerSettings, *, after: str | None, now: datetime) -
             width = min(width * 2, int(settings.window_s * 1e6))
 
 
-def _ask(pool: HttpsPool, settings: JaegerSettings, window: Window) -> tuple[list[Span], int]:
-    """The spans of a window, and of how many traces they are."""
+def _reached(start_us: int, now: float, whose: str) -> None:
+    if start_us > now * 1e6:
+        raise TrainingError(
+            "TRAINING_SOURCE", f"traces are to be read from a time that {whose} clock has not reached",
+            clock=_rfc3339(int(now * 1e6)), read_until=_rfc3339(start_us),
+        )  # fmt: skip
+
+
+def _ask(pool: HttpsPool, settings: JaegerSettings, window: Window) -> tuple[list[Span], int, float | None]:
+    """The spans of a window, of how many traces they are, and what time Jaeger says it is, seconds since 1970."""
     url = f"{settings.url.rstrip('/')}{_question(settings, window)}"
     try:
         with Deadline(DEADLINE_S) as deadline:
@@ -145,7 +161,7 @@ def _ask(pool: HttpsPool, settings: JaegerSettings, window: Window) -> tuple[lis
     if len(data) > MAX_ANSWER_BYTES:
         raise TrainingError("TRAINING_SOURCE", "Jaeger's answer is larger than allowed", max_bytes=MAX_ANSWER_BYTES)
     if response.status == 404 and settings.api == "v3" and _none_found(_parsed(data)):
-        return [], 0
+        return [], 0, _date(response.headers)
     found = _documents(data)
     if response.status != 200 or not found:
         cause = f"Jaeger answered {response.status}"
@@ -153,7 +169,14 @@ def _ask(pool: HttpsPool, settings: JaegerSettings, window: Window) -> tuple[lis
             cause = "what Jaeger answered is not traces, or not all of them"
         raise TrainingError("TRAINING_SOURCE", cause, url=url, answer=data[:200].decode(errors="replace"))
     spans = [span for document in found for span in spans_of(document)]
-    return spans, len({span.trace_id for span in spans})
+    return spans, len({span.trace_id for span in spans}), _date(response.headers)
+
+
+def _date(headers: Mapping[str, str]) -> float | None:
+    try:
+        return parsedate_to_datetime(headers.get("Date", "")).timestamp()
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
 def _question(settings: JaegerSettings, window: Window) -> str:

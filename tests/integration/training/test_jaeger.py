@@ -78,6 +78,37 @@ def test_a_second_run_asks_only_for_what_came_since(running, tmp_path):
     assert datetime.fromisoformat(asked) == NOW - timedelta(seconds=60)
 
 
+@pytest.mark.parametrize("api", ["v3", "legacy"])
+def test_a_clock_that_is_days_ahead_hides_nothing_that_comes_once_it_is_right(running, tmp_path, api):
+    server, client = running
+    server.clock = NOW
+    card, _ = run(tmp_path, settings(server, client, api=api), now=NOW + timedelta(days=3))
+    assert card["written"] == 50
+    server.traces.append(trace(200, NOW + timedelta(minutes=3)))
+    server.clock = NOW + timedelta(minutes=10)
+    card, made = run(tmp_path, settings(server, client, api=api), now=NOW + timedelta(minutes=10))
+    assert "call-200" in made
+    assert card["written"] == 51
+
+
+def test_a_clock_before_what_was_read_is_named(running, tmp_path):
+    server, client = running
+    for now in (datetime(1970, 1, 1, tzinfo=UTC), START - timedelta(seconds=1)):
+        with pytest.raises(TrainingError) as refused:
+            run(tmp_path, settings(server, client), now=now)
+        assert refused.value.code == "TRAINING_SOURCE"
+        assert refused.value.evidence["read_until"].startswith("2026-11-01T00:00:00")
+    run(tmp_path, settings(server, client))
+    with pytest.raises(TrainingError):
+        run(tmp_path, settings(server, client), now=NOW - timedelta(hours=1))
+    server.clock = datetime(1970, 1, 1, tzinfo=UTC)
+    with pytest.raises(TrainingError) as refused:
+        run(tmp_path, settings(server, client), now=NOW + timedelta(hours=1))
+    assert refused.value.evidence["clock"].startswith("1970-01-01T00:00:00")
+    server.clock = None
+    assert run(tmp_path, settings(server, client), now=NOW - timedelta(seconds=30))[0]["written"] == 50
+
+
 def test_more_at_one_moment_than_is_asked_for_is_refused_not_lost(running, tmp_path):
     server, client = running
     server.traces[:] = [trace(0, START) for _ in range(9)]
