@@ -33,7 +33,8 @@ def from_postgres(
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Rows in the order of their start, through a server-side cursor: (position, row).
 
-    What started up to a day before the position is looked at again, for rows that came late.
+    What started up to a day before the position is looked at again, for rows that came late. A row from the future, of
+    a gateway whose clock was wrong, is read and moves no position: all that comes until then would stay unread.
 
     Args:
         settings: of the database; TLS under our own authority.
@@ -59,14 +60,15 @@ def from_postgres(
         with connected(settings) as connection, connection.transaction():
             connection.execute("SET TRANSACTION READ ONLY")
             connection.execute("SET LOCAL statement_timeout = 0")
+            (clock,) = connection.execute("SELECT now() AT TIME ZONE 'UTC'").fetchone() or (reached[0],)
             with connection.cursor(name="spend", row_factory=dict_row) as cursor:
                 cursor.itersize = FETCH_ROWS
                 cursor.execute(query, (begin,))
                 for row in cursor:
-                    place = (row["startTime"], row["request_id"])
-                    if place <= reached and known(row["request_id"]):
+                    if after and known(row["request_id"]):
                         continue
-                    reached = max(reached, place)
+                    if row["startTime"] <= clock:
+                        reached = max(reached, (row["startTime"], row["request_id"]))
                     yield json.dumps([reached[0].isoformat(), reached[1]]), row
     except (psycopg.Error, RegistryError) as error:
         raise TrainingError("TRAINING_SOURCE", f"the spend logs cannot be read: {error}", host=settings.host) from None

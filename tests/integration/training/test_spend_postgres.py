@@ -82,6 +82,19 @@ def test_a_row_that_is_written_behind_later_ones_is_read_by_the_next_run(table, 
     assert card["dropped"]["spend_only"]["calls"] == 6
 
 
+def test_a_row_from_the_future_hides_none_of_what_comes_until_then(table, tmp_path):
+    settings, connection = table
+    out = tmp_path / "o.jsonl"
+    ahead = int((datetime.now(UTC).replace(tzinfo=None) - START).total_seconds()) + 90 * 86_400
+    seen = []
+    for numbers in ([1, ahead], [2 * 86_400], [], [4 * 86_400]):
+        insert(connection, numbers)
+        card = extract(Sources(postgres=settings), out, redact=load_redactor(None))
+        seen.append(card["read"]["spend_rows_read"])
+    assert seen == [2, 3, 3, 4]
+    assert card["dropped"]["spend_only"]["calls"] == 4
+
+
 def test_a_database_that_does_not_answer_is_named_and_what_was_read_stays(table, tmp_path):
     settings, _ = table
     gone = settings.model_copy(update={"port": 1})
