@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import yaml
@@ -191,6 +192,23 @@ def validate(model: type[Model], value: Any, *, what: str, context: dict[str, An
             for item in error.errors(include_url=False, include_input=False)
         ]
         raise DocumentError("DOCUMENT_SCHEMA", f"{what}: {'; '.join(problems[:5])}", problems=problems) from None
+
+
+def paths_below(model: Model, base: Path) -> Model:
+    """The same settings with every relative path counted from `base`, also in the sections within."""
+    moved: dict[str, Any] = {}
+    for name in type(model).model_fields:
+        value = getattr(model, name)
+        if isinstance(value, Path):
+            moved[name] = path_below(value, base)
+        elif isinstance(value, BaseModel):
+            moved[name] = paths_below(value, base)
+    return model.model_copy(update=moved)
+
+
+def path_below(path: Path, base: Path) -> Path:
+    """A path as a person writes it, `~` included, counted from `base`."""
+    return base / path.expanduser()
 
 
 def write_json(value: Any) -> bytes:

@@ -23,21 +23,17 @@ MAX_BYTES = 1024 * 1024  # bytes of appliance.yaml
 M = TypeVar("M", bound=BaseModel)
 
 
+def _base(info: ValidationInfo) -> Path:
+    """The folder of appliance.yaml."""
+    return Path((info.context or {}).get("base", Path()))
+
+
 def _below_base(path: Path, info: ValidationInfo) -> Path:
-    base = (info.context or {}).get("base", Path())
-    return Path(base / path.expanduser())
+    return documents.path_below(path, _base(info))
 
 
 def _model_below_base(model: M, info: ValidationInfo) -> M:
-    """Its paths count from the folder of appliance.yaml, too, and those of the sections within it."""
-    moved: dict[str, Any] = {}
-    for name in type(model).model_fields:
-        value = getattr(model, name)
-        if isinstance(value, Path):
-            moved[name] = _below_base(value, info)
-        elif isinstance(value, BaseModel):
-            moved[name] = _model_below_base(value, info)
-    return model.model_copy(update=moved)
+    return documents.paths_below(model, _base(info))
 
 
 FilePath = Annotated[Path, AfterValidator(_below_base)]

@@ -124,13 +124,14 @@ class _File(_Settings):
 
 
 def read_settings(path: Path) -> DirectorySettings | S3Settings:
-    """Read a YAML file with one key, `registry`.
+    """Read a YAML file with one key, `registry`; relative paths in it count from its folder.
 
     Raises:
         DocumentError, FileError: as `documents` and `files` say.
     """
     data = read_regular(path, max_bytes=documents.MAX_BYTES)
-    return documents.validate(_File, documents.read_yaml(data, what=str(path)), what=str(path)).registry
+    found = documents.validate(_File, documents.read_yaml(data, what=str(path)), what=str(path))
+    return documents.paths_below(found, path.absolute().parent).registry
 
 
 class _DatabaseFile(_Settings):
@@ -138,13 +139,14 @@ class _DatabaseFile(_Settings):
 
 
 def read_postgres(path: Path) -> PostgresSettings:
-    """Read a YAML file with one key, `postgres`.
+    """Read a YAML file with one key, `postgres`; relative paths in it count from its folder.
 
     Raises:
         DocumentError, FileError: as `documents` and `files` say.
     """
     data = read_regular(path, max_bytes=documents.MAX_BYTES)
-    return documents.validate(_DatabaseFile, documents.read_yaml(data, what=str(path)), what=str(path)).postgres
+    found = documents.validate(_DatabaseFile, documents.read_yaml(data, what=str(path)), what=str(path))
+    return documents.paths_below(found, path.absolute().parent).postgres
 
 
 def read_credentials(path: Path) -> Credentials:

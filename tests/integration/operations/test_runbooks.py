@@ -159,7 +159,13 @@ def test_move_the_registry_to_a_bucket(desk, registry, zone, tmp_path):
     with swift_server(zone.tls_server("127.0.0.1")) as server:
         server.make_bucket(tmp_path, "moved")
         bucket = tmp_path / "bucket.yaml"
-        bucket.write_text(yaml.safe_dump({"registry": server.settings(tmp_path, bucket="moved")}))
+        settings = server.settings(tmp_path, bucket="moved")
+        bucket.write_text(yaml.safe_dump({"registry": {**settings, "ca_file": Path(settings["ca_file"]).name}}))
+        refused = desk("move-registry", registry, bucket, "--apply")  # its relative path leads nowhere from etc
+        assert refused.returncode == 1
+        assert "the old one stays" in refused.stderr
+        assert not (desk.prefix / "etc" / "registry.yaml").exists()
+        bucket.write_text(yaml.safe_dump({"registry": settings}))
         desk.done("move-registry", registry, bucket)
         assert not (desk.prefix / "etc" / "registry.yaml").exists()
         desk.done("move-registry", registry, bucket, "--apply")

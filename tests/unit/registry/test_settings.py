@@ -10,7 +10,7 @@ import pytest
 
 from appliance.errors import ApplianceError, RegistryError
 from appliance.registry.homes import open_store
-from appliance.registry.settings import DirectorySettings, read_credentials, read_settings
+from appliance.registry.settings import DirectorySettings, S3Settings, read_credentials, read_settings
 from appliance.registry.tls import client_context, spki_pin
 from tests.support.small_authority import SmallAuthority
 
@@ -21,6 +21,25 @@ def test_a_directory_and_a_settings_file_open_the_same_registry(tmp_path: Path) 
     assert read_settings(tmp_path / "registry.yaml") == DirectorySettings(home="directory", path=tmp_path / "home")
     for location in (tmp_path / "home", str(tmp_path / "registry.yaml")):
         assert open_store(location).location == str(tmp_path / "home")
+
+
+def test_paths_in_a_settings_file_count_from_its_folder_wherever_the_command_is_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("etc", "elsewhere"):
+        (tmp_path / folder).mkdir()
+    text = "registry: {home: s3, endpoint: 'h:1', bucket: abc, ca_file: tls/ca.pem, credentials_file: /k, slots: "
+    text += "{postgres: {host: h, user: u, database: d, password_file: ../db.password, ca_file: ca.pem}}}"
+    (tmp_path / "etc" / "registry.yaml").write_text(text)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    found = read_settings(Path("../etc/registry.yaml"))
+    assert isinstance(found, S3Settings)
+    assert found.ca_file.resolve() == tmp_path / "etc" / "tls" / "ca.pem"
+    assert found.credentials_file == Path("/k")
+    assert found.slots is not None
+    assert found.slots.postgres is not None
+    assert found.slots.postgres.password_file is not None
+    assert found.slots.postgres.password_file.resolve() == tmp_path / "db.password"
 
 
 def test_a_place_that_is_neither_is_refused(tmp_path: Path) -> None:
