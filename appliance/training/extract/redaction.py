@@ -44,13 +44,31 @@ DEFAULTS: Sequence[Rule] = (
         replacement="[private key]",
     ),
     Rule(name="bearer", pattern=r"(?i)\bbearer\s+[A-Za-z0-9._~+/=-]{16,}", replacement="[token]"),
-    Rule(name="api-key", pattern=r"\b(?:sk|pk|ghp|gho|xox[abp]|AKIA)[-_A-Za-z0-9]{12,}\b", replacement="[key]"),
+    Rule(name="basic", pattern=r"(?i)\bauthorization\W{1,4}basic\s+[A-Za-z0-9+/=_-]{4,}", replacement="[login]"),
+    Rule(
+        name="api-key",
+        pattern=r"\b(?:(?:sk|pk|rk|hf|npm|gh[oprsu]|github_pat|glpat|xox[abeprs])[-_]|AKIA|ASIA|AIza)[-_A-Za-z0-9]{12,}",
+        replacement="[key]",
+    ),
     Rule(name="jwt", pattern=r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*", replacement="[token]"),
     Rule(name="url-login", pattern=r"(?<=://)[^\s:/@]{0,64}:[^\s/@]{1,256}@", replacement="[login]@"),
     Rule(name="email", pattern=r"\b[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}\b", replacement="[e-mail]"),
     Rule(name="iban", pattern=r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){3,7}(?: ?[A-Z0-9]{1,4})?\b", replacement="[iban]"),
     Rule(name="card", pattern=r"\b(?:\d[ -]?){12,18}\d\b", replacement="[number]"),
     Rule(name="ipv4", pattern=r"\b(?:\d{1,3}\.){3}\d{1,3}\b", replacement="[address]"),
+    Rule(
+        name="ipv6",  # whole, or shortened behind a first group that no slice of a list is likely to have
+        pattern=r"(?<![\w:])(?:(?:[\da-fA-F]{1,4}:){7}[\da-fA-F]{1,4}|[\da-fA-F]{3,4}(?::[\da-fA-F]{1,4}){0,6}::"
+        r"(?:[\da-fA-F]{1,4}(?::[\da-fA-F]{1,4}){0,6})?)(?![\w:])",
+        replacement="[address]",
+    ),
+    # the last rule, since others know to its end what begins so; with a digit or a sign, since it else may be talk or code
+    Rule(
+        name="password",
+        pattern=r"(?i)\b(?:pass(?:word|wd|phrase)|pwd|secret|api[_ -]?key|access[_ -]?(?:key|token))[\"']?"
+        r"\s{0,4}(?:[:=]|\bis\b)\s{0,4}[\"']?(?![\[<{$%])(?=[^\s\"'<>]{0,60}[\d!@#$%^&*?])[^\s\"'<>]{4,256}",
+        replacement="[password]",
+    ),
 )
 
 

@@ -262,6 +262,35 @@ def test_a_rule_that_does_not_compile_is_refused(tmp_path):
     assert refused.value.code == "TRAINING_REDACTION"
 
 
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "sk-proj-Abc123_def456-ghi789", "github_pat_11ABCDEFG0abcdefghij_klmno", "glpat-abcdefghij1234567890",
+        "AIzaSyA-1234567890abcdefghijklmnopqrstuv", "AKIAIOSFODNN7EXAMPLE", "Authorization: Basic dXNlcjpwYXNz",
+        "hunter2hunter2", "pa$$w0rd", "2001:db8:85a3::8a2e:370:7334", "fe80::1ff:fe23:4567:890a",
+        "1:22:333:4444:5:6:7:8", "DE89 3704 0044 0532 0130 00", "4111-1111-1111-1111", "10.1.2.3", "jane@example.org",
+    ],
+)  # fmt: skip
+def test_what_is_secret_is_redacted_and_what_stands_around_it_stays(secret):
+    assert load_redactor(None)(f"Why is it, my password is {secret} then") in {
+        f"Why is it, my {name} then"
+        for name in ("[password]", *(f"password is [{kind}]" for kind in (
+            "key", "login", "address", "iban", "number", "e-mail",
+        )))
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "def login(password: str, secret=None):", "password = input('x')", "the password is weak", "pwd=${PWD}",
+        "a[::2] and a[1::2] of std::vector, x :: Int", "at 12:30:45 on 2026-11-30", "skateboarders like sk-learn",
+    ],
+)  # fmt: skip
+def test_talk_and_code_are_no_secrets(text):
+    assert load_redactor(None)(text) == text
+
+
 def test_the_reward_is_what_its_rules_say():
     def worth(rules=None, **known):
         return reward(Call("c", "trace", "l", **known), rules or Rules())
