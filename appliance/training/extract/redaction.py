@@ -62,7 +62,7 @@ DEFAULTS: Sequence[Rule] = (
         r"(?:[\da-fA-F]{1,4}(?::[\da-fA-F]{1,4}){0,6})?)(?![\w:])",
         replacement="[address]",
     ),
-    # the last rule, since others know to its end what begins so; with a digit or a sign, since it else may be talk or code
+    # the last one: others know to its end what begins so; with a digit or a sign: else it may be talk, or code
     Rule(
         name="password",
         pattern=r"(?i)\b(?:pass(?:word|wd|phrase)|pwd|secret|api[_ -]?key|access[_ -]?(?:key|token))[\"']?"
