@@ -19,6 +19,7 @@ from appliance.trust.repository import TRUSTED_ROOT
 from appliance.trust.store import TrustStore
 
 GATEWAY = "gateway"  # the use of the listener's certificate
+SIDECAR = "sidecar"  # and the beginning of those that the sidecar's settings name
 _MAX_PEM_BYTES = 1024 * 1024
 
 
@@ -88,17 +89,18 @@ def renewal(use: str, path: Path) -> str | None:
     """What to do when a certificate ends that `scripts/rotate-tls` does not make."""
     if use == GATEWAY:
         return None
-    return f"Have its issuer renew it, put it at `{path}`, then run `systemctl restart appliance-gateway`."
+    unit = "appliance-sync" if use.startswith(SIDECAR) else "appliance-gateway"
+    return f"Have its issuer renew it, put it at `{path}`, then run `systemctl restart {unit}`."
 
 
-def certificate_files(settings: Settings) -> list[CertificateFile]:
-    """The listener's certificate, and whatever a section names for its own TLS; each file once."""
+def certificate_files(settings: Settings, sidecar: BaseModel | None = None) -> list[CertificateFile]:
+    """The listener's certificate, and whatever a section names for its own TLS, or the sidecar's; each file once."""
     found: list[CertificateFile] = []
     if (tls := settings.listen.tls) is not None:
         found.append(CertificateFile(GATEWAY, tls.certificate, tls.key))
         if tls.client_ca is not None:
             found.append(CertificateFile("clients' CA", tls.client_ca))
-    for name, section in _sections(settings, ""):
+    for name, section in (*sections(settings), *sections(sidecar, SIDECAR)):
         if (own := getattr(section, "client_certificate", None)) is not None:
             found.append(CertificateFile(f"{name} client", own, getattr(section, "client_key", None)))
         if (authority := getattr(section, "ca_file", None)) is not None:
@@ -106,8 +108,8 @@ def certificate_files(settings: Settings) -> list[CertificateFile]:
     return list({each.path: each for each in reversed(found)}.values())[::-1]
 
 
-def _sections(value: Any, name: str) -> Iterator[tuple[str, BaseModel]]:
-    """Every section of the configuration with the words that lead to it."""
+def sections(value: Any, name: str = "") -> Iterator[tuple[str, BaseModel]]:
+    """Every section of a configuration with the words that lead to it."""
     if isinstance(value, BaseModel):
         yield name, value
         items: Iterable[tuple[str, Any]] = value
@@ -116,7 +118,7 @@ def _sections(value: Any, name: str) -> Iterator[tuple[str, BaseModel]]:
     else:
         return
     for key, item in items:
-        yield from _sections(item, f"{name} {key}".strip())
+        yield from sections(item, f"{name} {key}".strip())
 
 
 def _certificates(settings: Settings, now: datetime) -> Iterator[Entry]:

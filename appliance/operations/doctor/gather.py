@@ -10,12 +10,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pydantic import BaseModel
+
 from appliance import settings as configuration
 from appliance.errors import ApplianceError, OperationError
-from appliance.gateway.calendar import certificate_files
 from appliance.operations import status
 from appliance.operations.doctor.facts import host, release, trust
 from appliance.operations.doctor.snapshot import Snapshot
+from appliance.operations.secret_files import secret_files, sidecar_settings
 
 OUTSIDE = ("192.0.2.1", "2001:db8::1")  # documentation networks (RFC 5737, RFC 3849): only a default route leads there
 
@@ -73,6 +75,7 @@ def gather(places: Places, *, now: datetime, deep: bool = False, probe: Sequence
     store = chosen.trust.store if chosen is not None and chosen.trust is not None else places.state / "trust"
     trusted = _looked(store, lambda: trust.trust(store))
     time = now if isinstance(trusted, ApplianceError) else trusted.judged(now)
+    sidecar = sidecar_settings(places.prefix)
     unfinished = _looked(places.state, lambda: release.unfinished(places.prefix))
     state = [path for path in (places.state, chosen.state_dir if chosen else None) if path is not None]
     return Snapshot(
@@ -80,9 +83,11 @@ def gather(places: Places, *, now: datetime, deep: bool = False, probe: Sequence
         uid=os.geteuid(),
         trust=trusted,
         volumes=host.volumes([*state, places.prefix, Path("/tmp")], releases=places.prefix),  # noqa: S108 (its space is looked at)
-        certificates=_looked(places.config, lambda: trust.certificates(chosen)),
+        certificates=_looked(places.config, lambda: trust.certificates(chosen, sidecar)),
         drift=_looked(places.prefix, lambda: release.drift(places.prefix, now=time, deep=deep)),
-        modes=host.modes(_secrets(chosen, places), [*state, store], [*_code(places), *_configuration(chosen, places)]),
+        modes=host.modes(
+            _secrets(chosen, sidecar, places), [*state, store], [*_code(places), *_configuration(chosen, places)]
+        ),
         kernel=host.kernel(),
         listeners=host.listeners(),
         egress=host.attempts(probe) or host.routes(OUTSIDE),
@@ -104,14 +109,13 @@ def _looked(path: Path, look: Callable[[], Facts]) -> Facts | ApplianceError:
         return OperationError("OPERATION_UNREADABLE", f"{where}: {error.strerror}", path=str(where), uid=os.geteuid())
 
 
-def _secrets(chosen: configuration.Settings | None, places: Places) -> list[Path]:
+def _secrets(chosen: configuration.Settings | None, sidecar: BaseModel | None, places: Places) -> list[Path]:
     found: list[Path] = []
     for folder in ("secrets", "tls"):
         with contextlib.suppress(PermissionError):  # then others cannot read them either
             found += (places.prefix / "etc" / folder).glob("*.key")
     if chosen is not None:
-        found += [chosen.litellm.master_key_file, *chosen.litellm.secrets.values()]
-        found += [file.key for file in certificate_files(chosen) if file.key is not None]
+        found += secret_files(chosen, sidecar)
     return sorted({path.absolute() for path in found})
 
 

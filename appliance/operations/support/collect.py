@@ -21,11 +21,11 @@ from appliance.bundle.releases import installed_releases
 from appliance.bundle.stage0.journal import Prefix
 from appliance.errors import ApplianceError, OperationError
 from appliance.gateway import litellm_config
-from appliance.gateway.calendar import certificate_files
 from appliance.operations import status
 from appliance.operations.doctor.checks import examine
 from appliance.operations.doctor.gather import Places, gather
 from appliance.operations.doctor.snapshot import Snapshot
+from appliance.operations.secret_files import secret_files, sidecar_settings
 from appliance.operations.support.shape import Every, code, digest, fact, fit, name, number, phrase, time
 
 LOG_LINES = 2000
@@ -193,9 +193,7 @@ def _secret_files(places: Places) -> Iterable[Path]:
         chosen = configuration.load(places.config)
     except ApplianceError:
         return
-    yield chosen.litellm.master_key_file
-    yield from chosen.litellm.secrets.values()
-    yield from (file.key for file in certificate_files(chosen) if file.key is not None)
+    yield from secret_files(chosen, sidecar_settings(places.prefix))
 
 
 def _journal(wanted: bool) -> list[str]:

@@ -193,6 +193,31 @@ def test_every_certificate_that_the_configuration_names_is_judged_and_its_key_is
     assert open_key.path == tmp_path / "s3" / "tls.key"
 
 
+def test_what_the_sidecars_own_settings_name_is_judged_like_the_gateways(tmp_path):
+    config, _ = write_config(tmp_path / "etc", [deployment("chat", Upstream("x", port=9))])
+    own, _ = certificate(tmp_path / "etc")
+    (own.with_name("host.pem")).write_bytes(own.read_bytes())
+    other = tmp_path / "other"
+    other.mkdir()
+    certificate(other)
+    (tmp_path / "etc" / "credentials.yaml").write_text("access_key: a\nsecret_key: b\n")
+    (tmp_path / "etc" / "credentials.yaml").chmod(0o640)
+    (tmp_path / "etc" / "registry.yaml").write_text(
+        "registry: {home: s3, endpoint: 'minio:9000', bucket: routers, ca_file: ../other/tls.crt, "
+        "credentials_file: credentials.yaml, client_certificate: host.pem, client_key: ../other/tls.key}"
+    )
+    seen = gather(Places(tmp_path, config), now=now())
+    problems = {each.use: each.problem for each in seen.certificates}
+    assert set(problems) == {"gateway", "sidecar client", "sidecar CA"}
+    assert "is not its key" in problems["sidecar client"]
+    (open_file,) = [each for each in seen.modes if each.kind == "secret" and each.mode & 0o077]
+    assert open_file.path.name == "credentials.yaml"
+    ended = [
+        f for f in examine(gather(Places(tmp_path, config), now=now() + timedelta(days=3))) if f.check == "certificates"
+    ]
+    assert any("systemctl restart appliance-sync" in f.remedy for f in ended if f.text.startswith("sidecar CA"))
+
+
 def test_a_sidecar_that_has_reached_no_registry_yet_is_heard_all_the_same(tmp_path):
     cache, volume = tmp_path / "sync", tmp_path / "volume"
     assert trust.channels(cache, volume, now()) == (), "no sidecar"

@@ -99,6 +99,22 @@ def test_no_canary_leaves_the_host_in_any_form(host, tmp_path):
     assert report["left_out"]
 
 
+def test_credentials_that_only_the_sidecars_settings_name_are_known_to_the_gate(host, tmp_path):
+    places, _ = host
+    etc = places.prefix / "etc"
+    (etc / "bucket.yaml").write_text("access_key: sidecar\nsecret_key: harmless-name-7\n")
+    (etc / "registry.yaml").write_text(
+        "registry: {home: s3, endpoint: 'minio:9000', bucket: b-b, ca_file: ca.pem, credentials_file: bucket.yaml}"
+    )
+    config = yaml.safe_load((etc / "appliance.yaml").read_text())
+    config["routing"]["groups"] = {"harmless-name-7": {"strategy": "round-robin"}}  # a name like any other
+    (etc / "appliance.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(OperationError) as refused:
+        support_bundle(places, tmp_path / "out.tar", now=NOW)
+    assert refused.value.code == "OPERATION_SUPPORT_LEAK"
+    assert not (tmp_path / "out.tar").exists()
+
+
 def test_what_support_needs_is_there(host, tmp_path):
     places, log = host
     support_bundle(places, tmp_path / "out.tar", now=NOW, logs=(log,))

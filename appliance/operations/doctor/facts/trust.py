@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import BaseModel
+
 from appliance.errors import ApplianceError
 from appliance.files import read_regular
 from appliance.gateway.calendar import certificate_files
@@ -40,14 +42,14 @@ def trust(directory: Path) -> Trust | ApplianceError:
         return error
 
 
-def certificates(settings: Settings | None) -> tuple[Certificate, ...]:
-    """The certificates that the configuration names."""
+def certificates(settings: Settings | None, sidecar: BaseModel | None = None) -> tuple[Certificate, ...]:
+    """The certificates that the configuration names, and the sidecar's settings."""
     if settings is None:
         return ()
     tls = settings.listen.tls
     beside = tls.certificate.with_name("ca.pem") if tls is not None else None
     found = []
-    for file in certificate_files(settings):
+    for file in certificate_files(settings, sidecar):
         own = tls is not None and file.path == tls.certificate
         found.append(
             _certificate(file.use, file.path, file.key, beside if own and beside and beside.exists() else None)
