@@ -23,6 +23,8 @@ from appliance.errors import VendorError
 MAX_MEMBERS = 100_000
 MAX_CONTENT_BYTES = 8 * 1024**3  # bytes, all members unpacked
 MAX_MEMBER_BYTES = 2 * 1024**3  # bytes, one member unpacked
+MAX_RATIO = 50  # all members unpacked to the archive's length; the wheels we know stay below ten
+SMALL_BYTES = 64 * 1024**2  # bytes unpacked that no ratio makes a bomb
 MAX_NAME_BYTES = 1024
 _MAX_PART_BYTES = 255
 _END = struct.Struct("<4s4H2LH")
@@ -206,8 +208,11 @@ class Archive:
                     self._refuse(f"{seen[key]!r} is a file and a folder", member=member.name)
                 if spelled.setdefault(key, folder) != folder:
                     self._refuse(f"two folders collide: {spelled[key]!r} and {folder!r}", member=member.name)
-        if sum(member.size_bytes for member in members) > MAX_CONTENT_BYTES:
+        content = sum(member.size_bytes for member in members)
+        if content > MAX_CONTENT_BYTES:
             self._refuse("unpacks to more than any wheel", max_bytes=MAX_CONTENT_BYTES)
+        if content > max(SMALL_BYTES, MAX_RATIO * len(self._data)):
+            self._refuse(f"unpacks to {content // len(self._data)} times its length", bytes=content)
 
     def _check_layout(self, members: list[Member]) -> None:
         """Members follow each other without gap or overlap, each local header saying what the directory says."""

@@ -206,6 +206,14 @@ def test_a_bomb_is_refused_before_it_is_unpacked(monkeypatch: pytest.MonkeyPatch
     assert "impossible size" in refused(bomb)
 
 
+def test_a_bomb_within_the_size_of_a_wheel_is_known_by_its_ratio(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(archives, "SMALL_BYTES", 1_000_000)
+    assert "times its length" in refused(pack({"a.bin": bytes(2_000_000)}))
+    assert contents(pack({"a.bin": bytes(900_000)}))
+    dense = random.Random(7).randbytes(50_000)
+    assert contents(pack({"a.bin": bytes(2_000_000), "b.bin": dense}))
+
+
 def test_too_many_members_are_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(archives, "MAX_MEMBERS", 2)
     assert "too many" in refused(pack(HONEST))
