@@ -39,7 +39,10 @@ def install(
         typer.Option("--trust", help="anchor.json from the second channel; needed for the first installation."),
     ] = None,
     port: Annotated[
-        list[int] | None, typer.Option("--port", help="A port the gateway will use; warn if it is taken.")
+        list[int] | None,
+        typer.Option(
+            "--port", help="A port the gateway will use: warn if it is taken. At first, if none is named: 8443."
+        ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check media and host; write nothing.")] = False,
     downgrade: Annotated[
