@@ -16,6 +16,8 @@ from appliance.gateway.active import Slot
 from appliance.gateway.decision import Deployment
 from appliance.gateway.loading import LastGood, Loader
 from appliance.gateway.watch import DirectoryWatch, fingerprint
+from appliance.registry.directory import DirectoryStore
+from appliance.registry.sidecar import Sidecar
 from appliance.trust.authority import Authority
 from appliance.trust.ceremony import Revocation, revoke
 from appliance.trust.store import TrustStore
@@ -50,6 +52,7 @@ def watch(here, *, now=lambda: datetime.now(UTC), **router) -> DirectoryWatch:
     return DirectoryWatch(
         Slot("default"), chosen.routing.routers["default"], Loader(chosen, now=now),
         directory=here.router_directory, trust=here.directory / "trust", last_good=LastGood(here.directory / "kept"),
+        sidecar=Sidecar(DirectoryStore(here.directory / "volume")),
     )  # fmt: skip
 
 
