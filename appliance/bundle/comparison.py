@@ -16,7 +16,6 @@ from appliance.bundle.stage0.environment import REQUIREMENTS
 from appliance.bundle.stage0.manifest import Manifest
 
 SMALL_BYTES = 256 * 1024  # hashed also in the quick comparison
-_ENVIRONMENT_FILES = {"_virtualenv.py", "_virtualenv.pth"}  # the environment maker's own
 _INSTALLER_FILES = ("INSTALLER", "REQUESTED", "RECORD", "direct_url.json", "uv_cache.json")
 NO_ENVIRONMENT = "env/lib"  # missing where there is none at all
 _PROGRAMS = "../../../bin/"  # as a wheel's installed RECORD writes them
@@ -82,7 +81,7 @@ def compare_environment(folder: Path, differing: tuple[str, ...], *, deep: bool)
         for name, size, digest in _programs(record):
             found.judge(folder / "env" / "bin" / name, f"bin/{name}", size, digest, deep=True)
     for name in _files(site) if not wheels.bad else ():
-        made_here = name.endswith((".pyc", *_INSTALLER_FILES)) or name in _ENVIRONMENT_FILES
+        made_here = name.endswith((".pyc", *_INSTALLER_FILES))
         if name not in recorded and not made_here:
             found.foreign.append(f"env/{name}")
     return found

@@ -131,6 +131,10 @@ DAMAGE = {
     "a module gone": (lambda prefix: (site(prefix) / "yaml" / "loader.py").unlink(), "env/yaml/loader.py"),
     "a package gone": (lambda prefix: shutil.rmtree(site(prefix) / "yaml"), "env/yaml/loader.py"),
     "a package is a link to elsewhere": (move_a_package, "env/yaml"),
+    "a stranger in the environment maker's clothes": (
+        lambda prefix: (site(prefix) / "_virtualenv.pth").write_text("import os"),
+        "env/_virtualenv.pth",
+    ),
     "a stranger who runs with every start": (
         lambda prefix: (site(prefix) / "litellm_init.pth").write_text("import os"),
         "env/litellm_init.pth",
