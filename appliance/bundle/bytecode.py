@@ -78,9 +78,9 @@ class _Compiler:
 
     def _write(self) -> None:
         if self._is_there:
-            for name, source, bytecode in self._waiting:
+            while self._waiting:
+                name, source, bytecode = self._waiting.pop()
                 write_bytecode(self._site / name, source, bytecode)
-            self._waiting.clear()
 
     def _may_write(self, *, wait: bool) -> bool:
         """Whether the environment is there, told by a byte; without anybody who could still tell, this ends."""
@@ -88,6 +88,7 @@ class _Compiler:
             if not os.read(0, 1):
                 raise SystemExit(0)
             self._is_there = True
+            self._waiting.reverse()
             self._write()
         return self._is_there
 
