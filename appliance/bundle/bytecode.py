@@ -1,12 +1,10 @@
 """Compiled modules of an environment: made ahead of the health check by a second process, cleared before it.
 
-    python -I -S bytecode.py WHEELS ENVIRONMENT BYTES_TO_PASS_OVER MODULE...
+    python -I -S bytecode.py SITE_PACKAGES BYTES_TO_PASS_OVER MODULE...
 
-The health check imports what serving imports, and most of its time went into compiling. This helper takes the sources
-from the wheels, in the order in which Python will ask for them, and compiles them on another core, while the
-environment is still being made. A byte on its standard input says that it is there: only then anything is written, and
-only beside a source that is the very one it compiled. It only reads text: nothing of the release is imported or run
-here. What it does not get to, or gets wrong, Python compiles itself.
+The health check imports what serving imports, and most of its time went into compiling. This helper walks the sources
+in the order in which Python will ask for them and compiles them on another core. It only reads text: nothing of the
+release is imported or run here. What it does not get to, or gets wrong, Python compiles itself.
 
 Standard library alone: it runs under the host's interpreter, whose bytecode the environment's interpreter reads.
 """
@@ -18,164 +16,70 @@ import importlib.util
 import marshal
 import os
 import re
-import select
 import shutil
 import signal
 import subprocess
 import sys
-import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
-# Without a lead the import itself compiles the beginning, and the helper what comes then: compiling takes about 1.4
-# times as long as running, so that the import, which does both at first, catches up with the helper only near the end.
+# The import itself compiles the beginning, and the helper what comes then: compiling takes about 1.4 times as long as
+# running, so that the import, which does both at first, catches up with the helper only near the end.
 LEFT_TO_THE_IMPORT = 6_000_000  # bytes of source
 # at the margin, and below it what imports, opens a block, or keeps what is in it for later
 _LINES = re.compile(rb"\n(?:[^\s)]|[ \t]+(?=(?:from|import|def|async|class|if) ))[^\n]*")
 _IMPORTS = (b"from ", b"import ")
 _BLOCKS = (b"try:", b"if ", b"elif ", b"else:", b"except", b"finally:", b"with ", b"class ")
-_MAX_SOURCE = 16 * 1024 * 1024
 
 
 def main(arguments: Sequence[str]) -> int:
     """Compile what importing the named modules will ask for."""
-    wheels, environment, left, *modules = arguments
-    site = Path(environment) / "lib" / "python{}.{}".format(*sys.version_info) / "site-packages"
+    site = Path(arguments[0])
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # by way of what removes a half-written file
-    with contextlib.suppress(OSError, zipfile.BadZipFile):  # a full disk ends the help, not the installation
-        _Compiler(site).run(import_order(Wheels(Path(wheels)), modules), int(left))
+    with contextlib.suppress(OSError):  # a full disk ends the help, not the installation
+        left = int(arguments[1])
+        for path in import_order(site, arguments[2:]):
+            if left > 0:
+                left -= path.stat().st_size
+            else:
+                compile_one(path)
     return 0
 
 
-class _Compiler:
-    """Compiles as it is told, and writes as soon as there is a place for it.
+@contextlib.contextmanager
+def compiling_ahead(
+    environment: Path, modules: Sequence[str], *, python: str, pass_over_bytes: int = LEFT_TO_THE_IMPORT
+) -> Iterator[None]:
+    """Run the helper meanwhile, as long as the block takes and no longer.
 
     Args:
-        site: the site-packages that will be there.
+        environment: a release's.
+        modules: what its health check will import.
+        python: the interpreter that the environment was made with.
+        pass_over_bytes: so much of what comes first is left to whoever imports.
     """
+    from appliance.bundle.stage0.environment import die_with_parent  # the helper itself has no appliance at hand
 
-    def __init__(self, site: Path) -> None:
-        self._site = site
-        self._is_there = False
-        self._waiting: list[tuple[str, bytes, bytes]] = []
-
-    def run(self, sources: Iterator[tuple[str, bytes]], left: int) -> None:
-        """Take the sources in turn; the first `left` bytes are passed over."""
-        for name, source in sources:
-            if left > 0:
-                left -= len(source)
-                continue
-            if self._may_write(wait=False) and cached(self._site / name).exists():
-                continue  # Python was here first
-            bytecode = compiled(source, str(self._site / name))
-            if bytecode is not None:
-                self._waiting.append((name, source, bytecode))
-            self._write()
-        if self._waiting and self._may_write(wait=True):
-            self._write()
-
-    def _write(self) -> None:
-        if self._is_there:
-            while self._waiting:
-                name, source, bytecode = self._waiting.pop()
-                write_bytecode(self._site / name, source, bytecode)
-
-    def _may_write(self, *, wait: bool) -> bool:
-        """Whether the environment is there, told by a byte; without anybody who could still tell, this ends."""
-        if not self._is_there and (wait or select.select([0], [], [], 0)[0]):
-            if not os.read(0, 1):
-                raise SystemExit(0)
-            self._is_there = True
-            self._waiting.reverse()
-            self._write()
-        return self._is_there
+    sites = sorted(environment.glob("lib/python*/site-packages"))
+    if not modules or len(sites) != 1:
+        yield
+        return
+    command = [python, "-I", "-S", __file__, str(sites[0]), str(pass_over_bytes), *modules]
+    silent = subprocess.DEVNULL
+    helper = subprocess.Popen(command, stdin=silent, stdout=silent, stderr=silent, preexec_fn=die_with_parent)  # noqa: PLW1509 (one system call)
+    try:
+        yield
+    finally:
+        helper.terminate()
+        helper.wait()
 
 
-class CompilingAhead:
-    """Runs the helper from `start`, or else `ready`, until `close`.
-
-    Args:
-        release: folder of a release.
-        modules: what its health check will import; none, and nothing is done.
-        python: the interpreter that the environment is made with.
-    """
-
-    def __init__(self, release: Path, modules: Sequence[str], *, python: str) -> None:
-        self._release, self._modules, self._python = release, modules, python
-        self._helper: subprocess.Popen[bytes] | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def start(self, *, pass_over_bytes: int = 0) -> None:
-        """Begin, once the wheels lie in the payload; so much of what comes first is left to whoever imports."""
-        from appliance.bundle.stage0.environment import die_with_parent  # the helper itself has no appliance at hand
-
-        if not self._modules or self._helper is not None:
-            return
-        command = [
-            self._python, "-I", "-S", __file__, str(self._release / "payload" / "wheels"), str(self._release / "env"),
-            str(pass_over_bytes), *self._modules,
-        ]  # fmt: skip
-        silent = subprocess.DEVNULL
-        self._helper = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=silent, stderr=silent,
-            preexec_fn=die_with_parent,  # noqa: PLW1509 (one system call)
-        )  # fmt: skip
-
-    def ready(self) -> None:
-        """The environment is there, and no bytecode in it that is not to be believed."""
-        self.start(pass_over_bytes=LEFT_TO_THE_IMPORT)
-        if self._helper is not None and self._helper.stdin is not None:
-            with contextlib.suppress(BrokenPipeError):  # it ended by itself: it only helps
-                os.write(self._helper.stdin.fileno(), b".")
-
-    def close(self) -> None:
-        """End the helper, however far it came."""
-        if self._helper is not None:
-            self._helper.terminate()
-            self._helper.communicate()
-            self._helper = None
-
-
-class Wheels(Mapping[str, bytes]):
-    """The Python sources in a folder of wheels, by the path that they will have below site-packages."""
-
-    def __init__(self, folder: Path) -> None:
-        self._entries: dict[str, tuple[zipfile.ZipFile, zipfile.ZipInfo]] = {}
-        for path in sorted(folder.glob("*.whl")):
-            wheel = zipfile.ZipFile(path)
-            for entry in wheel.infolist():
-                name = re.sub(r"^[^/]+\.data/(?:pure|plat)lib/", "", entry.filename)
-                if name.endswith(".py") and entry.file_size <= _MAX_SOURCE:
-                    self._entries[name] = (wheel, entry)
-
-    def __getitem__(self, name: str) -> bytes:
-        wheel, entry = self._entries[name]
-        return wheel.read(entry)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def __contains__(self, name: object) -> bool:  # a mapping would read it
-        return name in self._entries
-
-
-def import_order(sources: Mapping[str, bytes], modules: Sequence[str]) -> Iterator[tuple[str, bytes]]:
-    """Sources in the order in which importing the modules would read them, told from their text.
+def import_order(site: Path, modules: Sequence[str]) -> Iterator[Path]:
+    """Sources below a folder in the order in which importing the modules would read them, told from their text.
 
     Imports within functions do not count: those happen later or never.
     """
+    files = {os.path.join(folder, name) for folder, _, names in os.walk(site) for name in names if name[-3:] == ".py"}  # noqa: PTH118
     seen: set[str] = set()
     waiting = [iter(modules)]
     while waiting:
@@ -190,13 +94,12 @@ def import_order(sources: Mapping[str, bytes], modules: Sequence[str]) -> Iterat
         if name in seen:
             continue
         seen.add(name)
-        stem = name.replace(".", "/")
-        path = next((path for path in (f"{stem}/__init__.py", f"{stem}.py") if path in sources), None)
+        stem = f"{site}/{name.replace('.', '/')}"
+        path = next((path for path in (f"{stem}/__init__.py", f"{stem}.py") if path in files), None)
         if path is not None:
-            source = sources[path]
-            yield path, source
+            yield Path(path)
             package = name if path.endswith("/__init__.py") else parent
-            waiting.append(_imports(source, package))
+            waiting.append(_imports(Path(path).read_bytes(), package))
 
 
 def _imports(source: bytes, package: str) -> Iterator[str]:
@@ -246,35 +149,22 @@ def _absolute(origin: str, package: str) -> str:
     return ".".join([*parts[: len(parts) - dots + 1], *([origin[dots:]] if origin[dots:] else [])])
 
 
-def compiled(source: bytes, path: str) -> bytes | None:
-    """A source's code as `marshal` writes it; None where it is for another Python."""
-    try:
-        return marshal.dumps(compile(source, path, "exec", dont_inherit=True))
-    except (SyntaxError, ValueError):
-        return None  # nobody may ever import it
-
-
-def cached(path: Path) -> Path:
-    """Where Python looks for a source's bytecode."""
-    return Path(importlib.util.cache_from_source(path))
-
-
-def write_bytecode(path: Path, source: bytes, code: bytes) -> None:
-    """Put bytecode (PEP 552, checked by time and size) beside its source; never a cut one, never another source's.
+def compile_one(path: Path) -> None:
+    """Put a module's bytecode (PEP 552, checked by time and size) where Python looks for it; never a cut one.
 
     Raises:
         OSError: the disk is full, or the environment is gone.
     """
-    target = cached(path)
+    target = Path(importlib.util.cache_from_source(path))
+    if target.exists():
+        return
     try:
-        with path.open("rb") as stream:
-            status, found = os.fstat(stream.fileno()), stream.read(len(source) + 1)
-    except FileNotFoundError:
-        return
-    if found != source or target.exists():
-        return
+        status = path.stat()
+        code = compile(path.read_bytes(), str(path), "exec", dont_inherit=True)
+    except (SyntaxError, ValueError):
+        return  # for another Python; nobody may ever import it
     numbers = (0, int(status.st_mtime) & 0xFFFFFFFF, status.st_size & 0xFFFFFFFF)
-    data = importlib.util.MAGIC_NUMBER + b"".join(n.to_bytes(4, "little") for n in numbers) + code
+    data = importlib.util.MAGIC_NUMBER + b"".join(n.to_bytes(4, "little") for n in numbers) + marshal.dumps(code)
     target.parent.mkdir(exist_ok=True)
     temporary = target.with_name(f"{target.name}.{os.getpid()}")
     try:

@@ -7,14 +7,15 @@ to the new release.
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from appliance.bundle.authentication import Authenticator, FullVerdict
-from appliance.bundle.bytecode import CompilingAhead, clear_bytecode
+from appliance.bundle.bytecode import clear_bytecode, compiling_ahead
 from appliance.bundle.comparison import compare_environment
-from appliance.bundle.health import check_health, require_room
+from appliance.bundle.health import MODULES, check_health, require_room
 from appliance.bundle.releases import is_complete, raise_state_version, write_marker
 from appliance.bundle.stage0.environment import clear_cache, settle_environment
 from appliance.bundle.stage0.journal import Prefix, Transaction
@@ -35,7 +36,6 @@ class Completion:
         head: the media's, as it was authenticated.
         conduct: how to speak.
         now: the clock.
-        ahead: compiles what the health check imports.
     """
 
     prefix: Prefix
@@ -44,7 +44,6 @@ class Completion:
     head: Head
     conduct: Conduct
     now: datetime
-    ahead: CompilingAhead
 
     def run(self, transaction: Transaction) -> list[dict[str, Any]]:
         """Finish a transaction; returns the health check's findings.
@@ -58,9 +57,8 @@ class Completion:
         if not reached(transaction, "healthy"):
             try:
                 # the disk settles, and another core compiles, while this one verifies and asks for health
-                with ThreadPoolExecutor(2) as background, self.ahead:
+                with ThreadPoolExecutor(2) as background, self._compiling(transaction.release):
                     folder = self.prefix.release(transaction.release)
-                    self._let_compile(transaction.release)
                     settled = background.submit(settle_environment, folder)
                     self._verify(transaction)  # also where an earlier run did: nothing is taken from yesterday
                     if not reached(transaction, "verified"):
@@ -103,11 +101,14 @@ class Completion:
             text = f"{len(found.differing)} files of the environment are no longer what was signed"
             raise Refused("INSTALL_STAGED_ALTERED", text, files=list(found.differing[:5]))
 
-    def _let_compile(self, release_id: str) -> None:
-        """Have compiled what the health check will import; a release that was complete before has it all."""
-        if not is_complete(self.prefix, release_id) or self.prefix.active() == release_id:
-            clear_bytecode(self.prefix.environment(release_id))
-            self.ahead.ready()
+    def _compiling(self, release_id: str) -> AbstractContextManager[object]:
+        """Compile what the health check will import; a release that was complete before has it all."""
+        if is_complete(self.prefix, release_id) and self.prefix.active() != release_id:
+            return nullcontext()
+        environment = self.prefix.environment(release_id)
+        clear_bytecode(environment)
+        modules = MODULES.get(self.verdict.release.manifest.profile, ())
+        return compiling_ahead(environment, modules, python=self.conduct.python)
 
     def _check_health(self, release_id: str) -> list[dict[str, Any]]:
         """Gate the activation: what does not work here is not pointed to."""

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from appliance.bundle.authentication import Authenticator, FullVerdict
-from appliance.bundle.bytecode import CompilingAhead
 from appliance.bundle.completing import Completion
 from appliance.bundle.downgrade import authorise, is_authorised, is_older, refused_downgrade, settle
-from appliance.bundle.health import MODULES
 from appliance.bundle.refusals import appliance_errors
 from appliance.bundle.releases import check_state, collect_garbage
 from appliance.bundle.repair import UNFINISHED, Repair, Repairing
@@ -170,11 +168,9 @@ def install(
                 begin_anew(prefix, release)
             if unauthorised and downgrade is not None:
                 authorise(prefix, manifest, downgrade, now)
-            folder, modules = prefix.release(manifest.release_id), MODULES.get(manifest.profile, ())
-            with CompilingAhead(folder, modules, python=conduct.python) as ahead:
-                transaction = prepare(prefix, release, region, replace(conduct, staged=ahead.start))
-                completion = Completion(prefix, verdict, authenticator, heads[manifest.digest], conduct, now, ahead)
-                health = completion.run(transaction)
+            transaction = prepare(prefix, release, region, conduct)
+            completion = Completion(prefix, verdict, authenticator, heads[manifest.digest], conduct, now)
+            health = completion.run(transaction)
             settle(prefix)
             (prefix.release(manifest.release_id) / UNFINISHED).unlink(missing_ok=True)
             removed = collect_garbage(prefix)

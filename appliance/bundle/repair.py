@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance.bundle.authentication import FullVerdict
-from appliance.bundle.bytecode import CompilingAhead, clear_bytecode
+from appliance.bundle.bytecode import clear_bytecode, compiling_ahead
 from appliance.bundle.comparison import (
     NO_ENVIRONMENT,
     Comparison,
@@ -229,8 +229,7 @@ class Repairing:
         self.conduct.say("checking health")
         profile = self._manifest.profile
         clear_bytecode(environment)
-        with CompilingAhead(self._folder, MODULES.get(profile, ()), python=self.conduct.python) as ahead:
-            ahead.ready()
+        with compiling_ahead(environment, MODULES.get(profile, ()), python=self.conduct.python):
             health = check_health(python, payload, profile, keep_bytecode=True)
         require_room(environment)
         settle_environment(self._folder)

@@ -55,14 +55,12 @@ class Conduct:
         say: called with one line for each step.
         progress: called with bytes done and in all.
         checkpoint: called with a name at every point where a kill leaves another state behind.
-        staged: called when every file of the release lies there, before its environment is made.
         python: the host's interpreter for the environment.
     """
 
     say: Callable[[str], None] = lambda _: None
     progress: Callable[[int, int], None] = lambda _done, _all: None
     checkpoint: Callable[[str], None] = lambda _: None
-    staged: Callable[[], None] = lambda: None
     python: str = "python3"
 
 
@@ -84,7 +82,6 @@ def prepare(prefix: Prefix, release: Authenticated, region: Region, conduct: Con
         transaction = advance(prefix, transaction, "staged", conduct)
     if not reached(transaction, "environment"):
         conduct.say("making the environment")
-        conduct.staged()
         make_environment(prefix.payload(transaction.release), folder, python=conduct.python)
         transaction = advance(prefix, transaction, "environment", conduct)
     return transaction
