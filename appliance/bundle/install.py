@@ -161,7 +161,7 @@ def install(
                 if not repair.anew:
                     outcome = "repaired" if repair.changed else "already installed"
                     return Report(
-                        verdict, findings, outcome, prefix.active(), repair.health,
+                        verdict, findings, outcome, None if repair.changed else prefix.active(), repair.health,
                         repaired=tuple(repaired), mended=repair.files,
                     )  # fmt: skip
                 conduct.say("its environment does not work: making it anew")

@@ -8,6 +8,8 @@ repeated to its end, the health check.
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import io
 import os
 import zipfile
 from collections.abc import Sequence
@@ -31,6 +33,7 @@ from appliance.bundle.releases import MARKER, installed_releases, write_marker
 from appliance.bundle.stage0.environment import settle_environment
 from appliance.bundle.stage0.extract import extract_members, verified_present
 from appliance.bundle.stage0.journal import Prefix
+from appliance.bundle.stage0.manifest import Manifest
 from appliance.bundle.stage0.media import MANIFEST, SIGNATURE
 from appliance.bundle.stage0.preparing import Conduct, check_payload
 from appliance.bundle.stage0.refusal import Refused, space_refusals
@@ -105,7 +108,7 @@ class Repairing:
         return Repair(changed, files, tuple(health))
 
     @property
-    def _manifest(self) -> Any:
+    def _manifest(self) -> Manifest:
         return self.verdict.release.manifest
 
     @property
@@ -185,9 +188,14 @@ class Repairing:
         self._set_aside(found.foreign)
         found = compare_environment(self._folder, (), deep=True)  # a link that is gone hid what is missing behind it
         wanted = {name.removeprefix("env/") for name in (*found.changed, *found.missing)}
+        signed = {member.path: member.sha256 for member in self._manifest.members}
         with space_refusals("mending the environment"):
             for wheel in installed_wheels(self._folder, ()).good:
-                with zipfile.ZipFile(wheel) as archive:
+                data = wheel.read_bytes()
+                if hashlib.sha256(data).hexdigest() != signed.get(f"wheels/{wheel.name}"):
+                    text = f"{wheel.name} is no longer what the manifest signs"
+                    raise Refused("INSTALL_STAGED_ALTERED", text, path=str(wheel))
+                with zipfile.ZipFile(io.BytesIO(data)) as archive:
                     for entry in archive.infolist():
                         if entry.filename in wanted:
                             name = f"env/{entry.filename}"

@@ -23,7 +23,6 @@ from appliance.files import read_regular
 MAX_ANCHOR_BYTES = 1024 * 1024
 MAX_TOKEN_BYTES = 64 * 1024
 SHOWN = 10  # files that were put right
-SET_ASIDE = "set-aside"
 Prefix = Annotated[Path, typer.Option("--prefix", help="Where the appliance lives.", show_default=True)]
 Restart = Annotated[
     bool, typer.Option("--restart/--no-restart", help="Restart the gateway's service, where it runs from this prefix.")
@@ -221,6 +220,8 @@ def _print_way_back(out: Console, prefix: Path, previous: str) -> None:
 
 def _print_mended(out: Console, mended: tuple[str, ...], prefix: Path) -> None:
     """What was not as signed, and where that is kept."""
+    from appliance.bundle.repair import SET_ASIDE
+
     for name in mended[:SHOWN]:
         out.print(f"  was not as signed: {name}", markup=False)
     if len(mended) > SHOWN:

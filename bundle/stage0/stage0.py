@@ -2616,7 +2616,9 @@ def _begin(prefix: Prefix, release: Authenticated, conduct: Conduct) -> Transact
     # a release that was complete before needs no new environment: it is verified, asked for its health and activated
     step = "environment" if find_base(prefix, release.manifest.digest) else "begun"
     manifest = release.manifest
-    transaction = Transaction(manifest.release_id, manifest.digest, step, prefix.active(), current_boot())
+    active = prefix.active()
+    previous = active if active != manifest.release_id else prefix.previous()
+    transaction = Transaction(manifest.release_id, manifest.digest, step, previous, current_boot())
     prefix.record(transaction)
     conduct.checkpoint("begun: written down")
     return transaction
@@ -2642,11 +2644,10 @@ def check_payload(prefix: Prefix, manifest: Manifest) -> None:
 def stage_again(prefix: Prefix, transaction: Transaction) -> Transaction:
     """Step back to where every file that lies there is hashed, and taken from the media where it is damaged.
 
-    It stops being a release that `rollback` could return to. The one that runs is never taken apart.
+    It stops being a release that `rollback` could return to; the one that runs keeps its mark, and its epoch with it.
     """
-    if prefix.active() == transaction.release:
-        return transaction
-    (prefix.release(transaction.release) / "release.json").unlink(missing_ok=True)
+    if prefix.active() != transaction.release:
+        (prefix.release(transaction.release) / "release.json").unlink(missing_ok=True)
     transaction = replace(transaction, step="begun", boot=current_boot())
     prefix.record(transaction)
     return transaction

@@ -230,6 +230,29 @@ def test_after_a_power_cut_in_a_running_release_that_is_made_anew_nothing_half_w
     assert drift(prefix) == set()
 
 
+def test_damage_found_while_another_installation_stood_unfinished_is_put_right_too(prefix, releases):
+    """The running release's media are brought in place of those of an upgrade that was begun."""
+
+    def killed() -> None:
+        bring(releases[1], prefix, checkpoint=lambda name: os.kill(os.getpid(), 9) if name == WRITTEN else None)
+
+    assert children.run(killed) == "killed"
+    change_a_module(prefix)
+    with pytest.raises(ApplianceError) as caught:
+        bring(releases[0], prefix)
+    assert caught.value.code == "INSTALL_STAGED_ALTERED"
+    bring(releases[0], prefix)
+    assert drift(prefix) == set()
+    assert Prefix(prefix).transaction() is None
+    assert Prefix(prefix).active() == releases[0].built.manifest.release_id
+
+
+def test_a_repair_names_no_release_to_return_to(prefix, releases):
+    """A gateway that does not come up afterwards must not be sent back to the very release that runs."""
+    change_a_module(prefix)
+    assert bring(releases[0], prefix).previous is None
+
+
 def test_a_delta_that_lacks_what_is_damaged_says_so_and_changes_nothing(prefix, releases, authority, tmp_path):
     inventory = Inventory.model_validate(take_inventory(Prefix(prefix), now=datetime.now(UTC)))
     signer = authority.signer("release-signer")
