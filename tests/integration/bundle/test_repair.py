@@ -247,6 +247,24 @@ def test_damage_found_while_another_installation_stood_unfinished_is_put_right_t
     assert Prefix(prefix).active() == releases[0].built.manifest.release_id
 
 
+def test_a_wheel_that_changes_after_it_was_compared_mends_nothing(prefix, releases):
+    change_a_module(prefix)
+    changed = (site(prefix) / "yaml" / "loader.py").read_bytes()
+
+    def say(text: str) -> None:
+        if "of the environment right" in text:
+            with next((current(prefix) / "payload" / "wheels").glob("pyyaml*.whl")).open("ab") as wheel:
+                wheel.write(b"!")
+
+    conduct = Conduct(say=say, python=sys._base_executable)
+    with pytest.raises(ApplianceError) as caught:
+        install([releases[0].media], prefix, releases[0].anchor, now=datetime.now(UTC), conduct=conduct)
+    assert caught.value.code == "INSTALL_STAGED_ALTERED"
+    assert (site(prefix) / "yaml" / "loader.py").read_bytes() == changed
+    assert bring(releases[0], prefix).outcome == "repaired"
+    assert drift(prefix) == set()
+
+
 def test_a_repair_names_no_release_to_return_to(prefix, releases):
     """A gateway that does not come up afterwards must not be sent back to the very release that runs."""
     change_a_module(prefix)
